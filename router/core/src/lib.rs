@@ -1,0 +1,11 @@
+//! The cluster core of weft, sans-IO: plain state machines that take (now, input) and give outputs.
+//!
+//! It never opens a socket, reads a clock, touches a file or the environment, or draws randomness but from the seed
+//! it was given. `clippy.toml` beside this crate and `tests/run` keep it so.
+
+#![forbid(unsafe_code)]
+
+pub mod control;
+pub mod layout;
+pub mod model;
+pub mod view;

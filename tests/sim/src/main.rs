@@ -1,0 +1,2 @@
+//! weft-sim
+fn main() {}
