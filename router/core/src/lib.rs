@@ -6,6 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod crypto;
+pub mod identity;
 pub mod layout;
 pub mod model;
 pub mod view;
+pub mod wire;

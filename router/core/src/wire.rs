@@ -1,0 +1,288 @@
+//! Every byte that goes on a wire, versioned, and the only module that names bincode.
+//!
+//! All numbers are little-endian. A datagram is at most [`MAX_DATAGRAM`] octets when it is ours to choose (handshakes and
+//! control frames), so that it fits any path that IPv6 fits; packets follow the path's MTU.
+//!
+//! # Datagrams
+//! | octets | init 1, join-init 5 | response 2, join-response 6 | cookie 3 | data 4 |
+//! |---|---|---|---|---|
+//! | 0 | type | type | type | type |
+//! | 1 | version | version | version | version |
+//! | 2-3 | zero | zero | zero | zero |
+//! | 4-7 | sender index | sender index | receiver index | receiver index |
+//! | 8-11 | Noise message … | receiver index | nonce (12) … | counter (8) … |
+//! | 12- | … | Noise message … | … sealed cookie (16 + 16) | … frame, sealed; the header of 16 octets is its AAD |
+//! | last 32 | mac1 (16), mac2 (16) | mac1 (16), mac2 (16) | - | tag (16) |
+//!
+//! A join-init carries, between its index and the Noise message, a u16 length and that many octets: the invitation's
+//! signed body, in clear. mac1 is keyed by the cluster secret (or the invitation's) and covers all that precedes it; mac2
+//! is keyed by the cookie, covers mac1 too, and is zero when there is none.
+//!
+//! # Frames, inside the seal of a data datagram
+//! | first octet | kind | body |
+//! |---|---|---|
+//! | 1 | packet | one inner IP packet, to the end |
+//! | 2 | bundle | repeated: u16 length, inner IP packet |
+//! | 3 | run | one TCP super-packet of equal slices: u16 slice length, then IP and TCP headers and all payload; the receiver cuts. Of a later version: counted and dropped |
+//! | 16 | control | a bincode [`Message`] |
+//! | 17 | probe | flag (0 echo request, 1 echo reply), nonce u64 |
+//! | 18 | welcome | a joiner's state, in chunks; only in a joiner's session |
+//!
+//! A receiver counts and drops kinds it doesn't know, so what comes later breaks no wire.
+
+use bincode::config::{self, Configuration, LittleEndian, Varint};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Version of everything here.
+pub const VERSION: u8 = 1;
+/// Longest datagram that is not packets.
+pub const MAX_DATAGRAM: usize = 1200;
+/// Header of a data datagram, the AAD of its seal.
+pub const DATA_HEADER: usize = 16;
+/// What a data datagram adds to one inner packet: header, tag, kind.
+pub const OVERHEAD: usize = DATA_HEADER + 16 + 1;
+/// Longest body of a control frame.
+pub const MAX_CONTROL: usize = 1120;
+/// Longest thing [`decode`] looks at, and the most it allocates.
+pub const MAX_DECODE: usize = 64 * 1024;
+
+/// What a datagram is: its first octet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DatagramType {
+    /// First message of a handshake between members.
+    Init = 1,
+    /// Its answer.
+    Response = 2,
+    /// "I am under load: prove your address."
+    Cookie = 3,
+    /// A sealed frame.
+    Data = 4,
+    /// First message of a joiner's handshake.
+    JoinInit = 5,
+    /// Its answer.
+    JoinResponse = 6,
+}
+
+impl DatagramType {
+    /// The type of a datagram of this version; `None` for anything else, however short.
+    pub fn of(datagram: &[u8]) -> Option<Self> {
+        match datagram {
+            [kind, VERSION, 0, 0, ..] => match kind {
+                1 => Some(Self::Init),
+                2 => Some(Self::Response),
+                3 => Some(Self::Cookie),
+                4 => Some(Self::Data),
+                5 => Some(Self::JoinInit),
+                6 => Some(Self::JoinResponse),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The first four octets of such a datagram.
+    pub fn head(self) -> [u8; 4] {
+        [self as u8, VERSION, 0, 0]
+    }
+}
+
+/// What is inside a sealed datagram: the first octet under the seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// One inner IP packet.
+    Packet = 1,
+    /// Several.
+    Bundle = 2,
+    /// One TCP super-packet.
+    Run = 3,
+    /// A [`Message`].
+    Control = 16,
+    /// An echo request or reply.
+    Probe = 17,
+    /// A joiner's state, in chunks.
+    Welcome = 18,
+}
+
+impl FrameKind {
+    /// The kind, if it is one this version knows.
+    pub fn of(kind: u8) -> Option<Self> {
+        match kind {
+            1 => Some(Self::Packet),
+            2 => Some(Self::Bundle),
+            3 => Some(Self::Run),
+            16 => Some(Self::Control),
+            17 => Some(Self::Probe),
+            18 => Some(Self::Welcome),
+            _ => None,
+        }
+    }
+}
+
+/// The header of a data datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataHeader {
+    /// The receiver's number for the session.
+    pub receiver: u32,
+    /// The sender's packet counter.
+    pub counter: u64,
+}
+
+impl DataHeader {
+    /// Reads the header; `None` if this is no whole data datagram of this version.
+    pub fn parse(datagram: &[u8]) -> Option<Self> {
+        if DatagramType::of(datagram)? != DatagramType::Data || datagram.len() < OVERHEAD {
+            return None;
+        }
+        Some(Self {
+            receiver: u32::from_le_bytes(datagram[4..8].try_into().ok()?),
+            counter: u64::from_le_bytes(datagram[8..16].try_into().ok()?),
+        })
+    }
+
+    /// The header's octets.
+    pub fn to_bytes(self) -> [u8; DATA_HEADER] {
+        let mut bytes = [0; DATA_HEADER];
+        bytes[..4].copy_from_slice(&DatagramType::Data.head());
+        bytes[4..8].copy_from_slice(&self.receiver.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.counter.to_le_bytes());
+        bytes
+    }
+}
+
+/// What members say to each other in control frames. The bytes inside belong to others: each decodes its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// Gossip about who lives.
+    Membership(Vec<u8>),
+    /// Deltas, digests and summaries of the store.
+    Sync(Vec<u8>),
+    /// A question to this node; answered under the same id.
+    Ask {
+        /// Chosen by who asks.
+        id: u64,
+        /// The question.
+        body: Vec<u8>,
+    },
+    /// The answer to an [`Message::Ask`].
+    Answer {
+        /// The question's id.
+        id: u64,
+        /// The answer.
+        body: Vec<u8>,
+    },
+    /// "I am going": drop the session, send no more.
+    Bye,
+}
+
+/// Why bytes are not what they should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// More than a message may have.
+    #[error("{0} octets are more than a message may have")]
+    TooLong(usize),
+    /// Not an encoding of the type, or one that claims to be longer than it is.
+    #[error("not a message of this kind")]
+    Garbled,
+    /// The message ends before the bytes do.
+    #[error("{0} octets too many behind a message")]
+    Trailing(usize),
+}
+
+fn format() -> Configuration<LittleEndian, Varint, config::Limit<MAX_DECODE>> {
+    config::standard().with_limit::<MAX_DECODE>()
+}
+
+/// Encodes `value`.
+///
+/// # Panics
+/// Only for a type that can't be encoded at all (a map of unknown length, say), or a value beyond any bound.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    bincode::serde::encode_to_vec(value, config::standard())
+        .expect("our own types encode, and writing to memory does not fail")
+}
+
+/// Decodes a value that fills `bytes` to the last octet. Never allocates more than [`MAX_DECODE`] for a claim that the
+/// bytes don't bear out.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    if bytes.len() > MAX_DECODE {
+        return Err(WireError::TooLong(bytes.len()));
+    }
+    let (value, used) =
+        bincode::serde::decode_from_slice(bytes, format()).map_err(|_| WireError::Garbled)?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        rest => Err(WireError::Trailing(rest)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_survive_the_wire() {
+        for message in [
+            Message::Membership(vec![1, 2, 3]),
+            Message::Ask {
+                id: u64::MAX,
+                body: vec![9; 1000],
+            },
+            Message::Bye,
+        ] {
+            assert_eq!(decode::<Message>(&encode(&message)), Ok(message));
+        }
+    }
+
+    #[test]
+    fn a_hostile_length_is_an_error_and_not_an_allocation() {
+        // Variant 0, then the length 2^63-1 as an eight-octet integer, then nothing.
+        let mut bytes = vec![0, 253];
+        bytes.extend_from_slice(&(u64::MAX >> 1).to_le_bytes());
+        bytes.extend_from_slice(&[0; 17]);
+        assert_eq!(decode::<Message>(&bytes), Err(WireError::Garbled));
+        assert_eq!(decode::<Vec<String>>(&bytes[1..]), Err(WireError::Garbled));
+        assert_eq!(
+            decode::<Vec<u8>>(&vec![0; MAX_DECODE + 1]),
+            Err(WireError::TooLong(MAX_DECODE + 1))
+        );
+    }
+
+    #[test]
+    fn trailing_octets_are_refused() {
+        let mut bytes = encode(&Message::Bye);
+        bytes.push(0);
+        assert_eq!(decode::<Message>(&bytes), Err(WireError::Trailing(1)));
+    }
+
+    #[test]
+    fn the_data_header_is_sixteen_octets_in_the_documented_places() {
+        let header = DataHeader {
+            receiver: 0x0403_0201,
+            counter: 0x0c0b_0a09_0807_0605,
+        };
+        let mut datagram = header.to_bytes().to_vec();
+        assert_eq!(
+            datagram,
+            [4, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+        );
+        assert_eq!(DataHeader::parse(&datagram), None);
+        datagram.resize(OVERHEAD, 0);
+        assert_eq!(DataHeader::parse(&datagram), Some(header));
+        datagram[1] = 2;
+        assert_eq!(DataHeader::parse(&datagram), None);
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode::<Message>(&bytes);
+            let _ = decode::<Vec<(u32, String, Option<Vec<u8>>)>>(&bytes);
+            let _ = DataHeader::parse(&bytes);
+            let _ = DatagramType::of(&bytes);
+        }
+    }
+}
