@@ -9,6 +9,8 @@ pub mod control;
 pub mod crypto;
 pub mod identity;
 pub mod layout;
+pub mod membership;
 pub mod model;
+pub mod session;
 pub mod view;
 pub mod wire;

@@ -24,9 +24,8 @@
 //! | 1 | packet | one inner IP packet, to the end |
 //! | 2 | bundle | repeated: u16 length, inner IP packet |
 //! | 3 | run | one TCP super-packet of equal slices: u16 slice length, then IP and TCP headers and all payload; the receiver cuts. Of a later version: counted and dropped |
-//! | 16 | control | a bincode [`Message`] |
-//! | 17 | probe | flag (0 echo request, 1 echo reply), nonce u64 |
-//! | 18 | welcome | a joiner's state, in chunks; only in a joiner's session |
+//! | 16 | control | a bincode [`Message`]; in a joiner's session a `JoinMessage` |
+//! | 17 | probe | flag (0 echo request, 1 echo reply), nonce u64; what follows is padding |
 //!
 //! A receiver counts and drops kinds it doesn't know, so what comes later breaks no wire.
 
@@ -102,8 +101,6 @@ pub enum FrameKind {
     Control = 16,
     /// An echo request or reply.
     Probe = 17,
-    /// A joiner's state, in chunks.
-    Welcome = 18,
 }
 
 impl FrameKind {
@@ -115,7 +112,6 @@ impl FrameKind {
             3 => Some(Self::Run),
             16 => Some(Self::Control),
             17 => Some(Self::Probe),
-            18 => Some(Self::Welcome),
             _ => None,
         }
     }
