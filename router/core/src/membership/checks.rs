@@ -1,0 +1,179 @@
+//! Our own verdict on silence.
+//!
+//! A check begins when foca's probe of a node failed (a *suspicion*: foca's own timer is held until the verdict), when
+//! another node says that somebody is dead (a *charge*), or, in small clusters, already when another only suspects
+//! somebody, so that the answer is at hand when the charge comes. While it runs, the node is asked directly over and
+//! over, with the incarnation that is suspected, so that it refutes by answering.
+//!
+//! | the node | suspicion | charge | neither |
+//! |---|---|---|---|
+//! | is heard | dropped | dropped, and the node told that it is held for dead somewhere | dropped |
+//! | refuted it elsewhere (younger incarnation or life) | dropped | dropped | dropped |
+//! | stays silent | declared dead after `Pace::silence` | believed after `Pace::charge` | dropped in the end |
+
+use foca::{Incarnation, Member, State, Timer};
+
+use crate::model::{NodeId, Now};
+
+use super::engine::Task;
+use super::ident::Ident;
+use super::wire::{Body, Standing};
+use super::{Membership, MembershipEvent};
+
+/// Up to so many nodes, everybody asks whom anybody suspects. Beyond it a dead node would be asked by a crowd.
+const ALL_ASK: usize = 16;
+
+/// One node under examination.
+#[derive(Debug)]
+pub(super) struct Check {
+    subject: Ident,
+    incarnation: Incarnation,
+    /// Since when it has been asked in vain.
+    since: Now,
+    /// foca's timer, when our own probe failed.
+    held: Option<Timer<Ident>>,
+    /// Does another say that it is dead?
+    charged: bool,
+}
+
+impl Membership {
+    /// Our own probe failed: foca wants `timer` back when the time of grace is over.
+    pub(super) fn suspect(&mut self, now: Now, timer: Timer<Ident>) {
+        let Timer::ChangeSuspectToDown {
+            member_id,
+            incarnation,
+            ..
+        } = timer
+        else {
+            return;
+        };
+        if let Some(check) = self.begin_check(now, member_id, incarnation) {
+            check.held = Some(timer);
+        }
+    }
+
+    /// Another suspects a node.
+    pub(super) fn note_suspicion(&mut self, now: Now, member: &Member<Ident>) {
+        let held = self.active(&member.id().id);
+        let news = held.is_some_and(|held| {
+            held.id() == member.id() && held.incarnation() <= member.incarnation()
+        });
+        if member.state() == State::Suspect && news && self.visible.len() < ALL_ASK {
+            self.begin_check(now, *member.id(), member.incarnation());
+        }
+    }
+
+    /// Another says that a node is dead.
+    pub(super) fn charge(
+        &mut self,
+        now: Now,
+        member: &Member<Ident>,
+        out: &mut Vec<MembershipEvent>,
+    ) {
+        let Some(held) = self.active(&member.id().id) else {
+            return;
+        };
+        if held.id().life < member.id().life {
+            // A life of it that we have not even met: gone with the one that we know.
+            self.hello_if_due(now, member.id().id, out);
+        }
+        if held.id() != member.id() {
+            return;
+        }
+        if let Some(check) = self.begin_check(now, *held.id(), held.incarnation()) {
+            check.charged = true;
+        }
+    }
+
+    /// The check of `subject`, begun now unless one is under way.
+    fn begin_check(
+        &mut self,
+        now: Now,
+        subject: Ident,
+        incarnation: Incarnation,
+    ) -> Option<&mut Check> {
+        let peer = self.peers.get(&subject.id)?;
+        let running = peer
+            .check
+            .as_ref()
+            .is_some_and(|check| check.subject == subject);
+        if !running {
+            // Asked at once; the answer may take until the timer comes round again.
+            self.arm(now, Task::Check(subject.id));
+        }
+        let peer = self.peers.get_mut(&subject.id)?;
+        if !running {
+            peer.check = Some(Check {
+                subject,
+                incarnation,
+                since: now,
+                held: None,
+                charged: false,
+            });
+        }
+        let check = peer.check.as_mut()?;
+        check.incarnation = check.incarnation.max(incarnation);
+        Some(check)
+    }
+
+    /// The node was heard.
+    pub(super) fn acquit(&mut self, now: Now, id: NodeId, out: &mut Vec<MembershipEvent>) {
+        let check = self.peers.get_mut(&id).and_then(|peer| peer.check.take());
+        let contested = check.filter(|check| check.charged);
+        let Some(contested) = contested else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if now >= peer.next_hello {
+            peer.next_hello = now.plus(super::hello::HELLO_GAP);
+            let standing = Standing::Contested(contested.subject.life);
+            self.send(id, Body::Hello(standing), out);
+        }
+    }
+
+    pub(super) fn go_on_checking(&mut self, now: Now, id: NodeId, out: &mut Vec<MembershipEvent>) {
+        let held = self.active(&id);
+        let nodes = self.visible.len() + 1;
+        let (silence, charge) = (self.pace.silence(nodes), self.pace.charge());
+        let Some(check) = self.peers.get_mut(&id).and_then(|peer| peer.check.take()) else {
+            return;
+        };
+        let Some(held) = held.filter(|held| *held.id() == check.subject) else {
+            return;
+        };
+        let silent_for = now.since(check.since);
+        if check.charged && silent_for >= charge {
+            let dead = Member::new(check.subject, held.incarnation(), State::Down);
+            return self.apply(now, vec![dead], out);
+        }
+        if held.incarnation() > check.incarnation && !check.charged {
+            return;
+        }
+        if silent_for >= silence {
+            if let Some(timer) = check.held {
+                self.run(now, Task::Foca(timer), out);
+            }
+            return;
+        }
+        let body = Body::Check {
+            to: check.subject.life,
+            incarnation: check.incarnation,
+        };
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.check = Some(check);
+        }
+        self.send(id, body, out);
+        self.arm(now.plus(self.pace.ask_again()), Task::Check(id));
+    }
+
+    /// We were paused: all silence counts from now.
+    pub(super) fn restart_checks(&mut self, now: Now) {
+        for check in self
+            .peers
+            .values_mut()
+            .filter_map(|peer| peer.check.as_mut())
+        {
+            check.since = now;
+        }
+    }
+}
