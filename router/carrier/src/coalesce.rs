@@ -1,0 +1,385 @@
+//! Consecutive TCP segments of one flow, joined into the super-packet they were cut from: one write to the TAP and one
+//! walk through the kernel instead of forty.
+//!
+//! INVARIANT: packets of one flow keep their order. A packet that can't join the flow's open group closes it.
+//! INVARIANT: the receiver's kernel is told that a group's checksum is yet to be filled in, so it will not check the
+//! payload again. Therefore only segments whose checksums were found right are joined; all others go as they came.
+
+use std::io::IoSlice;
+
+use crate::checksum::{Sum, pseudo_header};
+use crate::inner::{Inner, TCP};
+use crate::segment::{addresses, fill_v4_checksum};
+use crate::vnet::{
+    ETHERNET_LEN, FRAME_HEAD, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, VNET_LEN, VnetHeader, ether_type,
+};
+
+/// Flows joined at a time; of more, the oldest is closed. A batch rarely holds more, and each packet is compared to all.
+const MAX_OPEN: usize = 8;
+/// Segments of one group: what one vectored write takes is far more.
+const MAX_SEGMENTS: usize = 64;
+/// Ethernet and virtio headers, IPv6 or IPv4 without options, TCP with all options.
+const MAX_HEAD: usize = FRAME_HEAD + 40 + 60;
+
+const PSH: u8 = 0x08;
+const ACK: u8 = 0x10;
+
+/// Where a piece lies in the receive buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+}
+
+impl Span {
+    fn of(self, octets: &[u8]) -> &[u8] {
+        &octets[self.start..self.start + self.len]
+    }
+}
+
+#[derive(Debug)]
+enum Item {
+    Single { packet: Span, from: usize },
+    Group(usize),
+}
+
+#[derive(Debug)]
+struct Group {
+    from: usize,
+    first: Span,
+    transport: usize,
+    headers: usize,
+    /// Payload of each segment but the last.
+    size: usize,
+    next_sequence: u32,
+    /// Payload of all segments.
+    payload: usize,
+    /// Has the first segment been verified? Not before a second one comes: most groups stay alone.
+    verified: bool,
+    ends_with_push: bool,
+    spans: Vec<Span>,
+}
+
+/// Gathers the packets of one batch. `from` is whatever the caller tells peers apart by.
+#[derive(Debug, Default)]
+pub(crate) struct Coalescer {
+    items: Vec<Item>,
+    /// The first `used` are of this batch; the others are kept for their room.
+    groups: Vec<Group>,
+    used: usize,
+    open: Vec<usize>,
+}
+
+/// A TCP segment as far as joining takes it apart.
+#[derive(Clone, Copy)]
+struct Segment<'a> {
+    packet: &'a [u8],
+    transport: usize,
+    headers: usize,
+}
+
+impl<'a> Segment<'a> {
+    fn read(packet: &'a [u8], inner: &Inner) -> Option<Self> {
+        if inner.protocol != TCP || inner.fragment {
+            return None;
+        }
+        let words = usize::from(*packet.get(inner.transport + 12)? >> 4);
+        let headers = inner.transport + words * 4;
+        let fits = words >= 5 && headers <= packet.len();
+        fits.then_some(Self {
+            packet,
+            transport: inner.transport,
+            headers,
+        })
+    }
+
+    fn tcp(&self) -> &'a [u8] {
+        &self.packet[self.transport..self.headers]
+    }
+
+    fn payload(&self) -> usize {
+        self.packet.len() - self.headers
+    }
+
+    fn sequence(&self) -> u32 {
+        let tcp = self.tcp();
+        u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]])
+    }
+
+    fn flags(&self) -> u8 {
+        self.tcp()[13]
+    }
+
+    fn is_v6(&self) -> bool {
+        self.packet[0] >> 4 == 6
+    }
+
+    /// May it be part of a group at all?
+    fn may_join(&self) -> bool {
+        let plain = if self.is_v6() {
+            self.transport == 40
+        } else {
+            self.transport == 20
+        };
+        plain && self.payload() > 0 && self.flags() & !PSH == ACK
+    }
+
+    fn same_flow(&self, other: &Self) -> bool {
+        self.packet[0] >> 4 == other.packet[0] >> 4
+            && self.tcp()[..4] == other.tcp()[..4]
+            && addresses(self.packet) == addresses(other.packet)
+    }
+
+    /// Do the headers differ only where those of consecutive segments do?
+    fn same_headers(&self, first: &Self, place: usize) -> bool {
+        let (a, b) = (self.packet, first.packet);
+        if self.transport != first.transport || self.headers != first.headers {
+            return false;
+        }
+        let same_ip = if self.is_v6() {
+            a[..4] == b[..4] && a[6..8] == b[6..8]
+        } else {
+            a[..2] == b[..2] && a[6..10] == b[6..10] && self.id_follows(first, place)
+        };
+        let (a, b) = (self.tcp(), first.tcp());
+        same_ip
+            && a[8..13] == b[8..13]
+            && (a[13] ^ b[13]) & !PSH == 0
+            && a[14..16] == b[14..16]
+            && a[18..] == b[18..]
+    }
+
+    /// With "don't fragment" the id means nothing (RFC 6864 §4.1); without, it has to count.
+    fn id_follows(&self, first: &Self, place: usize) -> bool {
+        let id = |s: &Self| u16::from_be_bytes([s.packet[4], s.packet[5]]);
+        self.packet[6] & 0x40 != 0 || id(self) == id(first).wrapping_add(place as u16)
+    }
+
+    fn is_intact(&self) -> bool {
+        let (header, rest) = self.packet.split_at(self.transport);
+        let ip_good = self.is_v6() || Sum::default().add(header).is_good();
+        ip_good
+            && pseudo_header(addresses(header), TCP, rest.len())
+                .add(rest)
+                .is_good()
+    }
+}
+
+impl Group {
+    fn first_of<'a>(&self, octets: &'a [u8]) -> Segment<'a> {
+        Segment {
+            packet: self.first.of(octets),
+            transport: self.transport,
+            headers: self.headers,
+        }
+    }
+
+    /// Joins `segment` to the group if it is the very next one.
+    fn join(&mut self, octets: &[u8], span: Span, segment: &Segment<'_>) -> bool {
+        let first = self.first_of(octets);
+        let payload = segment.payload();
+        let fits = payload <= self.size
+            && self.headers + self.payload + payload <= usize::from(u16::MAX)
+            && self.spans.len() < MAX_SEGMENTS;
+        let follows = segment.may_join()
+            && segment.sequence() == self.next_sequence
+            && segment.same_headers(&first, self.spans.len());
+        if !(fits && follows) {
+            return false;
+        }
+        if !self.verified && !first.is_intact() {
+            return false;
+        }
+        self.verified = true;
+        if !segment.is_intact() {
+            return false;
+        }
+        self.spans.push(Span {
+            start: span.start + segment.headers,
+            len: payload,
+        });
+        self.payload += payload;
+        self.next_sequence = self.next_sequence.wrapping_add(payload as u32);
+        self.ends_with_push = segment.flags() & PSH != 0;
+        true
+    }
+
+    /// Nothing can follow a short segment, and nothing should wait behind a pushed one.
+    fn is_complete(&self) -> bool {
+        self.ends_with_push || self.spans.last().is_some_and(|last| last.len < self.size)
+    }
+
+    /// The headers of the super-packet, with what is to be done to it before them.
+    fn write_head(&self, octets: &[u8], from_mac: [u8; 6], to_mac: [u8; 6]) -> ([u8; MAX_HEAD], usize) {
+        let first = self.first_of(octets);
+        let mut head = [0; MAX_HEAD];
+        let vnet = VnetHeader {
+            flags: NEEDS_CSUM,
+            gso_type: if first.is_v6() { GSO_TCPV6 } else { GSO_TCPV4 },
+            hdr_len: (ETHERNET_LEN + self.headers) as u16,
+            gso_size: self.size as u16,
+            csum_start: (ETHERNET_LEN + self.transport) as u16,
+            csum_offset: 16,
+        };
+        write_frame_head(&mut head, vnet, first.packet[0], from_mac, to_mac);
+        let len = FRAME_HEAD + self.headers;
+        let packet = &mut head[FRAME_HEAD..len];
+        packet.copy_from_slice(&first.packet[..self.headers]);
+        self.fix(packet, first.is_v6());
+        (head, len)
+    }
+
+    fn fix(&self, packet: &mut [u8], is_v6: bool) {
+        let len = self.headers + self.payload;
+        if is_v6 {
+            packet[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes());
+        } else {
+            packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+            fill_v4_checksum(&mut packet[..self.transport]);
+        }
+        let sum = pseudo_header(addresses(packet), TCP, len - self.transport).partial();
+        let tcp = &mut packet[self.transport..];
+        tcp[16..18].copy_from_slice(&sum);
+        if self.ends_with_push {
+            tcp[13] |= PSH;
+        }
+    }
+}
+
+/// Writes virtio and Ethernet headers to the first [`FRAME_HEAD`] octets of `head`.
+fn write_frame_head(head: &mut [u8], vnet: VnetHeader, first: u8, from: [u8; 6], to: [u8; 6]) {
+    head[..VNET_LEN].copy_from_slice(&vnet.to_bytes());
+    head[VNET_LEN..VNET_LEN + 6].copy_from_slice(&to);
+    head[VNET_LEN + 6..VNET_LEN + 12].copy_from_slice(&from);
+    head[VNET_LEN + 12..FRAME_HEAD].copy_from_slice(&ether_type(first));
+}
+
+impl Coalescer {
+    /// Takes the packet at `span` of `octets`; `inner` was read from it and fills it.
+    pub(crate) fn push(&mut self, octets: &[u8], span: Span, from: usize, inner: &Inner) {
+        let Some(segment) = Segment::read(span.of(octets), inner) else {
+            return self.single(span, from);
+        };
+        if let Some(place) = self.find(octets, from, &segment) {
+            let index = self.open[place];
+            let joined = self.groups[index].join(octets, span, &segment);
+            if !joined || self.groups[index].is_complete() {
+                self.open.remove(place);
+            }
+            if joined {
+                return;
+            }
+        }
+        if segment.may_join() && segment.flags() & PSH == 0 {
+            self.begin(span, from, &segment);
+        } else {
+            self.single(span, from);
+        }
+    }
+
+    fn find(&self, octets: &[u8], from: usize, segment: &Segment<'_>) -> Option<usize> {
+        self.open.iter().position(|index| {
+            let group = &self.groups[*index];
+            group.from == from && group.first_of(octets).same_flow(segment)
+        })
+    }
+
+    fn single(&mut self, packet: Span, from: usize) {
+        self.items.push(Item::Single { packet, from });
+    }
+
+    fn begin(&mut self, span: Span, from: usize, segment: &Segment<'_>) {
+        let mut spans = match self.groups.get_mut(self.used) {
+            Some(old) => std::mem::take(&mut old.spans),
+            None => Vec::with_capacity(MAX_SEGMENTS),
+        };
+        spans.clear();
+        let payload = segment.payload();
+        spans.push(Span {
+            start: span.start + segment.headers,
+            len: payload,
+        });
+        let group = Group {
+            from,
+            first: span,
+            transport: segment.transport,
+            headers: segment.headers,
+            size: payload,
+            next_sequence: segment.sequence().wrapping_add(payload as u32),
+            payload,
+            verified: false,
+            ends_with_push: false,
+            spans,
+        };
+        match self.groups.get_mut(self.used) {
+            Some(old) => *old = group,
+            None => self.groups.push(group),
+        }
+        if self.open.len() == MAX_OPEN {
+            self.open.remove(0);
+        }
+        self.open.push(self.used);
+        self.items.push(Item::Group(self.used));
+        self.used += 1;
+    }
+
+    /// Hands out everything gathered, in order, each as the pieces of one frame, and begins anew. `mac_of` gives the
+    /// source MAC for a `from`.
+    pub(crate) fn drain(
+        &mut self,
+        octets: &[u8],
+        to_mac: [u8; 6],
+        mac_of: impl Fn(usize) -> [u8; 6],
+        mut write: impl FnMut(&[IoSlice<'_>]),
+    ) {
+        for item in &self.items {
+            match item {
+                Item::Single { packet, from } => {
+                    write_single(packet.of(octets), mac_of(*from), to_mac, &mut write);
+                }
+                Item::Group(index) => {
+                    let group = &self.groups[*index];
+                    let mac = mac_of(group.from);
+                    if group.spans.len() == 1 {
+                        write_single(group.first.of(octets), mac, to_mac, &mut write);
+                    } else {
+                        write_group(group, octets, mac, to_mac, &mut write);
+                    }
+                }
+            }
+        }
+        self.items.clear();
+        self.open.clear();
+        self.used = 0;
+    }
+}
+
+fn write_single(
+    packet: &[u8],
+    from: [u8; 6],
+    to: [u8; 6],
+    write: &mut impl FnMut(&[IoSlice<'_>]),
+) {
+    let mut head = [0; FRAME_HEAD];
+    write_frame_head(&mut head, VnetHeader::default(), packet[0], from, to);
+    write(&[IoSlice::new(&head), IoSlice::new(packet)]);
+}
+
+fn write_group(
+    group: &Group,
+    octets: &[u8],
+    from: [u8; 6],
+    to: [u8; 6],
+    write: &mut impl FnMut(&[IoSlice<'_>]),
+) {
+    let (head, len) = group.write_head(octets, from, to);
+    let mut pieces = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
+    pieces[0] = IoSlice::new(&head[..len]);
+    for (piece, span) in pieces[1..].iter_mut().zip(&group.spans) {
+        *piece = IoSlice::new(span.of(octets));
+    }
+    write(&pieces[..=group.spans.len()]);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+use super::*;
+use crate::inner;
+use crate::segment::tests::{checksums_are_right, cut_all, cut_tcp, tcp, udp};
+use proptest::prelude::*;
+
+const TO: [u8; 6] = [2; 6];
+
+/// Runs one batch; `packets` come with who sent them. Gives the frames written.
+fn run(coalescer: &mut Coalescer, packets: &[(usize, Vec<u8>)]) -> Vec<Vec<u8>> {
+    let mut octets = Vec::new();
+    let mut spans = Vec::new();
+    for (from, packet) in packets {
+        // As in the receive buffer, something else lies between.
+        octets.extend_from_slice(&[0xee; 17]);
+        spans.push((*from, Span { start: octets.len(), len: packet.len() }));
+        octets.extend_from_slice(packet);
+    }
+    for (from, span) in spans {
+        let inner = inner::parse(span.of(&octets)).unwrap();
+        coalescer.push(&octets, span, from, &inner);
+    }
+    let mut frames = Vec::new();
+    coalescer.drain(&octets, TO, |from| [from as u8; 6], |pieces| {
+        frames.push(pieces.iter().flat_map(|p| p.iter().copied()).collect());
+    });
+    frames
+}
+
+fn of_one(packets: Vec<Vec<u8>>) -> Vec<(usize, Vec<u8>)> {
+    packets.into_iter().map(|p| (1, p)).collect()
+}
+
+/// What the kernel would make of a frame: the packets of it.
+fn recut(frame: &[u8]) -> Vec<Vec<u8>> {
+    let vnet = VnetHeader::parse(frame).unwrap();
+    cut_all(&vnet, &mut frame[FRAME_HEAD..].to_vec()).unwrap()
+}
+
+fn stream(is_v6: bool, payload: usize, size: u16) -> Vec<Vec<u8>> {
+    let payload: Vec<u8> = (0..payload).map(|n| (n * 7) as u8).collect();
+    cut_tcp(&mut tcp(is_v6, 1000, 0x18, &[1; 12], &payload), size)
+}
+
+#[test]
+fn a_stream_becomes_one_frame_with_rebuilt_headers() {
+    for is_v6 in [false, true] {
+        let frames = run(&mut Coalescer::default(), &of_one(stream(is_v6, 30_000, 1400)));
+        assert_eq!(frames.len(), 1);
+        let frame = &frames[0];
+        let vnet = VnetHeader::parse(frame).unwrap();
+        let ip_len = if is_v6 { 40 } else { 20 };
+        assert_eq!(usize::from(vnet.hdr_len), ETHERNET_LEN + ip_len + 32);
+        assert_eq!(usize::from(vnet.csum_start), ETHERNET_LEN + ip_len);
+        assert_eq!((vnet.gso_size, vnet.csum_offset), (1400, 16));
+        assert_eq!(frame[10..16], TO);
+        assert_eq!(frame[16..22], [1; 6]);
+        assert_eq!(recut(frame), stream(is_v6, 30_000, 1400));
+    }
+}
+
+#[test]
+fn a_damaged_segment_is_not_laundered() {
+    for damaged in [0, 1, 3] {
+        let mut packets = stream(false, 5600, 1400);
+        *packets[damaged].last_mut().unwrap() ^= 1;
+        let bad = packets[damaged].clone();
+        let frames = run(&mut Coalescer::default(), &of_one(packets));
+        let alone = frames.iter().find(|f| f[FRAME_HEAD..] == bad).unwrap();
+        assert_eq!(VnetHeader::parse(alone), Some(VnetHeader::default()));
+        let kept: usize = frames.iter().map(|f| recut(f).len()).sum();
+        assert_eq!(kept, 4);
+    }
+}
+
+#[test]
+fn a_damaged_ip_header_is_not_laundered() {
+    let mut packets = stream(false, 2800, 1400);
+    packets[1][10] ^= 1;
+    assert_eq!(run(&mut Coalescer::default(), &of_one(packets)).len(), 2);
+}
+
+#[test]
+fn gaps_repeats_and_disorder_are_not_joined() {
+    let packets = stream(false, 5600, 1400);
+    for order in [vec![0, 2], vec![0, 0], vec![1, 0], vec![0, 1, 1]] {
+        let chosen: Vec<_> = order.iter().map(|n| packets[*n].clone()).collect();
+        let frames = run(&mut Coalescer::default(), &of_one(chosen.clone()));
+        let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
+        assert_eq!(out, chosen, "{order:?}");
+        assert!(frames.len() >= 2);
+    }
+}
+
+#[test]
+fn a_pure_acknowledgement_of_the_flow_keeps_its_place() {
+    let mut packets = stream(false, 4200, 1400);
+    packets.insert(1, tcp(false, 2400, 0x10, &[1; 12], &[]));
+    let frames = run(&mut Coalescer::default(), &of_one(packets.clone()));
+    let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
+    assert_eq!(out, packets);
+    assert_eq!(frames.len(), 3);
+}
+
+#[test]
+fn flows_of_different_peers_stay_apart() {
+    let packets = stream(false, 2800, 1400);
+    let frames = run(
+        &mut Coalescer::default(),
+        &[(1, packets[0].clone()), (2, packets[1].clone())],
+    );
+    assert_eq!(frames.len(), 2);
+    assert_eq!(frames[1][16..22], [2; 6]);
+}
+
+#[test]
+fn interleaved_streams_are_joined_each() {
+    let (a, b) = (stream(false, 14_000, 1400), stream(true, 14_000, 1400));
+    let mixed = a.iter().zip(&b).flat_map(|(a, b)| [a.clone(), b.clone()]);
+    let mut coalescer = Coalescer::default();
+    let mixed = of_one(mixed.collect());
+    for _ in 0..3 {
+        let frames = run(&mut coalescer, &mixed);
+        assert_eq!(frames.len(), 2);
+        assert_eq!(recut(&frames[0]), a);
+        assert_eq!(recut(&frames[1]), b);
+    }
+}
+
+#[test]
+fn more_than_an_ip_packet_holds_is_two_frames() {
+    let mut packets = stream(false, 60_000, 1000);
+    let mut more = cut_tcp(&mut tcp(false, 61_000, 0x18, &[1; 12], &[3; 9000]), 1000);
+    for packet in packets.iter_mut() {
+        // The first stream's last segment carried PSH: not here, it goes on.
+        packet[33] &= !PSH;
+        packet[36..38].fill(0);
+        let sum = pseudo_header(addresses(packet), TCP, packet.len() - 20).add(&packet[20..]);
+        packet[36..38].copy_from_slice(&sum.finish());
+    }
+    packets.append(&mut more);
+    let frames = run(&mut Coalescer::default(), &of_one(packets.clone()));
+    assert_eq!(frames.len(), 2);
+    let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
+    assert_eq!(out.len(), packets.len());
+    assert!(out.iter().all(|p| checksums_are_right(p)));
+}
+
+#[test]
+fn datagrams_pass_untouched() {
+    let packets = vec![udp(false, &[1; 100]), udp(true, &[2; 100]), udp(false, &[1; 100])];
+    let frames = run(&mut Coalescer::default(), &of_one(packets.clone()));
+    let out: Vec<_> = frames.iter().map(|f| f[FRAME_HEAD..].to_vec()).collect();
+    assert_eq!(out, packets);
+}
+
+proptest! {
+    #[test]
+    fn whatever_comes_in_comes_out_in_order(
+        picks in proptest::collection::vec((0usize..2, 0usize..24, any::<bool>()), 0..60)
+    ) {
+        let pool: Vec<_> = stream(false, 12_000, 1000).into_iter().chain(stream(true, 12_000, 1000)).collect();
+        let packets: Vec<_> = picks
+            .iter()
+            .map(|(from, n, damage)| {
+                let mut packet = pool[*n].clone();
+                if *damage {
+                    packet[70] ^= 0x55;
+                }
+                (*from, packet)
+            })
+            .collect();
+        let frames = run(&mut Coalescer::default(), &packets);
+        for from in 0..2 {
+            for version in [4, 6] {
+                let sent = packets.iter().filter(|(f, p)| *f == from && p[0] >> 4 == version).map(|(_, p)| p.clone());
+                let got = frames
+                    .iter()
+                    .filter(|f| f[16] == from as u8 && f[FRAME_HEAD] >> 4 == version)
+                    .flat_map(|f| recut(f));
+                prop_assert_eq!(got.collect::<Vec<_>>(), sent.collect::<Vec<_>>());
+            }
+        }
+    }
+}
