@@ -1,0 +1,102 @@
+//! What goes wrong on the way between hosts: cut pairs, lost packets, isolated hosts. All of it is one nft table per
+//! host on the router's port (netdev ingress, so it holds inside a subnet too), replaced whole on every change.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use crate::host::Host;
+
+/// The faults on packets that one host sends.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    cut: BTreeMap<String, Vec<IpAddr>>,
+    loss_percent: u8,
+    isolated: bool,
+}
+
+impl Faults {
+    fn rules(&self, table: &str, port: &str) -> String {
+        let mut text =
+            format!("table netdev {table}\ndelete table netdev {table}\ntable netdev {table} {{\n");
+        let _ = writeln!(
+            text,
+            "chain in {{\ntype filter hook ingress device \"{port}\" priority 0; policy accept;"
+        );
+        if self.isolated {
+            text.push_str("drop\n");
+        }
+        for addr in self.cut.values().flatten() {
+            let family = if addr.is_ipv4() { "ip" } else { "ip6" };
+            let _ = writeln!(text, "{family} daddr {addr} drop");
+        }
+        if self.loss_percent > 0 {
+            let _ = writeln!(
+                text,
+                "meta protocol {{ ip, ip6 }} numgen random mod 100 < {} drop",
+                self.loss_percent
+            );
+        }
+        text.push_str("}\n}\n");
+        text
+    }
+}
+
+impl Host {
+    /// Drops every packet between the two hosts, both ways.
+    pub fn cut(&self, other: &Host) {
+        self.change_faults(|f| drop(f.cut.insert(other.name().to_owned(), other.addrs())));
+        other.change_faults(|f| drop(f.cut.insert(self.name().to_owned(), self.addrs())));
+    }
+
+    /// Ends a [`Host::cut`].
+    pub fn heal(&self, other: &Host) {
+        self.change_faults(|f| drop(f.cut.remove(other.name())));
+        other.change_faults(|f| drop(f.cut.remove(self.name())));
+    }
+
+    /// Drops this share of what the host sends.
+    pub fn lose(&self, percent: u8) {
+        self.change_faults(|f| f.loss_percent = percent);
+    }
+
+    /// Nothing in, nothing out: the cable is cut, and the host's own interface does not notice.
+    pub fn isolate(&self) {
+        self.change_faults(|f| f.isolated = true);
+        self.subnet()
+            .space
+            .ip(&["link", "set", &self.port(), "nomaster"])
+            .ok();
+    }
+
+    /// Ends [`Host::isolate`].
+    pub fn reconnect(&self) {
+        let subnet = self.subnet();
+        subnet
+            .space
+            .ip(&["link", "set", &self.port(), "master", &subnet.bridge])
+            .ok();
+        self.change_faults(|f| f.isolated = false);
+    }
+
+    /// Makes the way to this host narrower: its port's MTU on the router's side, so that the router must answer
+    /// "packet too big" and only path MTU search notices.
+    pub fn narrow(&self, mtu: u16) {
+        self.subnet()
+            .space
+            .ip(&["link", "set", &self.port(), "mtu", &mtu.to_string()])
+            .ok();
+        self.space()
+            .ip(&["link", "set", "eth0", "mtu", &mtu.to_string()])
+            .ok();
+    }
+
+    fn change_faults(&self, change: impl FnOnce(&mut Faults)) {
+        let mut faults = self.faults();
+        change(&mut faults);
+        let port = self.port();
+        self.subnet()
+            .space
+            .nft(&faults.rules(&format!("lab-{}", self.name()), &port));
+    }
+}
