@@ -7,10 +7,15 @@
 
 pub mod control;
 pub mod crypto;
+pub mod hlc;
 pub mod identity;
 pub mod layout;
 pub mod membership;
 pub mod model;
+pub mod record;
+pub mod roster;
 pub mod session;
+pub mod store;
+pub mod value;
 pub mod view;
 pub mod wire;

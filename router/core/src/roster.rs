@@ -1,0 +1,746 @@
+//! Who belongs to the cluster: a hash chain of signed records per issuer, rooted in the founding record.
+//!
+//! INVARIANT: what holds is a function of the set of records alone ([`verdict`]); two rosters with the same records
+//! agree. Nothing is ever removed.
+//!
+//! INVARIANT: a chain is contiguous and each record names the hash of the one before. Of a forked chain (two records of
+//! one issuer under one index) the branch that came first stays, the other is void and reported: only the issuer can
+//! make one, and a revocation ends it.
+//!
+//! INVARIANT: a node's keys never change. A record that admits a known node with another noise key is refused, and with
+//! it all that its issuer says later.
+//!
+//! Unknown kinds fail closed: they are kept and passed on, and no admission behind them in that chain counts.
+
+mod link;
+mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::crypto::{self, Random};
+use crate::identity::Identity;
+use crate::model::{ClusterId, NodeId, NodeName, WallMicros};
+use crate::record::be_u64;
+use crate::store::{Batch, Stored, Table};
+
+pub use link::MAX_LINK;
+use link::{Admission, Body, Link, Revocation};
+use verdict::{Links, Verdict};
+pub use verdict::{MemberKeys, Revoked};
+
+/// Longest chain shown in a handshake.
+pub const MAX_CHAIN: usize = 3;
+/// Most records taken of one issuer.
+const MAX_LINKS: u32 = 4096;
+/// Records taken of a revoked issuer beyond its last valid one: they are void, but may be the other half of two
+/// revocations that crossed, which all must judge alike.
+const MAX_LATE_LINKS: u32 = 16;
+/// New nodes taken of one other issuer per hour, or as many as there are members if that is more: a stolen key can't
+/// flood the cluster with members before somebody notices.
+const ADMITS_PER_HOUR: usize = 64;
+const HOUR_MICROS: u64 = 3_600_000_000;
+/// Admissions known from handshakes only.
+const MAX_LOOSE: usize = 64;
+const MAX_FORKS: usize = 64;
+
+/// What a member may do; an issuer can give only what it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rights(pub u16);
+
+impl Rights {
+    /// Admit others.
+    pub const INVITE: Rights = Rights(1);
+    /// Revoke others.
+    pub const REVOKE: Rights = Rights(2);
+    /// Count in majorities.
+    pub const VOTE: Rights = Rights(4);
+    /// Write cluster-wide objects.
+    pub const PUBLISH: Rights = Rights(8);
+    /// Forward for others.
+    pub const RELAY: Rights = Rights(16);
+    /// All that there are.
+    pub const ALL: Rights = Rights(31);
+
+    /// Are all of `wanted` among these?
+    pub fn has(self, wanted: Rights) -> bool {
+        self.0 & wanted.0 == wanted.0
+    }
+}
+
+/// Why a roster record was not taken. Nothing was changed, except that a fork is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RosterError {
+    /// Not a roster record, or its signature is wrong.
+    #[error("not a roster record, or its signature is wrong")]
+    Bad,
+    /// Not the founding record of this cluster.
+    #[error("not the founding record of this cluster")]
+    NotFounding,
+    /// The issuer's records before it, or the issuer's own admission, are not known yet.
+    #[error("the roster records before it are not known yet")]
+    Gap,
+    /// The issuer made two different records with one index.
+    #[error(
+        "{issuer} made two different roster records with number {index}: its key is in two places"
+    )]
+    Forked {
+        /// Who.
+        issuer: NodeId,
+        /// Where.
+        index: u32,
+    },
+    /// It admits a known node with other keys.
+    #[error("{issuer} admits {subject} with other keys than it has")]
+    OtherKeys {
+        /// Who.
+        issuer: NodeId,
+        /// Whom.
+        subject: NodeId,
+    },
+    /// The issuer admitted too many nodes within an hour, or wrote too many records; later.
+    #[error("{0} admits too many nodes at once")]
+    TooMany(NodeId),
+    /// This node lacks the right, or the subject is no member.
+    #[error("this node has no right to do so")]
+    NoRight,
+    /// No such member.
+    #[error("{0} is no member")]
+    NoMember(NodeId),
+}
+
+/// What taking a record changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inserted {
+    /// Was it known before?
+    pub known: bool,
+    /// To be written.
+    pub batch: Batch,
+    /// Members now that were not before.
+    pub admitted: Vec<NodeId>,
+    /// Members before that are no longer.
+    pub revoked: Vec<NodeId>,
+}
+
+/// A record of ours, taken already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// The record, to be sent once `change.batch` is on disk.
+    pub bytes: Vec<u8>,
+    /// What it changed.
+    pub change: Inserted,
+}
+
+/// A revocation that waits for a majority to approve its issuer's revocation before ([`Roster::approve`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingRevocation {
+    /// Who revokes.
+    pub issuer: NodeId,
+    /// Whom.
+    pub subject: NodeId,
+    /// The hash of the revocation that lacks its majority.
+    pub waits_for: [u8; 32],
+}
+
+/// Two different records of one issuer under one index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fork {
+    /// Who.
+    pub issuer: NodeId,
+    /// Where.
+    pub index: u32,
+    /// The record that is void here: with the one in the chain it proves the fork.
+    pub void: Vec<u8>,
+}
+
+/// How far an issuer's chain is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Number of records.
+    pub length: u32,
+    /// First octets of the last one's hash.
+    pub hash: u64,
+}
+
+/// What a node is to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Never heard of.
+    Unknown,
+    /// A member with these rights.
+    Member(Rights),
+    /// No longer; its records up to this sequence still count, under the rights it had.
+    Revoked(u64, Rights),
+}
+
+/// The roster of one cluster.
+#[derive(Clone, Debug)]
+pub struct Roster {
+    cluster: ClusterId,
+    founder: NodeId,
+    chains: BTreeMap<NodeId, Vec<Link>>,
+    loose: BTreeMap<(NodeId, u32), Link>,
+    forks: Vec<Fork>,
+    verdict: Verdict,
+    digest: u64,
+    intake: BTreeMap<NodeId, (WallMicros, usize)>,
+}
+
+impl Roster {
+    /// Founds a cluster with `identity` as its first member.
+    pub fn found(identity: &Identity, name: NodeName, random: &mut Random) -> (Self, Batch) {
+        let admission = Admission {
+            id: identity.id(),
+            noise: identity.noise_public(),
+            rights: Rights::ALL,
+            name,
+        };
+        let body = Body::Found(admission, random.bytes());
+        let founding = Link::sign(&ClusterId([0; 16]), identity, 0, [0; 32], &body);
+        let cluster = link::cluster_of(&founding);
+        let mut roster = Self::empty(cluster, identity.id());
+        let batch = roster.append(founding);
+        roster.judge();
+        (roster, batch)
+    }
+
+    /// Takes over a whole roster as [`Self::records`] gave it: of the member that let this node in, which is trusted as
+    /// far as the cluster id goes: every record must lead back to the founding one.
+    pub fn join<'a>(
+        cluster: ClusterId,
+        records: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<(Self, Batch), RosterError> {
+        let mut roster: Option<Self> = None;
+        let mut batch = Batch::new();
+        for bytes in records {
+            let link = Link::parse(bytes).ok_or(RosterError::Bad)?;
+            let Some(roster) = roster.as_mut() else {
+                roster = Some(Self::rooted(cluster, link, &mut batch)?);
+                continue;
+            };
+            roster.check(&link)?;
+            batch.append(roster.append(link));
+            roster.judge();
+        }
+        let roster = roster.ok_or(RosterError::NotFounding)?;
+        Ok((roster, batch))
+    }
+
+    /// The roster as it was on disk.
+    pub fn restore(cluster: ClusterId, stored: &Stored) -> Result<Self, RosterError> {
+        let links: Vec<Link> = stored
+            .rows(Table::Roster)
+            .map(|(_, bytes)| Link::parse(bytes).ok_or(RosterError::Bad))
+            .collect::<Result<_, _>>()?;
+        let founding = links
+            .iter()
+            .find(|l| l.is_founding(&cluster))
+            .ok_or(RosterError::NotFounding)?;
+        let mut roster = Self::empty(cluster, founding.issuer);
+        for link in links {
+            if !link.verify(&roster.signed_for(&link)) {
+                return Err(RosterError::Bad);
+            }
+            roster.append(link);
+        }
+        roster.judge();
+        Ok(roster)
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// The first member.
+    pub fn founder(&self) -> NodeId {
+        self.founder
+    }
+
+    /// Takes a record that came from a peer.
+    pub fn insert(&mut self, bytes: &[u8], wall: WallMicros) -> Result<Inserted, RosterError> {
+        let link = Link::parse(bytes).ok_or(RosterError::Bad)?;
+        if self
+            .link(&link.issuer, link.index)
+            .is_some_and(|l| l.hash == link.hash)
+        {
+            return Ok(Inserted {
+                known: true,
+                ..Inserted::default()
+            });
+        }
+        self.check(&link)?;
+        self.check_intake(&link, wall)?;
+        Ok(self.take(link))
+    }
+
+    /// Admits a node, or issues a known one's admission anew, one link away from this node.
+    pub fn admit(
+        &mut self,
+        identity: &Identity,
+        id: NodeId,
+        noise: [u8; 32],
+        name: NodeName,
+        rights: Rights,
+    ) -> Result<Issued, RosterError> {
+        let mine = self.rights_of(&identity.id());
+        if !mine.has(Rights::INVITE) || !mine.has(rights) || self.verdict.revoked.contains_key(&id)
+        {
+            return Err(RosterError::NoRight);
+        }
+        if !crypto::is_sound_noise_key(&noise) {
+            return Err(RosterError::Bad);
+        }
+        self.issue(
+            identity,
+            Body::Admit(Admission {
+                id,
+                noise,
+                rights,
+                name,
+            }),
+        )
+    }
+
+    /// Revokes a node: its records up to `last_sequence`, and its roster records known here, still count. At once, unless
+    /// this node's revocation before still waits for its majority.
+    pub fn revoke(
+        &mut self,
+        identity: &Identity,
+        id: NodeId,
+        last_sequence: u64,
+    ) -> Result<Issued, RosterError> {
+        if !self.is_member(&id) {
+            return Err(RosterError::NoMember(id));
+        }
+        if !self.rights_of(&identity.id()).has(Rights::REVOKE) && id != identity.id() {
+            return Err(RosterError::NoRight);
+        }
+        let chain = self.chains.get(&id);
+        let revocation = Revocation {
+            id,
+            last_sequence,
+            valid_links: chain.map_or(0, |c| c.len() as u32),
+            head: chain.and_then(|c| c.last()).map_or([0; 32], |l| l.hash),
+        };
+        self.issue(identity, Body::Revoke(revocation))
+    }
+
+    /// Approves another's revocation ([`PendingRevocation::waits_for`]).
+    pub fn approve(
+        &mut self,
+        identity: &Identity,
+        revocation: [u8; 32],
+    ) -> Result<Issued, RosterError> {
+        if !self.rights_of(&identity.id()).has(Rights::VOTE) {
+            return Err(RosterError::NoRight);
+        }
+        self.issue(identity, Body::Approve(revocation))
+    }
+
+    /// Is it admitted and not revoked?
+    pub fn is_member(&self, id: &NodeId) -> bool {
+        self.member(id).is_some()
+    }
+
+    /// Keys and rights of a member.
+    pub fn member(&self, id: &NodeId) -> Option<&MemberKeys> {
+        let keys = self.verdict.admitted.get(id)?;
+        (!self.verdict.revoked.contains_key(id)).then_some(keys)
+    }
+
+    /// All members in the order of their ids.
+    pub fn members(&self) -> impl Iterator<Item = &MemberKeys> {
+        self.verdict
+            .admitted
+            .values()
+            .filter(|m| !self.verdict.revoked.contains_key(&m.id))
+    }
+
+    /// What `id` is to the cluster, for judging its records.
+    pub fn standing(&self, id: &NodeId) -> Standing {
+        match (self.verdict.admitted.get(id), self.verdict.revoked.get(id)) {
+            (None, None) => Standing::Unknown,
+            (None, Some(r)) => Standing::Revoked(r.last_sequence, Rights(0)),
+            (Some(m), None) => Standing::Member(m.rights),
+            (Some(m), Some(r)) => Standing::Revoked(r.last_sequence, m.rights),
+        }
+    }
+
+    /// Those that were revoked.
+    pub fn revoked(&self) -> &BTreeMap<NodeId, Revoked> {
+        &self.verdict.revoked
+    }
+
+    /// Revocations that wait for a majority.
+    pub fn pending(&self) -> &[PendingRevocation] {
+        &self.verdict.pending
+    }
+
+    /// Forked chains that were found.
+    pub fn forks(&self) -> &[Fork] {
+        &self.forks
+    }
+
+    /// Members whose admission is more links away than a handshake shows: somebody nearer to the founder, with the right
+    /// to invite, should [`Self::admit`] them anew.
+    pub fn too_deep(&self) -> Vec<&MemberKeys> {
+        self.members()
+            .filter(|m| m.depth > MAX_CHAIN as u32)
+            .collect()
+    }
+
+    /// A roll-up of all records: equal for equal rosters.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// How far each chain is known.
+    pub fn heads(&self) -> BTreeMap<NodeId, Head> {
+        self.chains
+            .iter()
+            .filter_map(|(issuer, chain)| {
+                let hash = be_u64(&chain.last()?.hash[..8]);
+                Some((
+                    *issuer,
+                    Head {
+                        length: chain.len() as u32,
+                        hash,
+                    },
+                ))
+            })
+            .collect()
+    }
+
+    /// An issuer's records from an index on.
+    pub fn records_from(&self, issuer: &NodeId, index: u32) -> impl Iterator<Item = &[u8]> {
+        let chain = self.chains.get(issuer).map_or(&[][..], Vec::as_slice);
+        chain
+            .iter()
+            .skip(index as usize)
+            .map(|l| l.bytes.as_slice())
+    }
+
+    /// All records that one with these `heads` lacks, in an order in which each can be taken when it comes.
+    pub fn records_after(&self, heads: &BTreeMap<NodeId, Head>) -> Vec<&[u8]> {
+        let mut left: BTreeMap<NodeId, usize> = BTreeMap::new();
+        let mut done: BTreeSet<[u8; 32]> = BTreeSet::from([[0; 32]]);
+        let mut all = Vec::new();
+        let total: usize = self.chains.values().map(Vec::len).sum();
+        while all.len() < total {
+            let before = all.len();
+            for (issuer, chain) in &self.chains {
+                let at = left.entry(*issuer).or_default();
+                while let Some(link) = chain.get(*at).filter(|l| done.contains(&l.previous)) {
+                    done.insert(link.hash);
+                    all.push(link);
+                    *at += 1;
+                }
+            }
+            if all.len() == before {
+                break;
+            }
+        }
+        all.into_iter()
+            .filter(|l| heads.get(&l.issuer).is_none_or(|h| h.length <= l.index))
+            .map(|l| l.bytes.as_slice())
+            .collect()
+    }
+
+    /// All records, the founding one first: for one who joins.
+    pub fn records(&self) -> Vec<&[u8]> {
+        self.records_after(&BTreeMap::new())
+    }
+
+    /// The admissions that lead from the founder to `id`, nearest to the founder first; empty for the founder, and where
+    /// there are more than [`MAX_CHAIN`].
+    pub fn chain_of(&self, id: &NodeId) -> Vec<&[u8]> {
+        let mut chain = Vec::new();
+        let mut at = *id;
+        while let Some(member) = self.member(&at).filter(|m| m.depth > 0) {
+            let (issuer, index) = member.admitted_by;
+            let Some(link) = self.link(&issuer, index) else {
+                return Vec::new();
+            };
+            chain.push(link.bytes.as_slice());
+            at = issuer;
+        }
+        chain.reverse();
+        if chain.len() > MAX_CHAIN {
+            Vec::new()
+        } else {
+            chain
+        }
+    }
+
+    /// [`Self::chain_of`] as one text of octets, for the handshake.
+    pub fn admit_chain(&self, id: &NodeId) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for link in self.chain_of(id) {
+            bytes.extend_from_slice(&(link.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(link);
+        }
+        bytes
+    }
+
+    /// The noise key of a member.
+    pub fn noise_key(&self, id: &NodeId) -> Option<[u8; 32]> {
+        self.member(id).map(|m| m.noise)
+    }
+
+    /// Checks an [`Self::admit_chain`] and remembers it until the records come in their order. Gives the node at its
+    /// end if that is a member now.
+    pub fn learn_chain(&mut self, bytes: &[u8]) -> Option<NodeId> {
+        let links = split_chain(bytes)?;
+        let subject = links.last()?.admission()?.id;
+        if self.is_member(&subject) {
+            return Some(subject);
+        }
+        let mut issuer = self.member(&links[0].issuer)?.id;
+        for link in &links {
+            let Body::Admit(admission) = &link.body else {
+                return None;
+            };
+            if link.issuer != issuer
+                || !link.verify(&self.cluster)
+                || self.has_other_keys(admission)
+            {
+                return None;
+            }
+            issuer = admission.id;
+        }
+        let before = self.loose.clone();
+        self.remember(links);
+        if self.is_member(&subject) {
+            return Some(subject);
+        }
+        self.loose = before;
+        self.judge();
+        None
+    }
+
+    fn remember(&mut self, links: Vec<Link>) {
+        for link in links {
+            let place = (link.issuer, link.index);
+            if self.link(&place.0, place.1).is_none() && self.loose.len() < MAX_LOOSE {
+                self.loose.insert(place, link);
+            }
+        }
+        self.judge();
+    }
+
+    fn empty(cluster: ClusterId, founder: NodeId) -> Self {
+        Self {
+            cluster,
+            founder,
+            chains: BTreeMap::new(),
+            loose: BTreeMap::new(),
+            forks: Vec::new(),
+            verdict: Verdict::default(),
+            digest: 0,
+            intake: BTreeMap::new(),
+        }
+    }
+
+    fn rooted(cluster: ClusterId, founding: Link, batch: &mut Batch) -> Result<Self, RosterError> {
+        if !founding.is_founding(&cluster) {
+            return Err(RosterError::NotFounding);
+        }
+        if !founding.verify(&ClusterId([0; 16])) {
+            return Err(RosterError::Bad);
+        }
+        let mut roster = Self::empty(cluster, founding.issuer);
+        batch.append(roster.append(founding));
+        roster.judge();
+        Ok(roster)
+    }
+
+    fn signed_for(&self, link: &Link) -> ClusterId {
+        if link.is_founding(&self.cluster) {
+            ClusterId([0; 16])
+        } else {
+            self.cluster
+        }
+    }
+
+    fn link(&self, issuer: &NodeId, index: u32) -> Option<&Link> {
+        let chained = self.chains.get(issuer).and_then(|c| c.get(index as usize));
+        chained.or_else(|| self.loose.get(&(*issuer, index)))
+    }
+
+    fn rights_of(&self, id: &NodeId) -> Rights {
+        self.member(id).map_or(Rights(0), |m| m.rights)
+    }
+
+    fn chain_len(&self, issuer: &NodeId) -> u32 {
+        self.chains.get(issuer).map_or(0, |c| c.len() as u32)
+    }
+
+    /// May this record stand next in its issuer's chain?
+    fn check(&mut self, link: &Link) -> Result<(), RosterError> {
+        if matches!(link.body, Body::Found(..)) {
+            return Err(RosterError::NotFounding);
+        }
+        let length = self.chain_len(&link.issuer);
+        if link.index < length {
+            return Err(self.check_fork(link));
+        }
+        if link.index > length || !self.follows(link) {
+            return Err(RosterError::Gap);
+        }
+        if !link.verify(&self.cluster) {
+            return Err(RosterError::Bad);
+        }
+        let late = self
+            .verdict
+            .revoked
+            .get(&link.issuer)
+            .map(|r| r.valid_links + MAX_LATE_LINKS);
+        if length >= late.unwrap_or(MAX_LINKS).min(MAX_LINKS) {
+            return Err(RosterError::TooMany(link.issuer));
+        }
+        match &link.body {
+            Body::Admit(a) if self.has_other_keys(a) => Err(RosterError::OtherKeys {
+                issuer: link.issuer,
+                subject: a.id,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_fork(&mut self, link: &Link) -> RosterError {
+        if self
+            .link(&link.issuer, link.index)
+            .is_some_and(|l| l.hash == link.hash)
+        {
+            return RosterError::Bad;
+        }
+        if !link.verify(&self.signed_for(link)) {
+            return RosterError::Bad;
+        }
+        let known = self
+            .forks
+            .iter()
+            .any(|f| f.issuer == link.issuer && f.index == link.index);
+        if !known && self.forks.len() < MAX_FORKS {
+            self.forks.push(Fork {
+                issuer: link.issuer,
+                index: link.index,
+                void: link.bytes.clone(),
+            });
+        }
+        RosterError::Forked {
+            issuer: link.issuer,
+            index: link.index,
+        }
+    }
+
+    fn follows(&self, link: &Link) -> bool {
+        if let Some(last) = self.chains.get(&link.issuer).and_then(|c| c.last()) {
+            return last.hash == link.previous;
+        }
+        self.chains
+            .values()
+            .flatten()
+            .chain(self.loose.values())
+            .any(|l| l.hash == link.previous && l.admission().is_some_and(|a| a.id == link.issuer))
+    }
+
+    fn has_other_keys(&self, admission: &Admission) -> bool {
+        let known = self.verdict.admitted.get(&admission.id);
+        known.is_some_and(|m| m.noise != admission.noise)
+    }
+
+    fn check_intake(&mut self, link: &Link, wall: WallMicros) -> Result<(), RosterError> {
+        let Some(admission) = link.admission() else {
+            return Ok(());
+        };
+        if self.verdict.admitted.contains_key(&admission.id) {
+            return Ok(());
+        }
+        let limit = ADMITS_PER_HOUR.max(self.verdict.admitted.len());
+        let (since, count) = self.intake.entry(link.issuer).or_insert((wall, 0));
+        if wall.0.abs_diff(since.0) > HOUR_MICROS {
+            (*since, *count) = (wall, 0);
+        }
+        if *count >= limit {
+            return Err(RosterError::TooMany(link.issuer));
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    fn issue(&mut self, identity: &Identity, body: Body) -> Result<Issued, RosterError> {
+        let me = identity.id();
+        let last = self.chains.get(&me).and_then(|c| c.last()).map(|l| l.hash);
+        let previous = last.or_else(|| {
+            let (issuer, index) = self.verdict.admitted.get(&me)?.admitted_by;
+            self.link(&issuer, index).map(|l| l.hash)
+        });
+        let previous = previous.ok_or(RosterError::NoRight)?;
+        let link = Link::sign(
+            &self.cluster,
+            identity,
+            self.chain_len(&me),
+            previous,
+            &body,
+        );
+        self.check(&link)?;
+        let bytes = link.bytes.clone();
+        Ok(Issued {
+            bytes,
+            change: self.take(link),
+        })
+    }
+
+    fn take(&mut self, link: Link) -> Inserted {
+        let before: BTreeSet<NodeId> = self.members().map(|m| m.id).collect();
+        let batch = self.append(link);
+        self.judge();
+        let after: BTreeSet<NodeId> = self.members().map(|m| m.id).collect();
+        Inserted {
+            known: false,
+            batch,
+            admitted: after.difference(&before).copied().collect(),
+            revoked: before.difference(&after).copied().collect(),
+        }
+    }
+
+    fn append(&mut self, link: Link) -> Batch {
+        let mut batch = Batch::new();
+        batch.put(
+            Table::Roster.key(&[&link.issuer.0, &link.index.to_be_bytes()]),
+            link.bytes.clone(),
+        );
+        self.digest ^= be_u64(&link.hash[..8]);
+        self.loose.remove(&(link.issuer, link.index));
+        self.chains.entry(link.issuer).or_default().push(link);
+        batch
+    }
+
+    fn judge(&mut self) {
+        let chained = self.chains.values().flatten();
+        let links: Links<'_> = chained
+            .chain(self.loose.values())
+            .map(|l| ((l.issuer, l.index), l))
+            .collect();
+        self.verdict = verdict::judge(&self.founder, &links);
+    }
+}
+
+fn split_chain(mut bytes: &[u8]) -> Option<Vec<Link>> {
+    let mut links = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
+        let (link, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+        if links.len() == MAX_CHAIN {
+            return None;
+        }
+        links.push(Link::parse(link)?);
+        bytes = rest;
+    }
+    (bytes.is_empty() && !links.is_empty()).then_some(links)
+}
+
+#[cfg(test)]
+mod tests;

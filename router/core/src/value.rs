@@ -1,0 +1,263 @@
+//! What stands inside records: the kinds, their keys, and their values, each with a version octet before its bincode.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::Ipv4Net;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::hlc::Stamp;
+use crate::model::{AddressPlan, EndpointId, Label, NetworkName, NodeId, NodeName, Proto};
+use crate::view::{Endpoint, ManualName, PublishConflict, Service};
+use crate::wire;
+
+/// Version of every value below.
+const VERSION: u8 = 1;
+
+/// The kind of a record. Kinds this version doesn't know are kept and passed on, and mean nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kind(pub u8);
+
+impl Kind {
+    /// [`NodeInfo`].
+    pub const NODE_INFO: Kind = Kind(1);
+    /// [`Endpoint`].
+    pub const ENDPOINT: Kind = Kind(2);
+    /// [`Grant`].
+    pub const GRANT: Kind = Kind(3);
+    /// [`Service`].
+    pub const SERVICE: Kind = Kind(4);
+    /// [`ManualName`].
+    pub const NAME: Kind = Kind(5);
+    /// [`Network`].
+    pub const NETWORK: Kind = Kind(6);
+    /// [`PublishConflict`].
+    pub const PUBLISH_CONFLICT: Kind = Kind(7);
+    /// The writer's own word that its records of owner-written kinds below a sequence are void: it wrote anew what
+    /// still holds.
+    pub const CHECKPOINT: Kind = Kind(8);
+
+    /// Who decides about records of this kind?
+    pub fn scope(self) -> Scope {
+        match self {
+            Kind::NODE_INFO
+            | Kind::ENDPOINT
+            | Kind::GRANT
+            | Kind::PUBLISH_CONFLICT
+            | Kind::CHECKPOINT => Scope::Own,
+            Kind::SERVICE | Kind::NAME | Kind::NETWORK => Scope::Shared,
+            _ => Scope::Unknown,
+        }
+    }
+}
+
+/// Who decides about a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Its writer alone.
+    Own,
+    /// Everybody with the right to publish; the last writer wins.
+    Shared,
+    /// A later version knows.
+    Unknown,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Its name for people.
+    pub name: NodeName,
+    /// The host's addresses, for published ports.
+    pub host_addrs: Vec<IpAddr>,
+    /// Where peers may reach it, best first.
+    pub underlay: Vec<SocketAddr>,
+    /// Capability bits, as in the handshake.
+    pub caps: u32,
+}
+
+/// A part of the range handed on by its owner, who is the record's writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Grant {
+    /// First address.
+    pub start: u32,
+    /// Last address.
+    pub last: u32,
+    /// The new owner.
+    pub to: NodeId,
+    /// Above the version of all that it covers.
+    pub version: u64,
+    /// 0; space taken back by force will have a higher one.
+    pub epoch: u32,
+}
+
+/// A network besides `default`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its name.
+    pub name: NetworkName,
+    /// Its addresses, an aligned block of the range.
+    pub net: Ipv4Net,
+}
+
+/// The value of one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// Of a node.
+    NodeInfo(NodeInfo),
+    /// Of an attachment.
+    Endpoint(Endpoint),
+    /// Of a part of the range.
+    Grant(Grant),
+    /// Of a service.
+    Service(Service),
+    /// Of a manual name.
+    Name(ManualName),
+    /// Of a network.
+    Network(Network),
+    /// Of a published port that a node can't serve.
+    PublishConflict(PublishConflict),
+}
+
+/// What one knew when one wrote a shared object: tells an edit from a second creation under the same name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lineage {
+    /// When the object was created; edits keep it.
+    pub(crate) born: Stamp,
+    /// The records of other writers under this key that the writer knew: first octets of the writer, sequence.
+    pub(crate) covers: Vec<([u8; 8], u64)>,
+}
+
+impl Object {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Object::NodeInfo(_) => Kind::NODE_INFO,
+            Object::Endpoint(_) => Kind::ENDPOINT,
+            Object::Grant(_) => Kind::GRANT,
+            Object::Service(_) => Kind::SERVICE,
+            Object::Name(_) => Kind::NAME,
+            Object::Network(_) => Kind::NETWORK,
+            Object::PublishConflict(_) => Kind::PUBLISH_CONFLICT,
+        }
+    }
+
+    /// Its key among the records of its kind.
+    pub fn key(&self) -> Vec<u8> {
+        match self {
+            Object::NodeInfo(_) => Vec::new(),
+            Object::Endpoint(e) => endpoint_key(&e.id),
+            Object::Grant(g) => grant_key(g),
+            Object::Service(s) => label_key(&s.name),
+            Object::Name(n) => label_key(&n.name),
+            Object::Network(n) => label_key(&n.name),
+            Object::PublishConflict(c) => conflict_key(c.proto, c.port),
+        }
+    }
+
+    /// The network that it concerns, for the record's envelope.
+    pub(crate) fn network_number(&self, plan: &AddressPlan) -> u16 {
+        match self {
+            Object::Endpoint(e) => plan.network_number(e.ip),
+            Object::Service(s) => plan.network_number(s.vip),
+            Object::Network(n) => plan.network_number(n.net.network()),
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn encode(&self, lineage: Lineage) -> Vec<u8> {
+        match self {
+            Object::NodeInfo(v) => versioned(v),
+            Object::Endpoint(v) => versioned(v),
+            Object::Grant(v) => versioned(v),
+            Object::PublishConflict(v) => versioned(v),
+            Object::Service(v) => versioned(&(lineage, v)),
+            Object::Name(v) => versioned(&(lineage, v)),
+            Object::Network(v) => versioned(&(lineage, v)),
+        }
+    }
+
+    /// Decodes a value and checks that it is what its envelope says; `None` for what this version can't read.
+    pub(crate) fn decode(
+        kind: Kind,
+        writer: &NodeId,
+        key: &[u8],
+        value: &[u8],
+    ) -> Option<(Object, Lineage)> {
+        let own = |object| Some((object, Lineage::default()));
+        let (object, lineage) = match kind {
+            Kind::NODE_INFO => own(Object::NodeInfo(read(value)?)),
+            Kind::ENDPOINT => own(Object::Endpoint(read(value)?)),
+            Kind::GRANT => own(Object::Grant(read(value)?)),
+            Kind::PUBLISH_CONFLICT => own(Object::PublishConflict(read(value)?)),
+            Kind::SERVICE => read(value).map(|(l, v)| (Object::Service(v), l)),
+            Kind::NAME => read(value).map(|(l, v)| (Object::Name(v), l)),
+            Kind::NETWORK => read(value).map(|(l, v)| (Object::Network(v), l)),
+            _ => None,
+        }?;
+        let of_writer = match &object {
+            Object::Endpoint(e) => e.node == *writer,
+            Object::PublishConflict(c) => c.node == *writer,
+            Object::Grant(g) => g.start <= g.last,
+            _ => true,
+        };
+        (of_writer && object.key() == key).then_some((object, lineage))
+    }
+}
+
+/// The key of an endpoint's record.
+pub fn endpoint_key(id: &EndpointId) -> Vec<u8> {
+    id.0.to_vec()
+}
+
+/// The key of a service's, manual name's or network's record.
+pub fn label_key(name: &Label) -> Vec<u8> {
+    name.as_str().as_bytes().to_vec()
+}
+
+/// The key of a publish conflict's record.
+pub fn conflict_key(proto: Proto, port: u16) -> Vec<u8> {
+    let [high, low] = port.to_be_bytes();
+    let proto = match proto {
+        Proto::Tcp => 6,
+        Proto::Udp => 17,
+    };
+    vec![proto, high, low]
+}
+
+fn grant_key(grant: &Grant) -> Vec<u8> {
+    let mut key = grant.start.to_be_bytes().to_vec();
+    key.extend_from_slice(&grant.last.to_be_bytes());
+    key.extend_from_slice(&grant.version.to_be_bytes());
+    key
+}
+
+/// The value of a checkpoint.
+pub(crate) fn checkpoint(floor: u64) -> Vec<u8> {
+    versioned(&floor)
+}
+
+/// What a checkpoint says.
+pub(crate) fn read_checkpoint(value: &[u8]) -> Option<u64> {
+    read(value)
+}
+
+fn versioned<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    bytes.extend_from_slice(&wire::encode(value));
+    bytes
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (version, rest) = bytes.split_first()?;
+    if *version != VERSION {
+        return None;
+    }
+    wire::decode(rest).ok()
+}
+
+impl Grant {
+    /// The first and last address.
+    pub fn addresses(&self) -> (Ipv4Addr, Ipv4Addr) {
+        (Ipv4Addr::from(self.start), Ipv4Addr::from(self.last))
+    }
+}
