@@ -1,0 +1,403 @@
+//! What each command does.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::CommandFactory;
+use weft_core::control::{
+    AttachRequest, Attached, DetachRequest, Detached, EndpointRow, NameRow, NameSpec, NodeRow,
+    PeerRow, ServiceRow, Status, TokenReply, TokenRequest, Which,
+};
+use weft_core::model::ServiceName;
+
+use super::{
+    AttachArgs, Cli, Command, DetachArgs, DnsCommand, NodeCommand, PsArgs, ServiceCommand,
+    StateArgs, TokenArgs, UpArgs, service,
+};
+use crate::background::{self, Origin, Ready, Summary};
+use crate::client::{Client, ClientError};
+use crate::config::{
+    DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, FileConfig, RawUp, UpConfig, directory, kernel_hostname,
+};
+use crate::run::ATTACH_PATIENCE;
+use crate::{daemon, demo, logfile, lookup, run, show};
+
+/// Taking all down waits for the kernel to let go of devices.
+const DOWN_PATIENCE: Duration = Duration::from_secs(60);
+/// After its answer the daemon has only itself to end.
+const EXIT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where things are, as flags, environment and file say.
+struct Place {
+    file: FileConfig,
+    run_dir_flag: Option<PathBuf>,
+}
+
+impl Place {
+    fn run_dir(&self) -> anyhow::Result<PathBuf> {
+        let asked = self.run_dir_flag.clone().or(self.file.run_dir.clone());
+        directory(asked, DEFAULT_RUN_DIR)
+    }
+
+    fn state_dir(&self, args: &StateArgs) -> anyhow::Result<PathBuf> {
+        let asked = args.state_dir.clone().or(self.file.state_dir.clone());
+        directory(asked, DEFAULT_STATE_DIR)
+    }
+
+    fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::new(&self.run_dir()?))
+    }
+}
+
+/// Does what was asked.
+pub(crate) fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        // Neither reads the configuration: the one got it handed over, the other needs none.
+        Command::Background => return background_half(),
+        Command::RunInside(args) => return run::inside(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "weft", &mut std::io::stdout());
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    let place = Place {
+        file: FileConfig::load(cli.config.as_deref())?,
+        run_dir_flag: cli.run_dir,
+    };
+    match cli.command {
+        Command::Up(args) => up(*args, place),
+        Command::Down(args) => down(&place, &args).map(done),
+        Command::Reset(args) => reset(&place, &args).map(done),
+        Command::Run(args) => {
+            need_root("weft run")?;
+            run::run(&args, &place.client()?, &place.run_dir()?)
+        }
+        Command::Exec(args) => {
+            need_root("weft exec")?;
+            run::exec(&args.command, &place.client()?)
+        }
+        Command::Demo(args) => {
+            need_root("weft demo")?;
+            let options = demo::DemoOptions {
+                keep: args.keep,
+                json: args.json.json,
+            };
+            demo::run(&options).map(done)
+        }
+        other => ask(other, &place.client()?).map(done),
+    }
+}
+
+/// Commands that are one question to the daemon, or two.
+fn ask(command: Command, client: &Client) -> anyhow::Result<()> {
+    match command {
+        Command::Token(args) => token(&args, client),
+        Command::Status(json) => {
+            show::data(
+                json.json,
+                &client.get::<Status>("/v1/status")?,
+                show::status,
+            );
+            Ok(())
+        }
+        Command::Peers(json) => {
+            let rows: Vec<PeerRow> = client.get("/v1/peers")?;
+            show::data(json.json, &rows, show::peers);
+            Ok(())
+        }
+        Command::Ps(args) => ps(&args, client),
+        Command::Attach(args) => attach(&args, client),
+        Command::Detach(args) => detach(&args, client),
+        Command::Service(command) => service_command(command, client),
+        Command::Dns(command) => dns(command, client),
+        Command::Node(NodeCommand::Ls(json)) => {
+            let rows: Vec<NodeRow> = client.get("/v1/nodes")?;
+            show::data(json.json, &rows, show::nodes);
+            Ok(())
+        }
+        _ => bail!("this command does not speak to the daemon"),
+    }
+}
+
+fn done(_: ()) -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+fn need_root(what: &str) -> anyhow::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    bail!("{what} must be run as root, for example with sudo")
+}
+
+fn background_half() -> anyhow::Result<ExitCode> {
+    match background::become_daemon(daemon::run)? {
+        true => Ok(ExitCode::SUCCESS),
+        false => Ok(ExitCode::FAILURE),
+    }
+}
+
+fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
+    let json = args.json.json;
+    let raw = RawUp {
+        join: args.join,
+        name: args.name,
+        port: args.port,
+        advertise: args.advertise,
+        range: args.range,
+        trusted_subnets: args.trusted_subnets,
+        rebind: args.rebind,
+        state_dir: args.state.state_dir,
+        run_dir: place.run_dir_flag,
+        foreground: args.foreground,
+        log: args.log,
+        log_json: args.log_json,
+    };
+    let config = raw.check(place.file, &kernel_hostname())?;
+    need_root("weft up")?;
+    if let Some(summary) = already_up(&config)? {
+        if !json {
+            show::line("weft is already up on this host; stop it with: weft down\n");
+        }
+        show::up(&summary, json);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !config.trusted_subnets.is_empty() {
+        eprintln!(
+            "weft: note: plain VXLAN between trusted subnets comes with a later release; until then all tunnels are encrypted"
+        );
+    }
+    if config.foreground {
+        background::prepare_run_dir(&config.run_dir)?;
+        logfile::init(None, &config.log, config.log_json)?;
+        daemon::run(config, Ready::terminal(json))?;
+    } else {
+        let summary = background::start(&config, |step| eprintln!("{step}"))?;
+        show::up(&summary, json);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What to say when a daemon is there already; an error when something else was asked of it.
+fn already_up(config: &UpConfig) -> anyhow::Result<Option<Summary>> {
+    let status: Status = match Client::new(&config.run_dir).get("/v1/status") {
+        Ok(status) => status,
+        Err(error) if error.is_not_running() => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if config.join.is_some() {
+        bail!(
+            "weft is already up on this host, in cluster {}; to join another: weft reset, then weft up --join",
+            status.cluster
+        );
+    }
+    Ok(Some(Summary {
+        name: status.name,
+        node: status.node,
+        cluster: status.cluster,
+        origin: Origin::Returned,
+        host_ip: status.host_ip,
+        port: status.port,
+        range: status.range,
+        dns: status.dns,
+        netns: status.netns,
+        pid: status.pid,
+        warnings: status.warnings,
+    }))
+}
+
+fn down(place: &Place, args: &StateArgs) -> anyhow::Result<()> {
+    need_root("weft down")?;
+    let state_dir = place.state_dir(args)?;
+    let run_dir = place.run_dir()?;
+    take_down(&state_dir, &run_dir)
+}
+
+fn take_down(state_dir: &Path, run_dir: &Path) -> anyhow::Result<()> {
+    let client = Client::new(run_dir);
+    let status: Status = match client.get("/v1/status") {
+        Ok(status) => status,
+        Err(error) if error.is_not_running() => {
+            let found = daemon::remove_leftovers(state_dir, run_dir)?;
+            show::line(if found {
+                "weft was not running; what an earlier one left in the kernel is removed"
+            } else {
+                "weft is not running; there is nothing to remove"
+            });
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let empty = serde_json::json!({});
+    match client
+        .patient(DOWN_PATIENCE)
+        .post::<serde_json::Value>("/v1/down", &empty)
+    {
+        Ok(_) => wait_for_end(status.pid)?,
+        // It ended while it answered, or was killed meanwhile: see for ourselves.
+        Err(ClientError::Lost { .. }) => {
+            wait_for_end(status.pid)?;
+            daemon::remove_leftovers(state_dir, run_dir)?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    show::line("weft is down; everything it made in the kernel is removed, its state is kept");
+    Ok(())
+}
+
+/// Until the process is gone, its locks are taken and the next `weft up` would be refused.
+fn wait_for_end(pid: u32) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while is_alive(pid) {
+        if begun.elapsed() > EXIT_PATIENCE {
+            bail!(
+                "the daemon (pid {pid}) removed everything but does not end; end it with: kill {pid}"
+            );
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// A zombie has let go of everything; only its parent has not looked yet.
+fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    // proc(5): the state follows the command's name in parentheses, which may itself hold parentheses.
+    let state = stat.rsplit(')').next().map(str::trim_start);
+    !state.is_some_and(|s| s.starts_with(['Z', 'X']))
+}
+
+fn reset(place: &Place, args: &StateArgs) -> anyhow::Result<()> {
+    need_root("weft reset")?;
+    let state_dir = place.state_dir(args)?;
+    take_down(&state_dir, &place.run_dir()?)?;
+    daemon::forget(&state_dir)
+        .with_context(|| format!("can't forget the state in {}", state_dir.display()))?;
+    show::line("this host has forgotten its cluster");
+    Ok(())
+}
+
+fn token(args: &TokenArgs, client: &Client) -> anyhow::Result<()> {
+    let request = TokenRequest {
+        ttl_secs: args.ttl.as_secs(),
+        uses: args.uses,
+        reusable: args.reusable,
+    };
+    let reply: TokenReply = client.post("/v1/token", &request)?;
+    show::data(args.json.json, &reply, |reply| reply.token.clone());
+    Ok(())
+}
+
+fn ps(args: &PsArgs, client: &Client) -> anyhow::Result<()> {
+    let mut rows: Vec<EndpointRow> = client.get("/v1/endpoints")?;
+    rows.retain(|row| row.local || !args.local);
+    show::data(args.json.json, &rows, show::endpoints);
+    Ok(())
+}
+
+fn attach(args: &AttachArgs, client: &Client) -> anyhow::Result<()> {
+    let found = args
+        .target
+        .find()?
+        .context("say what to attach with --netns, --pid or --container")?;
+    let mut names = args.endpoint.names.clone();
+    if names.is_empty() {
+        names.extend(found.name);
+    }
+    let request = AttachRequest {
+        target: found.target,
+        names,
+        network: args.endpoint.network.clone(),
+        ip: args.endpoint.ip,
+        ifname: args.ifname.clone(),
+        labels: service::selector(&args.endpoint.labels)?,
+        container_id: found.container_id,
+    };
+    let attached: Attached = client
+        .patient(ATTACH_PATIENCE)
+        .post("/v1/attach", &request)?;
+    show::data(args.json.json, &attached, show::attached);
+    Ok(())
+}
+
+fn detach(args: &DetachArgs, client: &Client) -> anyhow::Result<()> {
+    let which = match (args.id, args.target.find()?) {
+        (Some(id), _) => Which::Id(id),
+        (None, Some(found)) => match found.container_id {
+            Some(container) => Which::Container(container, args.ifname.clone()),
+            None => Which::Target(found.target, args.ifname.clone()),
+        },
+        (None, None) => bail!(
+            "say what to detach: an endpoint's id from `weft ps`, or --netns, --pid or --container"
+        ),
+    };
+    let detached: Detached = client
+        .patient(ATTACH_PATIENCE)
+        .post("/v1/detach", &DetachRequest { which })?;
+    show::data(args.json.json, &detached, |detached| {
+        if detached.ids.is_empty() {
+            return "nothing of that was attached".to_owned();
+        }
+        let lines = detached.ids.iter().map(|id| format!("detached {id}\n"));
+        lines.collect()
+    });
+    Ok(())
+}
+
+fn service_command(command: ServiceCommand, client: &Client) -> anyhow::Result<()> {
+    match command {
+        ServiceCommand::Create(args) => {
+            let spec = service::created(&args)?;
+            let row: ServiceRow = client.post("/v1/services", &spec)?;
+            show::data(args.json.json, &row, show::service);
+        }
+        ServiceCommand::Ls(json) => {
+            let rows: Vec<ServiceRow> = client.get("/v1/services")?;
+            show::data(json.json, &rows, show::services);
+        }
+        ServiceCommand::Inspect { name, json } => {
+            show::data(json.json, &find_service(client, &name)?, show::service);
+        }
+        ServiceCommand::Update(args) => {
+            let present = find_service(client, &args.name)?;
+            let next = service::updated(present.spec, &args)?;
+            let row: ServiceRow = client.put(&format!("/v1/services/{}", args.name), &next)?;
+            show::data(args.json.json, &row, show::service);
+        }
+        ServiceCommand::Rm { name } => client.delete(&format!("/v1/services/{name}"))?,
+    }
+    Ok(())
+}
+
+fn find_service(client: &Client, name: &ServiceName) -> anyhow::Result<ServiceRow> {
+    let rows: Vec<ServiceRow> = client.get("/v1/services")?;
+    rows.into_iter()
+        .find(|row| row.spec.name == *name)
+        .with_context(|| format!("there is no service {name}; see: weft service ls"))
+}
+
+fn dns(command: DnsCommand, client: &Client) -> anyhow::Result<()> {
+    match command {
+        DnsCommand::Add { name, ip, json } => {
+            let row: NameRow = client.post("/v1/names", &NameSpec { name, ip })?;
+            show::data(json.json, &row, show::name);
+        }
+        DnsCommand::Ls(json) => {
+            let rows: Vec<NameRow> = client.get("/v1/names")?;
+            show::data(json.json, &rows, show::names);
+        }
+        DnsCommand::Rm { name } => client.delete(&format!("/v1/names/{name}"))?,
+        DnsCommand::Lookup { name, json } => {
+            let status: Status = client.get("/v1/status")?;
+            let found = lookup::ask(status.dns.into(), &name)?
+                .with_context(|| format!("nothing is known by {name}"))?;
+            show::data(json.json, &found, show::looked_up);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! The daemon: starts everything in order, answers the API, stops everything in order. Decisions are made elsewhere.
+
+mod api;
+mod attach;
+mod attachments;
+mod core_thread;
+mod disk;
+mod dns;
+mod kernel_thread;
+mod publish;
+mod rows;
+mod services;
+mod start;
+mod state;
+mod stop;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use weft_carrier::Carrier;
+use weft_core::control::{EndpointRow, ErrorKind, NameRow, NodeRow, PeerRow, ServiceRow, Status, TokenReply, TokenRequest};
+use weft_core::node::{Command, Reply};
+use weft_core::view::{EndpointKind, Liveness, View};
+use weft_kernel::Domain;
+
+use api::ApiError;
+use attachments::Attachments;
+use core_thread::{Core, Message};
+use disk::Disk;
+use kernel_thread::Kernel;
+use publish::Placeholders;
+
+pub(crate) use start::run;
+pub(crate) use stop::{forget, teardown_without_daemon};
+
+/// All parts of a running daemon, as its API and its tasks see them.
+pub(crate) struct Daemon {
+    pub(crate) core: Core,
+    pub(crate) kernel: Kernel,
+    pub(crate) domain: Arc<Domain>,
+    pub(crate) carrier: Arc<Carrier>,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) attachments: Mutex<Attachments>,
+    /// One at a time: two callers must not attach one namespace at once.
+    pub(crate) attaching: tokio::sync::Mutex<()>,
+    pub(crate) placeholders: tokio::sync::Mutex<Placeholders>,
+    pub(crate) stop: Stop,
+    pub(crate) started: Instant,
+    pub(crate) port: u16,
+    pub(crate) netns: String,
+    pub(crate) cipher: &'static str,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) state_dir: PathBuf,
+}
+
+/// How the daemon is asked to end.
+#[derive(Default)]
+pub(crate) struct Stop {
+    /// `weft down` asks to remove everything; told when it is done.
+    pub(crate) down: Mutex<Option<tokio::sync::oneshot::Sender<Vec<String>>>>,
+    pub(crate) asked: Notify,
+}
+
+impl Daemon {
+    /// The newest view.
+    pub(crate) fn view(&self) -> Result<Arc<View>, ApiError> {
+        self.core.view().ok_or_else(|| ApiError::new(ErrorKind::Unavailable, "the daemon is still starting; try again"))
+    }
+
+    pub(crate) async fn status(&self) -> Result<Status, ApiError> {
+        let view = self.view()?;
+        let mine = |kind| view.endpoints.iter().filter(move |e| e.node == view.me && e.kind == kind);
+        let mut warnings = self.warnings.clone();
+        warnings.extend(self.kernel.trouble().map(|trouble| format!("the kernel is not as it should be: {trouble}")));
+        warnings.extend(self.core.alarms());
+        warnings.extend(rows::services(&view).into_iter().flat_map(|service| service.conflicts));
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: view.me.short(),
+            name: rows::node_name(&view, &view.me),
+            cluster: view.cluster.to_string(),
+            pid: std::process::id(),
+            uptime_secs: self.started.elapsed().as_secs(),
+            port: self.port,
+            range: view.plan.range,
+            host_ip: mine(EndpointKind::Host).next().map(|e| e.ip),
+            dns: view.plan.dns4(),
+            netns: self.netns.clone(),
+            nodes_alive: view.members.iter().filter(|m| m.liveness != Liveness::Down).count(),
+            nodes: view.members.len(),
+            endpoints_local: mine(EndpointKind::Container).count(),
+            endpoints: view.endpoints.iter().filter(|e| e.kind == EndpointKind::Container).count(),
+            services: view.services.len(),
+            cipher: self.cipher.to_owned(),
+            host_changes: self.kernel.host_changes(),
+            warnings,
+        })
+    }
+
+    pub(crate) async fn peers(&self) -> Result<Vec<PeerRow>, ApiError> {
+        let view = self.view()?;
+        let known = self.core.peers().await;
+        let counters = self.carrier.counters();
+        Ok(rows::peers(&view, &known, |id| counters.peer(id)))
+    }
+
+    pub(crate) fn endpoints(&self) -> Result<Vec<EndpointRow>, ApiError> {
+        Ok(rows::endpoints(&*self.view()?))
+    }
+
+    pub(crate) fn nodes(&self) -> Result<Vec<NodeRow>, ApiError> {
+        Ok(rows::nodes(&*self.view()?))
+    }
+
+    pub(crate) fn services(&self) -> Result<Vec<ServiceRow>, ApiError> {
+        Ok(rows::services(&*self.view()?))
+    }
+
+    pub(crate) fn names(&self) -> Result<Vec<NameRow>, ApiError> {
+        Ok(rows::names(&*self.view()?))
+    }
+
+    pub(crate) async fn token(&self, request: TokenRequest) -> Result<TokenReply, ApiError> {
+        match self.core.command(Command::MintToken(request)).await? {
+            Reply::Token(token) => Ok(TokenReply { token }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Removes everything and ends the daemon.
+    pub(crate) async fn down(&self) -> Result<(), ApiError> {
+        let (sender, done) = tokio::sync::oneshot::channel();
+        *self.stop.down.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        self.core.tell(Message::Leave);
+        self.stop.asked.notify_one();
+        let errors = done.await.map_err(|_| ApiError::new(ErrorKind::Internal, "the daemon ended before all was removed"))?;
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(ApiError::new(ErrorKind::Internal, format!("not everything could be removed: {}", errors.join("; "))))
+    }
+}
+
+pub(crate) fn unexpected(reply: &Reply) -> ApiError {
+    ApiError::new(ErrorKind::Internal, format!("the core answered something else: {reply:?}"))
+}
