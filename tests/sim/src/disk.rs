@@ -1,0 +1,75 @@
+//! A disk that keeps whole batches in order, and forgets what it had not synced when the power goes.
+
+use std::collections::VecDeque;
+
+use weft_core::crypto::Random;
+
+/// One host's disk.
+pub struct Disk<B> {
+    durable: Vec<B>,
+    written: VecDeque<(u64, B)>,
+}
+
+impl<B> Default for Disk<B> {
+    fn default() -> Self {
+        Self {
+            durable: Vec::new(),
+            written: VecDeque::new(),
+        }
+    }
+}
+
+impl<B> Disk<B> {
+    /// What a start would find.
+    pub fn durable(&self) -> &[B] {
+        &self.durable
+    }
+
+    /// Takes a batch, not yet for good.
+    pub fn write(&mut self, id: u64, batch: B) {
+        self.written.push_back((id, batch));
+    }
+
+    /// Keeps for good all batches up to `id`. Says whether it had that one still to keep.
+    pub fn sync(&mut self, id: u64) -> bool {
+        if !self.written.iter().any(|(written, _)| *written == id) {
+            return false;
+        }
+        while let Some((written, batch)) = self.written.pop_front() {
+            self.durable.push(batch);
+            if written == id {
+                break;
+            }
+        }
+        true
+    }
+
+    /// The power goes. Of what was not synced some first part may have reached the disk, nobody knows how much; each
+    /// batch is there as a whole or not at all, as an ACID store promises.
+    pub fn lose_power(&mut self, random: &mut Random) {
+        let kept = random.range(self.written.len() as u64 + 1) as usize;
+        let kept = self.written.drain(..kept).map(|(_, batch)| batch);
+        self.durable.extend(kept);
+        self.written.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_synced_batch_survives_and_the_rest_is_a_prefix() {
+        for seed in 0..50 {
+            let mut random = Random::from_seed([seed; 32]);
+            let mut disk = Disk::default();
+            (0..6).for_each(|id| disk.write(id, id));
+            assert!(disk.sync(2));
+            disk.lose_power(&mut random);
+            let found = disk.durable();
+            assert!(found.len() >= 3);
+            assert!(found.iter().copied().eq(0..found.len() as u64));
+            assert!(!disk.sync(5));
+        }
+    }
+}
