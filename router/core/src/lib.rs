@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod catalog;
 pub mod control;
 pub mod crypto;
 pub mod hlc;

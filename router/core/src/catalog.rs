@@ -1,0 +1,742 @@
+//! All records of the cluster, and how they merge.
+//!
+//! INVARIANT: the catalog is the join of all records it was given, whatever order they came in and however often:
+//! - a writer's slot (kind, key) holds its record with the highest (generation, sequence);
+//! - what a writer's checkpoint voids (owner-written kinds below its floor) is not held;
+//! - of two different records with one writer, generation and sequence, which only a clone of the writer can make, the
+//!   one with the lower hash stays, and an alarm is raised.
+//!
+//! INVARIANT: what is applied is a function of what is held (and, for stamps from the future, of the wall clock): of
+//! owner-written kinds each writer's own record; of cluster-wide kinds the one with the highest (stamp, writer,
+//! generation, sequence, hash) over all writers.
+//!
+//! INVARIANT: `complete` of a writer never passes a record of it that still counts and is not held. It only steers what
+//! is fetched: a record is taken whether it lies below or above.
+//!
+//! INVARIANT: this node's own sequence never begins anew, in no start: [`Catalog::restore`] takes it from disk, and
+//! [`crate::sync`] fetches from the peers what a restored disk has lost before anything is written.
+//!
+//! Removing: owner-written tombstones go when their writer, from time to time, writes anew what still holds and then a
+//! checkpoint; cluster-wide ones when all members are known to have them and they are an hour old.
+
+mod log;
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::crypto::sha256_parts;
+use crate::hlc::{Clock, Stamp};
+use crate::identity::Identity;
+use crate::model::{AddressPlan, ClusterId, Generation, NodeId, WallMicros};
+use crate::record::{Draft, RESERVED_KINDS, Record, RecordError, be_u64};
+use crate::roster::{Rights, Roster, Standing};
+use crate::store::{Batch, Key, Stored, Table};
+use crate::value::{Kind, Lineage, Object, Scope, checkpoint, read_checkpoint};
+
+use log::{Log, Slot, slot_of};
+pub use read::Duplicate;
+use read::decode;
+
+/// Stands in the writers' states for the cluster-wide objects of all writers together.
+pub const SHARED: NodeId = NodeId([0; 32]);
+
+/// Tombstones that a node keeps in its own log before it writes what holds anew, with a checkpoint.
+const MAX_GRAVES: usize = 512;
+/// A cluster-wide tombstone is kept at least so long.
+const GRAVE_AGE: Duration = Duration::from_secs(3600);
+/// Records of other writers that a cluster-wide record names as known.
+const MAX_COVERS: usize = 8;
+/// The store's notes on a log stand where no record's kind can.
+const NOTE: u8 = RESERVED_KINDS;
+
+/// Why a record was not taken. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DropReason {
+    /// It is held already.
+    #[error("known")]
+    Known,
+    /// A later one of its writer is held, or a checkpoint voids it.
+    #[error("superseded")]
+    Superseded,
+    /// The roster doesn't know the writer (yet).
+    #[error("unknown writer")]
+    UnknownWriter,
+    /// The writer was revoked before it.
+    #[error("revoked writer")]
+    Revoked,
+    /// The writer has no right to write this kind.
+    #[error("no right to write this")]
+    NoRight,
+    /// The signature is wrong.
+    #[error("bad signature")]
+    BadSignature,
+    /// The writer has too many records.
+    #[error("the writer has too many records")]
+    Limit,
+    /// Another record of the same writer, generation and sequence is held: the writer runs twice.
+    #[error("two records of {0} with one sequence: the node runs twice")]
+    Clone(NodeId),
+}
+
+/// A record was taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// To be written.
+    pub batch: Batch,
+    /// Something a person must know.
+    pub alarm: Option<String>,
+}
+
+/// Why nothing was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// The object is larger than a record.
+    #[error("names, labels and ports together are too long for one record (about 700 characters)")]
+    TooLarge,
+    /// This node has too many records.
+    #[error("this node has too many objects (10,000 records, 4 MiB)")]
+    Full,
+    /// Grants can't be taken back.
+    #[error("a part of the range that was given away can't be taken back")]
+    Permanent,
+}
+
+/// What was written: records to send once the batch is on disk. Empty when all was so already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// For [`crate::sync::Sync::on_local`].
+    pub records: Vec<Record>,
+    /// To be written first.
+    pub batch: Batch,
+}
+
+/// How far one writer's log is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriterState {
+    /// All that counts up to this sequence is held.
+    pub complete: u64,
+    /// XOR over what is held.
+    pub sum: u64,
+}
+
+/// All records.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    me: NodeId,
+    cluster: ClusterId,
+    plan: AddressPlan,
+    generation: Generation,
+    clock: Clock,
+    logs: BTreeMap<NodeId, Log>,
+    /// Who holds a record in a cluster-wide slot.
+    shared: BTreeMap<Slot, BTreeSet<NodeId>>,
+    shared_sum: u64,
+    revision: u64,
+    /// The first sequence written in this start.
+    first_own: Option<u64>,
+    collided: bool,
+}
+
+impl Catalog {
+    /// An empty one.
+    pub fn new(me: NodeId, cluster: ClusterId, plan: AddressPlan, generation: Generation) -> Self {
+        Self {
+            me,
+            cluster,
+            plan,
+            generation,
+            clock: Clock::default(),
+            logs: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            shared_sum: 0,
+            revision: 0,
+            first_own: None,
+            collided: false,
+        }
+    }
+
+    /// Takes in what was on disk. Rows that can't be read are left out: peers still have them.
+    pub fn restore(&mut self, stored: &Stored, wall: WallMicros) {
+        let mut notes = Vec::new();
+        for (key, bytes) in stored.rows(Table::OwnRecords) {
+            match key.first() {
+                Some(&NOTE) => notes.push((self.me, bytes)),
+                _ => self.restore_record(bytes, wall),
+            }
+        }
+        for (key, bytes) in stored.rows(Table::Records) {
+            match key.split_first_chunk::<32>() {
+                Some((writer, [NOTE, ..])) => notes.push((NodeId(*writer), bytes)),
+                _ => self.restore_record(bytes, wall),
+            }
+        }
+        for (writer, note) in notes {
+            if let Some((complete, top)) = note.split_first_chunk::<8>() {
+                let log = self.logs.entry(writer).or_default();
+                log.top = log.top.max(be_u64(top));
+                log.complete = log.complete.max(be_u64(complete));
+            }
+        }
+    }
+
+    /// Grows with every change.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// An 8-byte roll-up: equal for equal catalogs, different (but for chance) for others.
+    pub fn digest(&self) -> u64 {
+        let logs = self
+            .logs
+            .iter()
+            .filter(|(_, log)| log.complete > 0 || log.sum > 0);
+        logs.fold(self.shared_sum, |sum, (writer, log)| {
+            let parts = [
+                &writer.0[..],
+                &log.complete.to_be_bytes(),
+                &log.sum.to_be_bytes(),
+            ];
+            sum ^ be_u64(&sha256_parts(&parts)[..8])
+        })
+    }
+
+    /// How far each log is known; under [`SHARED`] the roll-up of the cluster-wide objects.
+    pub fn writer_state(&self) -> BTreeMap<NodeId, WriterState> {
+        let logs = self.logs.iter();
+        let mut states: BTreeMap<NodeId, WriterState> = logs
+            .map(|(writer, log)| {
+                (
+                    *writer,
+                    WriterState {
+                        complete: log.complete,
+                        sum: log.sum,
+                    },
+                )
+            })
+            .collect();
+        states.insert(
+            SHARED,
+            WriterState {
+                complete: 0,
+                sum: self.shared_sum,
+            },
+        );
+        states
+    }
+
+    /// The state of one log.
+    pub fn state_of(&self, writer: &NodeId) -> WriterState {
+        if *writer == SHARED {
+            return WriterState {
+                complete: 0,
+                sum: self.shared_sum,
+            };
+        }
+        self.logs
+            .get(writer)
+            .map_or(WriterState::default(), |log| WriterState {
+                complete: log.complete,
+                sum: log.sum,
+            })
+    }
+
+    /// Records held of a writer above a sequence, in order.
+    pub fn records_after(&self, writer: &NodeId, sequence: u64) -> Vec<Record> {
+        let log = self.logs.get(writer).into_iter();
+        log.flat_map(|log| log.after(sequence)).cloned().collect()
+    }
+
+    /// All that counts in a writer's roll-up; under [`SHARED`] the winners of all cluster-wide slots.
+    pub fn records_that_count(&self, writer: &NodeId) -> Vec<Record> {
+        if *writer == SHARED {
+            let winners = self
+                .shared
+                .keys()
+                .filter_map(|slot| self.winner(slot, None));
+            return winners.cloned().collect();
+        }
+        let mut records = self.records_after(writer, 0);
+        records.retain(|r| r.kind().scope() != Scope::Shared);
+        records
+    }
+
+    /// The last sequence of a writer that was seen: what a revocation names.
+    pub fn last_sequence(&self, writer: &NodeId) -> u64 {
+        self.logs.get(writer).map_or(0, |log| log.top)
+    }
+
+    /// Writes an object of this node, or a cluster-wide one in its name. Nothing happens when it is so already.
+    pub fn put(
+        &mut self,
+        object: &Object,
+        identity: &Identity,
+        wall: WallMicros,
+    ) -> Result<Written, WriteError> {
+        let slot = (object.kind(), object.key());
+        let value = match object.kind().scope() {
+            Scope::Shared => {
+                if self.shared_object(slot.0, &slot.1, wall).as_ref() == Some(object)
+                    && self.is_settled(&slot)
+                {
+                    return Ok(Written::default());
+                }
+                object.encode(self.lineage(&slot, wall))
+            }
+            _ => object.encode(Lineage::default()),
+        };
+        if self
+            .held(&self.me, &slot)
+            .is_some_and(|r| !r.is_tombstone() && r.value() == value)
+        {
+            return Ok(Written::default());
+        }
+        let network = object.network_number(&self.plan);
+        self.write(&slot, Some(&value), network, identity, wall)
+    }
+
+    /// Says that an object is gone: one of this node's own, or a cluster-wide one whoever wrote it.
+    pub fn remove(
+        &mut self,
+        kind: Kind,
+        key: &[u8],
+        identity: &Identity,
+        wall: WallMicros,
+    ) -> Result<Written, WriteError> {
+        let slot = (kind, key.to_vec());
+        if kind == Kind::GRANT {
+            return Err(WriteError::Permanent);
+        }
+        let present = match kind.scope() {
+            Scope::Shared => self.winner(&slot, Some(wall)),
+            _ => self.held(&self.me, &slot),
+        };
+        match present.filter(|r| !r.is_tombstone()).map(Record::network) {
+            Some(network) => self.write(&slot, None, network, identity, wall),
+            None => Ok(Written::default()),
+        }
+    }
+
+    /// Takes a record of any writer. It needn't be in order.
+    pub fn insert(
+        &mut self,
+        record: &Record,
+        roster: &Roster,
+        wall: WallMicros,
+    ) -> Result<Applied, DropReason> {
+        let writer = record.writer();
+        self.check_place(record)?;
+        check_writer(record, roster)?;
+        if !record.verify(&self.cluster) {
+            return Err(DropReason::BadSignature);
+        }
+        if self.is_superseded(record) {
+            self.logs.entry(writer).or_default().saw(record.sequence());
+            return Err(DropReason::Superseded);
+        }
+        let mut applied = Applied::default();
+        if let Some(other) = self.twin(record) {
+            let alarm = DropReason::Clone(writer);
+            if other.hash() < record.hash() {
+                return Err(alarm);
+            }
+            applied.alarm = Some(alarm.to_string());
+            let slot = slot_of(other);
+            self.erase(&writer, &slot, &mut applied.batch);
+        }
+        if self
+            .logs
+            .get(&writer)
+            .is_some_and(|log| log.is_full_for(record))
+        {
+            return Err(DropReason::Limit);
+        }
+        let unexpected = writer == self.me
+            && record.generation() != self.generation
+            && self
+                .first_own
+                .is_some_and(|first| record.sequence() >= first);
+        self.collided |= unexpected;
+        self.hold(record.clone(), wall, &mut applied.batch);
+        Ok(applied)
+    }
+
+    /// Somebody sent all that counts of a writer from one sequence up to another.
+    pub fn extend(&mut self, writer: &NodeId, from: u64, upto: u64) -> Batch {
+        let mut batch = Batch::new();
+        if let Some(log) = self.logs.get_mut(writer) {
+            let before = log.complete;
+            log.extend(from, upto);
+            if log.complete != before {
+                self.revision += 1;
+                self.note(writer, &mut batch);
+            }
+        }
+        batch
+    }
+
+    /// This node learnt own records that it had lost, after it had written new ones under their sequences (it waited for
+    /// its peers in vain). Writes what this start wrote once more, above all of them.
+    pub fn repair(&mut self, identity: &Identity, wall: WallMicros) -> Result<Written, WriteError> {
+        let mut written = Written::default();
+        if !std::mem::take(&mut self.collided) {
+            return Ok(written);
+        }
+        let first = self.first_own.unwrap_or_default();
+        let mine: Vec<Record> = self
+            .records_after(&self.me, first.saturating_sub(1))
+            .into_iter()
+            .filter(|r| r.generation() == self.generation)
+            .collect();
+        self.first_own = None;
+        for record in mine {
+            self.rewrite(&record, identity, wall, &mut written)?;
+        }
+        Ok(written)
+    }
+
+    /// Has this node written under sequences that its own lost log holds too? Then [`Self::repair`].
+    pub fn needs_repair(&self) -> bool {
+        self.collided
+    }
+
+    /// Drops what a change of the roster made void. Call it after every one.
+    pub fn prune(&mut self, roster: &Roster) -> Batch {
+        let mut batch = Batch::new();
+        let writers: Vec<NodeId> = self
+            .logs
+            .keys()
+            .copied()
+            .filter(|w| *w != self.me)
+            .collect();
+        for writer in writers {
+            let last = match roster.standing(&writer) {
+                Standing::Member(_) => continue,
+                Standing::Revoked(last, _) => last,
+                Standing::Unknown => 0,
+            };
+            for record in self.records_after(&writer, last) {
+                self.erase(&writer, &slot_of(&record), &mut batch);
+            }
+            if let Some(log) = self.logs.get_mut(&writer) {
+                log.cut(last);
+            }
+            self.revision += 1;
+            self.note(&writer, &mut batch);
+        }
+        batch
+    }
+
+    /// Forgets cluster-wide objects that are gone, where all members are known to have held what this catalog held at
+    /// revision `settled`.
+    pub fn collect(&mut self, wall: WallMicros, settled: u64) -> Batch {
+        let mut batch = Batch::new();
+        let mut slots: Vec<Slot> = self.shared.keys().cloned().collect();
+        slots.retain(|slot| self.is_forgettable(slot, wall, settled));
+        for slot in slots {
+            for writer in self.shared.get(&slot).cloned().unwrap_or_default() {
+                self.erase(&writer, &slot, &mut batch);
+            }
+        }
+        batch
+    }
+
+    fn is_forgettable(&self, slot: &Slot, wall: WallMicros, settled: u64) -> bool {
+        let old =
+            |stamp: Stamp| wall.0.saturating_sub(stamp.wall().0) > GRAVE_AGE.as_micros() as u64;
+        let gone = self
+            .winner(slot, None)
+            .is_some_and(|r| r.is_tombstone() && old(r.stamp()));
+        let logs = || {
+            self.shared
+                .get(slot)
+                .into_iter()
+                .flatten()
+                .filter_map(|w| self.logs.get(w))
+        };
+        gone && logs().all(|log| {
+            log.slots
+                .get(slot)
+                // The last record of a log stays: it proves how far the log goes.
+                .is_none_or(|held| held.since <= settled && held.record.sequence() < log.top)
+        })
+    }
+
+    fn is_settled(&self, slot: &Slot) -> bool {
+        let writers = self.shared.get(slot).into_iter().flatten();
+        let live = writers.filter(|w| self.held(w, slot).is_some_and(|r| !r.is_tombstone()));
+        live.count() <= 1
+    }
+
+    fn lineage(&self, slot: &Slot, wall: WallMicros) -> Lineage {
+        let born = self
+            .winner(slot, Some(wall))
+            .and_then(decode)
+            .map(|(_, lineage)| lineage.born);
+        let writers = self.shared.get(slot).into_iter().flatten();
+        let mut known: Vec<&Record> = writers
+            .filter(|w| **w != self.me)
+            .filter_map(|w| self.held(w, slot))
+            .collect();
+        known.sort_by_key(|r| std::cmp::Reverse(rank(r)));
+        let covers = known.iter().take(MAX_COVERS).map(|r| {
+            let mut short = [0; 8];
+            short.copy_from_slice(&r.writer().0[..8]);
+            (short, r.sequence())
+        });
+        // A new object is born a moment before its record is stamped, on the same clock.
+        Lineage {
+            born: born.unwrap_or_else(|| self.clock.clone().tick(wall)),
+            covers: covers.collect(),
+        }
+    }
+
+    fn write(
+        &mut self,
+        slot: &Slot,
+        value: Option<&[u8]>,
+        network: u16,
+        identity: &Identity,
+        wall: WallMicros,
+    ) -> Result<Written, WriteError> {
+        let mut written = Written::default();
+        self.append(slot, value, network, identity, wall, &mut written)?;
+        if self
+            .logs
+            .get(&self.me)
+            .is_some_and(|log| log.graves > MAX_GRAVES)
+        {
+            self.compact(identity, wall, &mut written)?;
+        }
+        Ok(written)
+    }
+
+    /// Writes the next record of the own log.
+    fn append(
+        &mut self,
+        slot: &Slot,
+        value: Option<&[u8]>,
+        network: u16,
+        identity: &Identity,
+        wall: WallMicros,
+        written: &mut Written,
+    ) -> Result<(), WriteError> {
+        debug_assert_eq!(identity.id(), self.me);
+        let mut clock = self.clock;
+        let sequence = self
+            .last_sequence(&self.me)
+            .checked_add(1)
+            .ok_or(WriteError::Full)?;
+        let draft = Draft {
+            generation: self.generation,
+            sequence,
+            stamp: clock.tick(wall),
+            network,
+            kind: slot.0,
+            key: &slot.1,
+            value,
+        };
+        let record = Record::sign(&self.cluster, identity, &draft).map_err(|e| match e {
+            RecordError::Length | RecordError::Header => WriteError::TooLarge,
+        })?;
+        let full = self
+            .logs
+            .get(&self.me)
+            .is_some_and(|log| log.is_full_for(&record));
+        if full && value.is_some() {
+            return Err(WriteError::Full);
+        }
+        self.clock = clock;
+        self.first_own.get_or_insert(sequence);
+        self.hold(record.clone(), wall, &mut written.batch);
+        let log = self.logs.entry(self.me).or_default();
+        log.complete = log.top;
+        self.note(&self.me.clone(), &mut written.batch);
+        written.records.push(record);
+        Ok(())
+    }
+
+    /// Writes all own records of owner-written kinds that still hold anew, then a checkpoint that voids the older ones.
+    fn compact(
+        &mut self,
+        identity: &Identity,
+        wall: WallMicros,
+        written: &mut Written,
+    ) -> Result<(), WriteError> {
+        let floor = self.last_sequence(&self.me).saturating_add(1);
+        let mut mine = self.records_that_count(&self.me);
+        mine.retain(|r| {
+            r.kind().scope() == Scope::Own && r.kind() != Kind::CHECKPOINT && !r.is_tombstone()
+        });
+        for record in mine {
+            self.rewrite(&record, identity, wall, written)?;
+        }
+        let slot = (Kind::CHECKPOINT, Vec::new());
+        self.append(&slot, Some(&checkpoint(floor)), 0, identity, wall, written)
+    }
+
+    fn rewrite(
+        &mut self,
+        record: &Record,
+        identity: &Identity,
+        wall: WallMicros,
+        written: &mut Written,
+    ) -> Result<(), WriteError> {
+        let value = (!record.is_tombstone()).then(|| record.value());
+        self.append(
+            &slot_of(record),
+            value,
+            record.network(),
+            identity,
+            wall,
+            written,
+        )
+    }
+
+    fn check_place(&self, record: &Record) -> Result<(), DropReason> {
+        let Some(log) = self.logs.get(&record.writer()) else {
+            return Ok(());
+        };
+        if log
+            .at(record.place())
+            .is_some_and(|r| r.hash() == record.hash())
+        {
+            return Err(DropReason::Known);
+        }
+        // Not worth a check of its signature.
+        if record.sequence() <= log.complete && self.is_superseded(record) {
+            return Err(DropReason::Superseded);
+        }
+        Ok(())
+    }
+
+    fn is_superseded(&self, record: &Record) -> bool {
+        let Some(log) = self.logs.get(&record.writer()) else {
+            return false;
+        };
+        let void = record.kind().scope() == Scope::Own && record.sequence() < log.floor;
+        void || log
+            .record(&slot_of(record))
+            .is_some_and(|r| r.place() > record.place())
+    }
+
+    fn twin(&self, record: &Record) -> Option<&Record> {
+        self.logs.get(&record.writer())?.at(record.place())
+    }
+
+    /// Puts a record that was checked into its slot.
+    fn hold(&mut self, record: Record, wall: WallMicros, batch: &mut Batch) {
+        let writer = record.writer();
+        let slot = slot_of(&record);
+        self.clock.observe(record.stamp(), wall);
+        self.revision += 1;
+        batch.put(self.row(&writer, &slot), record.bytes());
+        let floor = match record.kind() {
+            Kind::CHECKPOINT => read_checkpoint(record.value()).filter(|f| *f <= record.sequence()),
+            _ => None,
+        };
+        let before = self.mark(&slot);
+        if slot.0.scope() == Scope::Shared {
+            self.shared.entry(slot.clone()).or_default().insert(writer);
+        }
+        let revision = self.revision;
+        self.logs.entry(writer).or_default().put(record, revision);
+        self.shared_sum ^= before ^ self.mark(&slot);
+        if let Some(floor) = floor {
+            self.raise_floor(&writer, floor, batch);
+        }
+        self.note(&writer, batch);
+    }
+
+    fn raise_floor(&mut self, writer: &NodeId, floor: u64, batch: &mut Batch) {
+        let Some(log) = self.logs.get_mut(writer) else {
+            return;
+        };
+        log.floor = log.floor.max(floor);
+        for slot in log.below_floor() {
+            self.erase(writer, &slot, batch);
+        }
+    }
+
+    fn erase(&mut self, writer: &NodeId, slot: &Slot, batch: &mut Batch) {
+        let before = self.mark(slot);
+        let removed = self.logs.get_mut(writer).and_then(|log| log.remove(slot));
+        if removed.is_none() {
+            return;
+        }
+        if let Some(writers) = self.shared.get_mut(slot) {
+            writers.remove(writer);
+            if writers.is_empty() {
+                self.shared.remove(slot);
+            }
+        }
+        self.shared_sum ^= before ^ self.mark(slot);
+        self.revision += 1;
+        batch.delete(self.row(writer, slot));
+    }
+
+    /// What a cluster-wide slot adds to the roll-up. It does not depend on the wall clock, nor on whether a tombstone
+    /// was collected already.
+    fn mark(&self, slot: &Slot) -> u64 {
+        if slot.0.scope() != Scope::Shared {
+            return 0;
+        }
+        let live = self.winner(slot, None).filter(|r| !r.is_tombstone());
+        live.map_or(0, Record::short_hash)
+    }
+
+    fn restore_record(&mut self, bytes: &[u8], wall: WallMicros) {
+        let Ok(record) = Record::parse(bytes) else {
+            return;
+        };
+        if !self.is_superseded(&record) {
+            self.hold(record, wall, &mut Batch::new());
+        }
+    }
+
+    fn row(&self, writer: &NodeId, slot: &Slot) -> Key {
+        self.key(writer, slot.0.0, &slot.1)
+    }
+
+    fn key(&self, writer: &NodeId, kind: u8, key: &[u8]) -> Key {
+        if *writer == self.me {
+            Table::OwnRecords.key(&[&[kind], key])
+        } else {
+            Table::Records.key(&[&writer.0, &[kind], key])
+        }
+    }
+
+    /// Notes how far a log is known.
+    fn note(&self, writer: &NodeId, batch: &mut Batch) {
+        let Some(log) = self.logs.get(writer) else {
+            return;
+        };
+        let note = [log.complete.to_be_bytes(), log.top.to_be_bytes()].concat();
+        batch.put(self.key(writer, NOTE, &[]), note);
+    }
+}
+
+/// The order in which cluster-wide records win.
+fn rank(record: &Record) -> (Stamp, NodeId, (Generation, u64), [u8; 32]) {
+    (
+        record.stamp(),
+        record.writer(),
+        record.place(),
+        *record.hash(),
+    )
+}
+
+fn check_writer(record: &Record, roster: &Roster) -> Result<(), DropReason> {
+    let rights = match roster.standing(&record.writer()) {
+        Standing::Unknown => return Err(DropReason::UnknownWriter),
+        Standing::Revoked(last, _) if record.sequence() > last => return Err(DropReason::Revoked),
+        Standing::Revoked(_, rights) | Standing::Member(rights) => rights,
+    };
+    if record.kind().scope() == Scope::Shared && !rights.has(Rights::PUBLISH) {
+        return Err(DropReason::NoRight);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! What the records say, decoded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use crate::hlc::Stamp;
+use crate::model::{NodeId, WallMicros};
+use crate::record::Record;
+use crate::value::{Grant, Kind, Lineage, Network, NodeInfo, Object, Scope};
+use crate::view::{Endpoint, ManualName, PublishConflict, Service};
+
+use super::log::Slot;
+use super::{Catalog, rank};
+
+/// Two different objects were created under one name while their writers did not hear of each other: one is applied,
+/// this one is not. Writing or removing the name settles it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Duplicate {
+    /// Who wrote the one that is applied.
+    pub kept: NodeId,
+    /// Who wrote this one.
+    pub lost: NodeId,
+    /// What is not applied.
+    pub object: Object,
+}
+
+impl Catalog {
+    /// What nodes say of themselves.
+    pub fn nodes(&self) -> BTreeMap<NodeId, NodeInfo> {
+        self.own_objects(Kind::NODE_INFO)
+            .filter_map(|(writer, object)| match object {
+                Object::NodeInfo(info) => Some((writer, info)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Endpoints in the order of their ids, but for those of `hidden` nodes.
+    pub fn endpoints(&self, hidden: &BTreeSet<NodeId>) -> Vec<Endpoint> {
+        let mut endpoints: Vec<Endpoint> = self
+            .own_objects(Kind::ENDPOINT)
+            .filter(|(writer, _)| !hidden.contains(writer))
+            .filter_map(|(_, object)| match object {
+                Object::Endpoint(endpoint) => Some(endpoint),
+                _ => None,
+            })
+            .collect();
+        endpoints.sort_by_key(|e| (e.id, e.node));
+        endpoints
+    }
+
+    /// All grants with their writers: what the ring is computed from.
+    pub fn grants(&self) -> Vec<(NodeId, Grant)> {
+        self.own_objects(Kind::GRANT)
+            .filter_map(|(writer, object)| match object {
+                Object::Grant(grant) => Some((writer, grant)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Published ports that nodes can't serve, but for those of `hidden` nodes.
+    pub fn conflicts(&self, hidden: &BTreeSet<NodeId>) -> Vec<PublishConflict> {
+        self.own_objects(Kind::PUBLISH_CONFLICT)
+            .filter(|(writer, _)| !hidden.contains(writer))
+            .filter_map(|(_, object)| match object {
+                Object::PublishConflict(conflict) => Some(conflict),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Services in the order of their names.
+    pub fn services(&self, wall: WallMicros) -> Vec<Service> {
+        self.shared_objects(Kind::SERVICE, wall)
+            .filter_map(|object| match object {
+                Object::Service(service) => Some(service),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Manual names in their order.
+    pub fn names(&self, wall: WallMicros) -> Vec<ManualName> {
+        self.shared_objects(Kind::NAME, wall)
+            .filter_map(|object| match object {
+                Object::Name(name) => Some(name),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Networks besides `default`, in the order of their names.
+    pub fn networks(&self, wall: WallMicros) -> Vec<Network> {
+        self.shared_objects(Kind::NETWORK, wall)
+            .filter_map(|object| match object {
+                Object::Network(network) => Some(network),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Objects that lost their name to another one created in a split.
+    pub fn duplicates(&self, wall: WallMicros) -> Vec<Duplicate> {
+        self.shared
+            .keys()
+            .flat_map(|slot| self.duplicates_of(slot, wall))
+            .collect()
+    }
+
+    /// Every address that an endpoint or a service holds, also of nodes that are Down.
+    pub fn used_addresses(&self, wall: WallMicros) -> BTreeSet<Ipv4Addr> {
+        let endpoints = self.endpoints(&BTreeSet::new()).into_iter().map(|e| e.ip);
+        let services = self.services(wall).into_iter().map(|s| s.vip);
+        let lost = self
+            .duplicates(wall)
+            .into_iter()
+            .filter_map(|d| match d.object {
+                Object::Service(service) => Some(service.vip),
+                _ => None,
+            });
+        endpoints.chain(services).chain(lost).collect()
+    }
+
+    /// When the next record that is kept but not applied becomes due.
+    pub fn next_due(&self, wall: WallMicros) -> Option<WallMicros> {
+        self.shared
+            .iter()
+            .flat_map(|(slot, writers)| writers.iter().filter_map(|w| self.held(w, slot)))
+            .map(Record::stamp)
+            .filter(|stamp| !stamp.is_due(wall))
+            .map(Stamp::due_at)
+            .min()
+    }
+
+    /// A writer's own object under a key.
+    pub fn own_object(&self, writer: &NodeId, kind: Kind, key: &[u8]) -> Option<Object> {
+        decode(self.held(writer, &(kind, key.to_vec()))?).map(|(object, _)| object)
+    }
+
+    /// The cluster-wide object that is applied under a key.
+    pub fn shared_object(&self, kind: Kind, key: &[u8], wall: WallMicros) -> Option<Object> {
+        decode(self.winner(&(kind, key.to_vec()), Some(wall))?).map(|(object, _)| object)
+    }
+
+    fn own_objects(&self, kind: Kind) -> impl Iterator<Item = (NodeId, Object)> {
+        debug_assert_eq!(kind.scope(), Scope::Own);
+        self.logs.iter().flat_map(move |(writer, log)| {
+            log.slots
+                .range((kind, Vec::new())..(Kind(kind.0 + 1), Vec::new()))
+                .filter_map(move |(_, held)| Some((*writer, decode(&held.record)?.0)))
+        })
+    }
+
+    fn shared_objects(&self, kind: Kind, wall: WallMicros) -> impl Iterator<Item = Object> {
+        self.shared
+            .range((kind, Vec::new())..(Kind(kind.0 + 1), Vec::new()))
+            .filter_map(move |(slot, _)| Some(decode(self.winner(slot, Some(wall))?)?.0))
+    }
+
+    fn duplicates_of(&self, slot: &Slot, wall: WallMicros) -> Vec<Duplicate> {
+        let Some(kept) = self.winner(slot, Some(wall)) else {
+            return Vec::new();
+        };
+        let Some((_, lineage)) = decode(kept) else {
+            return Vec::new();
+        };
+        let others = self.shared.get(slot).into_iter().flatten();
+        others
+            .filter_map(|writer| self.held(writer, slot))
+            .filter(|r| r.writer() != kept.writer() && r.stamp().is_due(wall))
+            .filter(|r| !is_covered(r, &lineage))
+            .filter_map(|lost| {
+                let (object, other) = decode(lost)?;
+                (other.born != lineage.born).then_some(Duplicate {
+                    kept: kept.writer(),
+                    lost: lost.writer(),
+                    object,
+                })
+            })
+            .collect()
+    }
+
+    /// The record that wins a cluster-wide slot: among those due at `wall`, or among all.
+    pub(super) fn winner(&self, slot: &Slot, wall: Option<WallMicros>) -> Option<&Record> {
+        self.shared
+            .get(slot)?
+            .iter()
+            .filter_map(|writer| self.held(writer, slot))
+            .filter(|r| wall.is_none_or(|wall| r.stamp().is_due(wall)))
+            .max_by_key(|r| rank(r))
+    }
+
+    pub(super) fn held(&self, writer: &NodeId, slot: &Slot) -> Option<&Record> {
+        self.logs.get(writer)?.record(slot)
+    }
+}
+
+pub(super) fn decode(record: &Record) -> Option<(Object, Lineage)> {
+    if record.is_tombstone() {
+        return None;
+    }
+    Object::decode(
+        record.kind(),
+        &record.writer(),
+        record.key(),
+        record.value(),
+    )
+}
+
+/// Did the writer of `lineage` know this record?
+fn is_covered(record: &Record, lineage: &Lineage) -> bool {
+    let writer = record.writer();
+    lineage
+        .covers
+        .iter()
+        .any(|(short, sequence)| *short == writer.0[..8] && record.sequence() <= *sequence)
+}
