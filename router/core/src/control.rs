@@ -162,8 +162,9 @@ pub enum Which {
     Target(Target, String),
     /// By container id and interface, as CNI does.
     Container(String, String),
-    /// All of this host's whose (container id, interface) is not in the list: CNI's GC.
-    AllContainersBut(Vec<(String, String)>),
+    /// All of this host's whose container id begins with the first text and whose (container id, interface) is not in
+    /// the list: CNI's GC, which speaks for one network configuration only.
+    AllContainersBut(String, Vec<(String, String)>),
 }
 
 /// Detaches. Asking for what is already gone succeeds.
