@@ -1,0 +1,231 @@
+use super::*;
+use crate::model::ClusterId;
+use proptest::prelude::*;
+use std::time::Duration;
+
+fn node(n: u8) -> NodeId {
+    NodeId([n; 32])
+}
+
+fn plan() -> AddressPlan {
+    AddressPlan::new(AddressPlan::DEFAULT_RANGE, &ClusterId([7; 16])).unwrap()
+}
+
+fn small() -> AddressPlan {
+    AddressPlan::new("10.9.0.0/22".parse().unwrap(), &ClusterId([7; 16])).unwrap()
+}
+
+fn founder(plan: AddressPlan) -> Allocator {
+    let ring = Ring::compute(node(1), plan.range, &[]);
+    Allocator::new(node(1), plan, ring, &Stored::default(), Now::default())
+}
+
+fn at(seconds: u64) -> Now {
+    Now(Duration::from_secs(seconds))
+}
+
+#[test]
+fn the_founder_owns_all_and_a_newcomer_gets_half_of_the_largest_block() {
+    let plan = plan();
+    let mut allocator = founder(plan);
+    let net = plan.default_network();
+    assert_eq!(allocator.allocate(&net).unwrap().to_string(), "10.32.0.1");
+    let grants = allocator.donation_for_newcomer(node(2));
+    let ring = Ring::compute(
+        node(1),
+        plan.range,
+        &grants.iter().map(|g| (node(1), *g)).collect::<Vec<_>>(),
+    );
+    assert_eq!(&ring, allocator.ring());
+    let prefixes: Vec<String> = ring
+        .prefixes(&node(2), &plan)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(prefixes, ["10.32.192.0/18"]);
+    assert_eq!(ring.owner("10.47.255.1".parse().unwrap()), Some(node(2)));
+    assert_eq!(ring.owner("10.32.0.1".parse().unwrap()), Some(node(1)));
+    assert_eq!(ring.owner("10.48.0.0".parse().unwrap()), None);
+    let vips = plan.vips();
+    assert!(
+        ring.prefixes(&node(1), &plan)
+            .iter()
+            .all(|p| !vips.contains(p))
+    );
+}
+
+#[test]
+fn first_last_and_dns_addresses_are_never_handed_out() {
+    let plan = small();
+    let mut allocator = founder(plan);
+    let default = plan.default_network();
+    let mut got = BTreeSet::new();
+    while let Ok(ip) = allocator.allocate(&default) {
+        assert!(got.insert(ip) && default.contains(&ip));
+    }
+    assert_eq!(got.len(), (1 << (32 - default.prefix_len())) - 2);
+    let vip = allocator.allocate_vip().unwrap();
+    assert_ne!(vip, plan.dns4());
+    assert_eq!(u32::from(vip), u32::from(plan.dns4()) + 1);
+    let wrong = allocator.allocate_exact(plan.dns4(), &plan.vips());
+    assert!(matches!(wrong, Err(ExactError::Unusable { .. })));
+}
+
+#[test]
+fn a_freed_address_rests_also_across_a_restart() {
+    let plan = small();
+    let net = plan.default_network();
+    let mut allocator = founder(plan);
+    let ip = allocator.allocate(&net).unwrap();
+    let mut stored = Stored::default();
+    stored.apply(&allocator.update(at(0), allocator.ring().clone(), &BTreeSet::from([ip]), &[]));
+    stored.apply(&allocator.update(at(5), allocator.ring().clone(), &BTreeSet::new(), &[]));
+    assert_eq!(
+        allocator.allocate_exact(ip, &net),
+        Err(ExactError::Resting(ip))
+    );
+    assert_ne!(allocator.allocate(&net).unwrap(), ip);
+    let again = Allocator::new(node(1), plan, allocator.ring().clone(), &stored, at(10));
+    assert_eq!(again.deadline(), Some(at(70)));
+    stored.apply(&allocator.expire(at(65)));
+    assert_eq!(allocator.allocate_exact(ip, &net), Ok(()));
+    assert_eq!(
+        allocator.allocate_exact(ip, &net),
+        Err(ExactError::InUse(ip))
+    );
+    assert_eq!(stored, Stored::default());
+}
+
+#[test]
+fn one_address_asked_for_is_given_away_when_it_is_free() {
+    let plan = plan();
+    let net = plan.default_network();
+    let mut allocator = founder(plan);
+    let ip = "10.32.7.7".parse().unwrap();
+    allocator.donate_exact(ip, node(3)).unwrap();
+    assert_eq!(
+        allocator.ring().parts(&node(3)),
+        [(u32::from(ip), u32::from(ip))]
+    );
+    let error = allocator.allocate_exact(ip, &net);
+    assert_eq!(error, Err(ExactError::NotOurs { ip, owner: node(3) }));
+    let taken = allocator.allocate(&net).unwrap();
+    assert_eq!(
+        allocator.donate_exact(taken, node(3)),
+        Err(ExactError::InUse(taken))
+    );
+}
+
+#[test]
+fn one_who_has_run_out_gives_nothing_and_says_so() {
+    let plan = small();
+    let net = plan.default_network();
+    let mut allocator = founder(plan);
+    while allocator.allocate(&net).is_ok() {}
+    // The two that are no addresses are left.
+    assert_eq!(allocator.free(&net), 2);
+    assert!(allocator.donate(&net, node(2)).is_ok());
+    assert_eq!(allocator.donate(&net, node(2)), Err(Exhausted(net)));
+}
+
+#[test]
+fn one_who_leaves_hands_on_everything() {
+    let plan = plan();
+    let mut allocator = founder(plan);
+    allocator.donation_for_newcomer(node(2));
+    allocator.farewell(node(2));
+    assert_eq!(allocator.ring().owners(), BTreeSet::from([node(2)]));
+}
+
+#[test]
+fn a_network_is_an_aligned_block_of_own_free_space() {
+    let plan = plan();
+    let mut allocator = founder(plan);
+    let first = allocator.block_for_network(20).unwrap();
+    assert_eq!(first.to_string(), "10.33.0.0/20");
+    allocator.update(at(0), allocator.ring().clone(), &BTreeSet::new(), &[first]);
+    assert_eq!(
+        allocator.block_for_network(20).unwrap().to_string(),
+        "10.33.16.0/20"
+    );
+    assert_eq!(allocator.block_for_network(24), None);
+}
+
+/// Nodes that give each other parts as they like, also parts that are not theirs.
+fn grants() -> impl Strategy<Value = Vec<(NodeId, Grant)>> {
+    let one = (0u32..1024, 0u32..256, 1u8..6, 1u8..6, 0u64..8);
+    proptest::collection::vec(one, 0..60).prop_map(|list| {
+        let base = u32::from(small().range.network());
+        list.into_iter()
+            .map(|(start, length, from, to, version)| {
+                let grant = Grant {
+                    start: base + start,
+                    last: base + start + length,
+                    to: node(to),
+                    version,
+                    epoch: 0,
+                };
+                (node(from), grant)
+            })
+            .collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_ring_is_the_same_in_whatever_order_and_everything_has_one_owner(
+        (forward, shuffled) in grants().prop_flat_map(|g| (Just(g.clone()), Just(g).prop_shuffle()))
+    ) {
+        let range = small().range;
+        let ring = Ring::compute(node(1), range, &forward);
+        prop_assert_eq!(&ring, &Ring::compute(node(1), range, &shuffled));
+        let mut covered: Vec<(u32, u32)> = ring.owners().iter().flat_map(|o| ring.parts(o)).collect();
+        covered.sort_unstable();
+        prop_assert_eq!(covered[0].0, u32::from(range.network()));
+        prop_assert_eq!(covered[covered.len() - 1].1, u32::from(range.broadcast()));
+        for pair in covered.windows(2) {
+            prop_assert_eq!(pair[0].1 + 1, pair[1].0);
+        }
+    }
+
+    /// Nodes that only give what they own, each on its own view, never come to share an address, whatever part of the
+    /// grants they have heard of.
+    #[test]
+    fn honest_nodes_never_hand_out_one_address_twice(ops in proptest::collection::vec((0usize..3, 0usize..3, 0u8..4, 0usize..40), 1..60)) {
+        let plan = small();
+        let nets = [plan.default_network(), plan.vips()];
+        let mut grants: Vec<(NodeId, Grant)> = Vec::new();
+        let mut known: [usize; 3] = [0; 3];
+        let mut nodes: Vec<Allocator> = (1..=3)
+            .map(|n| Allocator::new(node(n), plan, Ring::compute(node(1), plan.range, &[]), &Stored::default(), at(0)))
+            .collect();
+        let mut taken = BTreeSet::new();
+        for (who, whom, what, heard) in ops {
+            let me = node(who as u8 + 1);
+            // It has heard of some of what others gave, and of all its own gifts.
+            known[who] = known[who].max(heard.min(grants.len()));
+            let view: Vec<_> = grants.iter().enumerate().filter(|(i, g)| *i < known[who] || g.0 == me).map(|(_, g)| *g).collect();
+            let used = taken.iter().filter(|(n, _)| *n == who).map(|(_, ip)| *ip).collect();
+            nodes[who].update(at(0), Ring::compute(node(1), plan.range, &view), &used, &[]);
+            match what {
+                0 if who != whom => {
+                    if let Ok(grant) = nodes[who].donate(&nets[heard % 2], node(whom as u8 + 1)) {
+                        grants.push((me, grant));
+                    }
+                }
+                1 if who != whom => {
+                    let ip = Ipv4Addr::from(u32::from(plan.range.network()) + heard as u32);
+                    if let Ok(grant) = nodes[who].donate_exact(ip, node(whom as u8 + 1)) {
+                        grants.push((me, grant));
+                    }
+                }
+                _ => {
+                    if let Ok(ip) = nodes[who].allocate(&nets[0]) {
+                        prop_assert!(taken.iter().all(|(_, t)| *t != ip), "{} twice", ip);
+                        taken.insert((who, ip));
+                    }
+                }
+            }
+        }
+    }
+}
