@@ -3,7 +3,7 @@
 //! Datagrams of this machine travel inside sealed sessions, so the sender is known and only news about third nodes can
 //! be lies. What is added to foca, and where:
 //!
-//! - *Own verdict* (`checks`): foca's timer that turns a suspect into a dead node is held back. Suspects are asked
+//! - *Own verdict* (`checks`): foca's timer that turns a suspect into a dead node is never run. Suspects are asked
 //!   directly, and the verdict falls only when one stayed silent throughout; any authenticated datagram of it is
 //!   evidence of life. News that somebody is dead is believed after a check of our own, so a lying member can't hide a
 //!   pair of live nodes from each other.
@@ -55,8 +55,11 @@ type Engine = Foca<Ident, Plain, Random, NoCustomBroadcast>;
 /// A rumour about a third node may be at most this many renewals ahead of what we know. A node's own word has no such
 /// bound, so a liar can't push a name to where its owner couldn't follow.
 const RENEWALS_AHEAD: u64 = 1024;
-/// At most one new name in this time, however many tell us that we are dead.
-const RENEWAL_GAP: Duration = Duration::from_millis(100);
+/// However many tell us that we are dead, a new name is taken no more than once in this time on average: each costs the
+/// probes under way. A liar can make us change names so often, and no more than that.
+const RENEWAL_GAP: Duration = Duration::from_secs(2);
+/// So many may follow each other at once.
+const RENEWAL_BURST: u32 = 4;
 /// A timer of our own that is later than this means that we were paused, and that silence proves nothing.
 const PAUSED: Duration = Duration::from_millis(300);
 /// Questions caused by one datagram's news about unproven nodes.
@@ -119,6 +122,8 @@ struct Peer {
     /// No unasked list before this, and how long to wait after the next.
     next_list: Now,
     list_gap: Duration,
+    /// No list in answer before this.
+    next_reply: Now,
     check: Option<Check>,
 }
 
@@ -130,6 +135,7 @@ impl Peer {
             next_hello: Now::default(),
             next_list: Now::default(),
             list_gap: hello::LIST_GAP,
+            next_reply: Now::default(),
             check: None,
         }
     }
@@ -138,8 +144,9 @@ impl Peer {
 /// The membership of one node.
 ///
 /// The caller feeds every datagram that waits before it calls [`Self::expire`] (otherwise the silence of a busy moment
-/// looks like the silence of the dead), calls [`Self::heard`] for authenticated datagrams of other kinds, and tells by
-/// [`Self::on_proven`] which start of a node is real before it hands in that start's datagrams.
+/// looks like the silence of the dead) and calls that when [`Self::deadline`] has come, also when it came by handling a
+/// datagram. It calls [`Self::heard`] for authenticated datagrams of other kinds, and tells by [`Self::on_proven`] which
+/// start of a node is real before it hands in that start's datagrams.
 pub struct Membership {
     me: Ident,
     /// foca's own, which it doesn't show.
@@ -154,7 +161,8 @@ pub struct Membership {
     sequence: u64,
     probe: Option<Probe>,
     news_waits: bool,
-    renewed: Option<Now>,
+    /// The leaky bucket of renewals: until when those taken are paid for.
+    renewals_paid: Now,
     eager_until: Now,
     left: bool,
     drops: BTreeMap<DropReason, u64>,
@@ -186,7 +194,7 @@ impl Membership {
             sequence: 0,
             probe: None,
             news_waits: false,
-            renewed: None,
+            renewals_paid: now,
             eager_until: now.plus(hello::EAGER),
             left: false,
             drops: BTreeMap::new(),

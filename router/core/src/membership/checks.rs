@@ -1,6 +1,6 @@
 //! Our own verdict on silence.
 //!
-//! A check begins when foca's probe of a node failed (a *suspicion*: foca's own timer is held until the verdict), when
+//! A check begins when foca's probe of a node failed (a *suspicion*: the verdict is ours, foca's timer is dropped), when
 //! another node says that somebody is dead (a *charge*), or, in small clusters, already when another only suspects
 //! somebody, so that the answer is at hand when the charge comes. While it runs, the node is asked directly over and
 //! over, with the incarnation that is suspected, so that it refutes by answering.
@@ -11,7 +11,7 @@
 //! | refuted it elsewhere (younger incarnation or life) | dropped | dropped | dropped |
 //! | stays silent | declared dead after `Pace::silence` | believed after `Pace::charge` | dropped in the end |
 
-use foca::{Incarnation, Member, State, Timer};
+use foca::{Incarnation, Member, State};
 
 use crate::model::{NodeId, Now};
 
@@ -30,25 +30,33 @@ pub(super) struct Check {
     incarnation: Incarnation,
     /// Since when it has been asked in vain.
     since: Now,
-    /// foca's timer, when our own probe failed.
-    held: Option<Timer<Ident>>,
+    /// Did our own probe fail?
+    suspected: bool,
     /// Does another say that it is dead?
     charged: bool,
+    /// Which one of all, for [`Task::Check`].
+    serial: u64,
+}
+
+enum Verdict {
+    Dead,
+    /// Refuted, or nobody said more.
+    Dropped,
+    /// Ask again then.
+    Open(Now),
 }
 
 impl Membership {
-    /// Our own probe failed: foca wants `timer` back when the time of grace is over.
-    pub(super) fn suspect(&mut self, now: Now, timer: Timer<Ident>) {
-        let Timer::ChangeSuspectToDown {
-            member_id,
-            incarnation,
-            ..
-        } = timer
-        else {
+    /// Our own probe failed.
+    pub(super) fn suspect(&mut self, now: Now, subject: Ident, incarnation: Incarnation) {
+        let Some(check) = self.begin_check(now, subject, incarnation) else {
             return;
         };
-        if let Some(check) = self.begin_check(now, member_id, incarnation) {
-            check.held = Some(timer);
+        if !check.suspected {
+            check.suspected = true;
+            // The sooner it hears of it, by whatever way, the sooner it can refute; the sooner others hear of it, the
+            // further their own checks are when the verdict falls.
+            self.arm_news(now);
         }
     }
 
@@ -98,20 +106,18 @@ impl Membership {
             .as_ref()
             .is_some_and(|check| check.subject == subject);
         if !running {
-            // Asked at once; the answer may take until the timer comes round again.
-            self.arm(now, Task::Check(subject.id));
-        }
-        let peer = self.peers.get_mut(&subject.id)?;
-        if !running {
-            peer.check = Some(Check {
+            let serial = self.sequence;
+            self.arm(now, Task::Check(subject.id, serial));
+            self.peers.get_mut(&subject.id)?.check = Some(Check {
                 subject,
                 incarnation,
                 since: now,
-                held: None,
+                suspected: false,
                 charged: false,
+                serial,
             });
         }
-        let check = peer.check.as_mut()?;
+        let check = self.peers.get_mut(&subject.id)?.check.as_mut()?;
         check.incarnation = check.incarnation.max(incarnation);
         Some(check)
     }
@@ -131,39 +137,67 @@ impl Membership {
         }
     }
 
-    pub(super) fn go_on_checking(&mut self, now: Now, id: NodeId, out: &mut Vec<MembershipEvent>) {
+    pub(super) fn go_on_checking(
+        &mut self,
+        now: Now,
+        id: NodeId,
+        serial: u64,
+        out: &mut Vec<MembershipEvent>,
+    ) {
         let held = self.active(&id);
-        let nodes = self.visible.len() + 1;
-        let (silence, charge) = (self.pace.silence(nodes), self.pace.charge());
-        let Some(check) = self.peers.get_mut(&id).and_then(|peer| peer.check.take()) else {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let Some(check) = peer.check.take_if(|check| check.serial == serial) else {
             return;
         };
         let Some(held) = held.filter(|held| *held.id() == check.subject) else {
             return;
         };
+        match self.verdict(now, &check, held.incarnation()) {
+            Verdict::Dead => self.declare_dead(now, &held, out),
+            Verdict::Dropped => {}
+            Verdict::Open(again) => {
+                let body = Body::Check {
+                    to: check.subject.life,
+                    incarnation: check.incarnation,
+                };
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.check = Some(check);
+                }
+                self.send(id, body, out);
+                self.arm(again, Task::Check(id, serial));
+            }
+        }
+    }
+
+    fn verdict(&self, now: Now, check: &Check, incarnation: Incarnation) -> Verdict {
+        let silence = self.pace.silence(self.visible.len() + 1);
+        let charge = self.pace.charge();
         let silent_for = now.since(check.since);
         if check.charged && silent_for >= charge {
-            let dead = Member::new(check.subject, held.incarnation(), State::Down);
-            return self.apply(now, vec![dead], out);
+            return Verdict::Dead;
         }
-        if held.incarnation() > check.incarnation && !check.charged {
-            return;
+        if incarnation > check.incarnation && !check.charged {
+            return Verdict::Dropped;
         }
-        if silent_for >= silence {
-            if let Some(timer) = check.held {
-                self.run(now, Task::Foca(timer), out);
-            }
-            return;
+        if silent_for >= silence && check.suspected {
+            return Verdict::Dead;
         }
-        let body = Body::Check {
-            to: check.subject.life,
-            incarnation: check.incarnation,
-        };
-        if let Some(peer) = self.peers.get_mut(&id) {
-            peer.check = Some(check);
+        // A check that only waits for a charge outlasts the other's verdict and the way of the news.
+        if silent_for >= silence + 2 * charge {
+            return Verdict::Dropped;
         }
-        self.send(id, body, out);
-        self.arm(now.plus(self.pace.ask_again()), Task::Check(id));
+        let again = now.plus(self.pace.ask_again());
+        let due = check.since.plus(silence);
+        Verdict::Open(if due > now { again.min(due) } else { again })
+    }
+
+    /// Declares a node dead, and tells it so: if that reaches it, it takes a new name at once.
+    fn declare_dead(&mut self, now: Now, held: &Member<Ident>, out: &mut Vec<MembershipEvent>) {
+        let dead = Member::new(*held.id(), held.incarnation(), State::Down);
+        self.apply(now, vec![dead], out);
+        self.hello_if_due(now, held.id().id, out);
     }
 
     /// We were paused: all silence counts from now.

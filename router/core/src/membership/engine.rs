@@ -8,7 +8,10 @@ use crate::model::{NodeId, Now};
 use super::hello::digest_of;
 use super::ident::{Ident, Plain};
 use super::wire::{Body, Datagram};
-use super::{DropReason, Engine, Membership, MembershipEvent, PAUSED, RENEWAL_GAP, RENEWALS_AHEAD};
+use super::{
+    DropReason, Engine, Membership, MembershipEvent, PAUSED, RENEWAL_BURST, RENEWAL_GAP,
+    RENEWALS_AHEAD,
+};
 
 /// News waits this long for more news before it is told on.
 const NEWS: std::time::Duration = std::time::Duration::from_millis(25);
@@ -20,8 +23,8 @@ pub(super) enum Task {
     Foca(Timer<Ident>),
     /// The probe with this number asks again.
     AskAgain(u64),
-    /// The check of this node goes on.
-    Check(NodeId),
+    /// The check of this node with this number goes on.
+    Check(NodeId, u64),
     /// Gossip what was learnt.
     News,
     /// Greet one of the lost.
@@ -51,7 +54,7 @@ impl Membership {
         match task {
             Task::Foca(timer) => self.drive(now, out, |foca, rt| foca.handle_timer(timer, rt)),
             Task::AskAgain(serial) => self.ask_again(now, serial, out),
-            Task::Check(id) => self.go_on_checking(now, id, out),
+            Task::Check(id, serial) => self.go_on_checking(now, id, serial, out),
             Task::News => {
                 self.news_waits = false;
                 self.drive(now, out, |foca, rt| foca.gossip(rt));
@@ -158,7 +161,11 @@ impl Membership {
         }
         while let Some((after, timer)) = effects.to_schedule() {
             match timer {
-                Timer::ChangeSuspectToDown { .. } => self.suspect(now, timer),
+                Timer::ChangeSuspectToDown {
+                    member_id,
+                    incarnation,
+                    ..
+                } => self.suspect(now, member_id, incarnation),
                 timer => self.arm(now.plus(after), Task::Foca(timer)),
             }
         }
@@ -278,6 +285,11 @@ impl Membership {
             })
             .fold(digest_of(&self.me), |sum, digest| sum ^ digest);
         self.visible = active;
+        self.arm_news(now);
+    }
+
+    /// Gossips soon, together with what else is learnt until then.
+    pub(super) fn arm_news(&mut self, now: Now) {
         if !self.news_waits {
             self.news_waits = true;
             self.arm(now.plus(NEWS), Task::News);
@@ -303,7 +315,7 @@ impl Membership {
     }
 
     /// Takes a name younger than the one with `renewals`, since that was declared dead. Says whether it did: not too
-    /// soon after the last time, and not when the number is beyond all reason.
+    /// often, and not when the number is beyond all reason.
     pub(super) fn renew(
         &mut self,
         now: Now,
@@ -311,20 +323,20 @@ impl Membership {
         out: &mut Vec<MembershipEvent>,
     ) -> bool {
         let ours = self.me.life.renewals;
-        let too_soon = self.renewed.is_some_and(|at| now.since(at) < RENEWAL_GAP);
-        if renewals < ours || too_soon {
-            return false;
-        }
         if renewals > ours.saturating_add(RENEWALS_AHEAD) {
             self.dropped(DropReason::Implausible);
             return false;
         }
+        let paid_until = self.renewals_paid.max(now).plus(RENEWAL_GAP);
+        if renewals < ours || paid_until.since(now) > RENEWAL_GAP * RENEWAL_BURST {
+            return false;
+        }
+        self.renewals_paid = paid_until;
         self.take_next_name(now, renewals, out);
         true
     }
 
     fn take_next_name(&mut self, now: Now, after: u64, out: &mut Vec<MembershipEvent>) {
-        self.renewed = Some(now);
         self.me.life.renewals = after.saturating_add(1);
         self.incarnation = 0;
         self.rebuild(now, out);
@@ -337,9 +349,6 @@ impl Membership {
         self.timers
             .retain(|_, task| !matches!(task, Task::Foca(_) | Task::AskAgain(_)));
         self.probe = None;
-        for peer in self.peers.values_mut() {
-            peer.check = None;
-        }
         self.drive(now, out, |foca, rt| {
             foca.apply_many(members.into_iter(), false, rt)
         });

@@ -24,6 +24,8 @@ pub(super) const HELLO_GAP: Duration = Duration::from_millis(200);
 pub(super) const LIST_GAP: Duration = Duration::from_millis(400);
 /// The gap grows up to this.
 const LIST_GAP_MAX: Duration = Duration::from_secs(5);
+/// Lists that one node's questions cause.
+const REPLY_GAP: Duration = Duration::from_millis(100);
 /// Datagrams that one list may fill: 80 members. Larger clusters send another part each time.
 const LIST_PARTS: usize = 4;
 /// Members told of a farewell; the others hear of it from these.
@@ -230,7 +232,11 @@ impl Membership {
             );
         }
         self.take_news(now, source, members, out);
-        if want {
+        let Some(peer) = self.peers.get_mut(&source.id) else {
+            return;
+        };
+        if want && now >= peer.next_reply {
+            peer.next_reply = now.plus(REPLY_GAP);
             self.send_list(source.id, false, out);
         }
     }

@@ -73,7 +73,7 @@ impl Pace {
     }
 
     /// foca's own announcements stay off: they stop just when two nodes lost each other (foca 2.0 lib.rs:1336), and
-    /// `super::hello` greets instead. It tells nobody that he is dead either but by our own hellos' word.
+    /// `super::hello` greets instead. Nor does it tell the dead that they are: a hello does, and it tells the name too.
     pub(super) fn config(self) -> Config {
         let four = NonZeroUsize::new(4).expect("not zero");
         let three = NonZeroUsize::new(3).expect("not zero");
@@ -83,11 +83,12 @@ impl Pace {
             num_indirect_probes: four,
             // foca's own choice, 2 for three nodes, lets news die out on the way (p99 of death 45 s instead of 12).
             max_transmissions: NonZeroU8::new(15).expect("not zero"),
-            // Held back by `super::checks`, which has its own time.
+            // Never given to foca: the verdict falls in `super::checks`, which has its own time.
             suspect_to_down_after: self.millis(1),
-            remove_down_after: Some(Duration::from_secs(24 * 3600)),
+            // Never: who is dead stays known until a younger life of it comes, and there are no more than the roster has.
+            remove_down_after: None,
             max_packet_size: NonZeroUsize::new(super::MAX_DATAGRAM).expect("not zero"),
-            notify_down_members: true,
+            notify_down_members: false,
             periodic_announce: None,
             periodic_announce_to_down_members: None,
             periodic_gossip: Some(PeriodicParams {
