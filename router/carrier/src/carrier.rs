@@ -1,0 +1,192 @@
+//! The handle: starts the threads, gives them their table, and stops them.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use weft_core::layout;
+
+use crate::counters::Counters;
+use crate::error::CarrierError;
+use crate::shared::{CarrierEvent, Shared};
+use crate::table::{PeerTable, States, Table};
+use crate::tap::Tap;
+use crate::threads::{Family, Waker, receive_loop, send_loop};
+use crate::udp::Underlay;
+
+/// What the carrier is started with.
+#[derive(Debug)]
+pub struct CarrierConfig {
+    /// The domain's network namespace.
+    pub domain: OwnedFd,
+    /// Name of the TAP there.
+    pub tap_name: String,
+    /// MTU of the TAP.
+    pub mtu: u32,
+    /// UDP port; 0 takes any.
+    pub port: u16,
+    /// Local IPv4 address; unspecified takes all.
+    pub bind_v4: Ipv4Addr,
+    /// Local IPv6 address; unspecified takes all.
+    pub bind_v6: Ipv6Addr,
+}
+
+impl CarrierConfig {
+    /// As hosts are usually set up: `wu0` in `domain`, `port` on all addresses.
+    pub fn new(domain: OwnedFd, port: u16) -> Self {
+        Self {
+            domain,
+            tap_name: layout::UDP_CARRIER.to_owned(),
+            mtu: layout::DEVICE_MTU,
+            port,
+            bind_v4: Ipv4Addr::UNSPECIFIED,
+            bind_v6: Ipv6Addr::UNSPECIFIED,
+        }
+    }
+}
+
+struct Worker {
+    thread: JoinHandle<()>,
+    waker: Arc<Waker>,
+}
+
+/// The running carrier. Dropping it stops the threads and closes the sockets and the TAP; the device stays.
+pub struct Carrier {
+    shared: Arc<Shared>,
+    underlay: Arc<Underlay>,
+    states: Mutex<States>,
+    workers: Vec<Worker>,
+}
+
+impl std::fmt::Debug for Carrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Carrier")
+            .field("port", &self.port())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Carrier {
+    /// Opens the sockets in the namespace of the calling thread and the TAP in the domain's, and starts the threads.
+    /// `events` is called from them: it hands on and returns.
+    pub fn start(
+        config: CarrierConfig,
+        events: Box<dyn Fn(CarrierEvent) + Send + Sync>,
+    ) -> Result<Self, CarrierError> {
+        let underlay = Arc::new(Underlay::bind(
+            config.port,
+            config.bind_v4,
+            config.bind_v6,
+        )?);
+        let tap = Arc::new(Tap::open(&config.domain, &config.tap_name, config.mtu)?);
+        let mut carrier = Self {
+            shared: Arc::new(Shared::new(events)),
+            underlay,
+            states: Mutex::default(),
+            workers: Vec::new(),
+        };
+        carrier.spawn_threads(&tap)?;
+        Ok(carrier)
+    }
+
+    fn spawn_threads(&mut self, tap: &Arc<Tap>) -> Result<(), CarrierError> {
+        let (sender_tap, sender_underlay) = (tap.clone(), self.underlay.clone());
+        self.spawn("weft-send", move |shared, waker| {
+            send_loop(shared, &sender_tap, &sender_underlay, waker);
+        })?;
+        let receivers = [
+            (Family::V4, "weft-receive4", true),
+            (Family::V6, "weft-receive6", self.underlay.v6.is_some()),
+        ];
+        for (family, name, _) in receivers.into_iter().filter(|(_, _, exists)| *exists) {
+            let (tap, underlay) = (tap.clone(), self.underlay.clone());
+            self.spawn(name, move |shared, waker| {
+                receive_loop(shared, &tap, &underlay, family, waker);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&Shared, &Waker) + Send + 'static,
+    ) -> Result<(), CarrierError> {
+        let waker = Arc::new(Waker::new().map_err(CarrierError::Threads)?);
+        let (shared, own_waker) = (self.shared.clone(), waker.clone());
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || work(&shared, &own_waker))
+            .map_err(CarrierError::Threads)?;
+        self.workers.push(Worker { thread, waker });
+        Ok(())
+    }
+
+    /// Replaces the whole table; from the next packet on the new one holds.
+    pub fn set_table(&self, table: PeerTable) {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = Table::new(table, &mut states);
+        // Still under the lock, so that the last to lay out is the last to be stored.
+        self.shared.table.store(Arc::new(table));
+        drop(states);
+        self.wake();
+    }
+
+    /// Sends one datagram as it is: handshakes and what the core has sealed.
+    pub fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        self.underlay.towards(to)?.send_now(to, datagram)
+    }
+
+    /// MTU of the underlay's route to `to`, outer IP header included; "packet too big" messages count.
+    pub fn path_mtu(&self, to: SocketAddr) -> Option<u16> {
+        self.underlay.path_mtu(to)
+    }
+
+    /// The UDP port in use.
+    pub fn port(&self) -> u16 {
+        self.underlay.port()
+    }
+
+    /// Does the underlay have IPv6?
+    pub fn has_v6(&self) -> bool {
+        self.underlay.v6.is_some()
+    }
+
+    /// Drops, and traffic of the peers in the present table.
+    pub fn counters(&self) -> Counters {
+        let table = self.shared.table.load();
+        Counters {
+            drops: self.shared.drops.read(),
+            peers: table
+                .peers
+                .iter()
+                .map(|peer| peer.state.traffic.read(peer.number))
+                .collect(),
+        }
+    }
+
+    /// Stops the threads and waits for them. What they had not sent is lost.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn wake(&self) {
+        for worker in &self.workers {
+            worker.waker.wake();
+        }
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.wake();
+        for worker in self.workers.drain(..) {
+            // A thread that panicked has nothing more to stop.
+            let _ = worker.thread.join();
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! How many handshakes are looked at. The core spends a MAC on each and, past that, a Diffie-Hellman; what it never
+//! sees costs nothing.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// Sources told apart. They share cells by a keyed hash, so nobody chooses whose.
+const CELLS: usize = 4096;
+/// Per source: an IPv4 address or an IPv6 /64.
+const PER_SOURCE: Rate = Rate {
+    per_second: 20,
+    burst: 40,
+};
+/// Of all together.
+const IN_ALL: Rate = Rate {
+    per_second: 5000,
+    burst: 1000,
+};
+
+#[derive(Clone, Copy)]
+struct Rate {
+    per_second: u32,
+    burst: u32,
+}
+
+/// Tokens in thousandths, so that a part of a second counts.
+#[derive(Clone, Copy)]
+struct Bucket {
+    milli_tokens: u32,
+    at_ms: u32,
+}
+
+impl Bucket {
+    fn take(&mut self, rate: Rate, now_ms: u32) -> bool {
+        let passed = now_ms.wrapping_sub(self.at_ms);
+        self.at_ms = now_ms;
+        self.milli_tokens = passed
+            .saturating_mul(rate.per_second)
+            .saturating_add(self.milli_tokens)
+            .min(rate.burst * 1000);
+        match self.milli_tokens.checked_sub(1000) {
+            Some(rest) => {
+                self.milli_tokens = rest;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Lets so many through and no more.
+pub(crate) struct HandshakeGate {
+    start: Instant,
+    hash: RandomState,
+    all: Bucket,
+    cells: Vec<Bucket>,
+}
+
+impl HandshakeGate {
+    pub(crate) fn new(now: Instant) -> Self {
+        let full = |rate: Rate| Bucket {
+            milli_tokens: rate.burst * 1000,
+            at_ms: 0,
+        };
+        Self {
+            start: now,
+            hash: RandomState::new(),
+            all: full(IN_ALL),
+            cells: vec![full(PER_SOURCE); CELLS],
+        }
+    }
+
+    /// May a handshake from `ip` be looked at?
+    pub(crate) fn admits(&mut self, ip: IpAddr, now: Instant) -> bool {
+        // Wraps after 49 days, as the arithmetic of the buckets does.
+        let elapsed: Duration = now.saturating_duration_since(self.start);
+        let now_ms = elapsed.as_millis() as u32;
+        let source = match ip {
+            IpAddr::V4(ip) => u64::from(u32::from(ip)),
+            IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
+        };
+        let cell = self.hash.hash_one(source) as usize % CELLS;
+        self.cells[cell].take(PER_SOURCE, now_ms) && self.all.take(IN_ALL, now_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admitted(gate: &mut HandshakeGate, ip: &str, tries: usize, now: Instant) -> usize {
+        let ip = ip.parse().unwrap();
+        (0..tries).filter(|_| gate.admits(ip, now)).count()
+    }
+
+    #[test]
+    fn one_source_gets_its_burst_and_then_its_rate() {
+        let start = Instant::now();
+        let mut gate = HandshakeGate::new(start);
+        assert_eq!(admitted(&mut gate, "192.0.2.1", 1000, start), 40);
+        let later = start + Duration::from_millis(500);
+        assert_eq!(admitted(&mut gate, "192.0.2.1", 1000, later), 10);
+    }
+
+    #[test]
+    fn a_slash_64_is_one_source() {
+        let start = Instant::now();
+        let mut gate = HandshakeGate::new(start);
+        assert_eq!(admitted(&mut gate, "2001:db8::1", 100, start), 40);
+        assert_eq!(admitted(&mut gate, "2001:db8::2", 100, start), 0);
+    }
+
+    #[test]
+    fn all_sources_together_are_bounded() {
+        let start = Instant::now();
+        let mut gate = HandshakeGate::new(start);
+        let admitted = (0..100_000u32)
+            .filter(|n| gate.admits(IpAddr::V4((0xc000_0000 + n).into()), start))
+            .count();
+        assert_eq!(admitted, 1000);
+    }
+}

@@ -1,0 +1,187 @@
+//! From the TAP to the wire: whose packet it is, cut and completed, into that peer's batch. Without I/O of its own.
+
+use std::time::Instant;
+
+use weft_core::layout;
+
+use crate::batch::{Batch, Way, Wire};
+use crate::counters::Dropped;
+use crate::inner;
+use crate::segment;
+use crate::shared::{CarrierEvent, Shared};
+use crate::table::{Peer, Table};
+use crate::vnet::{FRAME_HEAD, VNET_LEN, VnetHeader, ether_type};
+use crate::waiting::Waiting;
+
+/// Peers whose packets are gathered at a time; for one more, the batch that was begun first is sent.
+const MAX_BATCHES: usize = 8;
+
+struct Slot {
+    /// Place in the table whose packets are in the batch.
+    peer: Option<usize>,
+    batch: Batch,
+}
+
+/// One reader of the TAP.
+///
+/// INVARIANT: between two rounds all batches are empty, so a table may change then and only then.
+pub(crate) struct Outbound {
+    slots: Vec<Slot>,
+    next_victim: usize,
+    waiting: Waiting,
+}
+
+impl Outbound {
+    pub(crate) fn new() -> Self {
+        let slots = (0..MAX_BATCHES).map(|_| Slot {
+            peer: None,
+            batch: Batch::new(),
+        });
+        Self {
+            slots: slots.collect(),
+            next_victim: 0,
+            waiting: Waiting::default(),
+        }
+    }
+
+    /// Takes one frame as the TAP gave it. What it leaves in batches goes out with [`Self::flush`].
+    pub(crate) fn handle_frame(
+        &mut self,
+        table: &Table,
+        shared: &Shared,
+        wire: &impl Wire,
+        frame: &mut [u8],
+    ) {
+        if let Err(reason) = self.try_frame(table, shared, wire, frame) {
+            shared.drops.count(reason);
+        }
+    }
+
+    fn try_frame(
+        &mut self,
+        table: &Table,
+        shared: &Shared,
+        wire: &impl Wire,
+        frame: &mut [u8],
+    ) -> Result<(), Dropped> {
+        let vnet = VnetHeader::parse(frame).ok_or(Dropped::Malformed)?;
+        let first = *frame.get(FRAME_HEAD).ok_or(Dropped::Malformed)?;
+        let version_fits = first >> 4 == 4 || first >> 4 == 6;
+        if frame[FRAME_HEAD - 2..FRAME_HEAD] != ether_type(first) || !version_fits {
+            return Err(Dropped::NotIp);
+        }
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&frame[VNET_LEN..VNET_LEN + 6]);
+        let place = layout::peer_of_mac(mac)
+            .and_then(|number| table.place(number))
+            .ok_or(Dropped::NotAPeer)?;
+        let peer = &table.peers[place];
+        let inner = inner::parse(&frame[FRAME_HEAD..])?;
+        if !inner.addresses.are_routable() {
+            return Err(Dropped::NotRoutable);
+        }
+        let Some(way) = Way::to(peer) else {
+            return self.wait(peer, shared, frame);
+        };
+        let packet = &mut frame[FRAME_HEAD..FRAME_HEAD + inner.len];
+        let cut = segment::prepare(&vnet, packet, &inner)?;
+        let batch = self.batch_for(place, table, shared, wire);
+        match cut {
+            None => batch.add(way, shared, wire, packet.len(), |out| {
+                out.copy_from_slice(packet);
+            }),
+            Some(cut) => {
+                for n in 0..cut.count() {
+                    batch.add(way, shared, wire, cut.length(n), |out| {
+                        cut.write(packet, n, out);
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn batch_for(
+        &mut self,
+        place: usize,
+        table: &Table,
+        shared: &Shared,
+        wire: &impl Wire,
+    ) -> &mut Batch {
+        let found = self
+            .slots
+            .iter()
+            .position(|slot| slot.peer == Some(place))
+            .or_else(|| self.slots.iter().position(|slot| slot.peer.is_none()));
+        let index = found.unwrap_or_else(|| {
+            let victim = self.next_victim;
+            self.next_victim = (victim + 1) % MAX_BATCHES;
+            self.slots[victim].flush(table, shared, wire);
+            victim
+        });
+        let slot = &mut self.slots[index];
+        slot.peer = Some(place);
+        &mut slot.batch
+    }
+
+    fn wait(&mut self, peer: &Peer, shared: &Shared, frame: &[u8]) -> Result<(), Dropped> {
+        want(peer, shared);
+        if self.waiting.keep(peer.number, frame, Instant::now()) {
+            Ok(())
+        } else {
+            Err(Dropped::QueueFull)
+        }
+    }
+
+    /// Sends what is gathered.
+    pub(crate) fn flush(&mut self, table: &Table, shared: &Shared, wire: &impl Wire) {
+        for slot in &mut self.slots {
+            slot.flush(table, shared, wire);
+        }
+    }
+
+    /// Does anything wait for a session?
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Sends what waited for a session that is there now, drops what waited too long, and asks again for the rest.
+    pub(crate) fn release_waiting(&mut self, table: &Table, shared: &Shared, wire: &impl Wire) {
+        let expired = self.waiting.expire(Instant::now());
+        if expired > 0 {
+            shared.drops.count_many(Dropped::NoSession, expired);
+        }
+        let peers: Vec<_> = self.waiting.peers().collect();
+        for number in peers {
+            let Some(place) = table.place(number) else {
+                continue;
+            };
+            let peer = &table.peers[place];
+            if peer.way().is_none() {
+                want(peer, shared);
+                continue;
+            }
+            for mut frame in self.waiting.take(number) {
+                self.handle_frame(table, shared, wire, &mut frame);
+            }
+        }
+    }
+}
+
+fn want(peer: &Peer, shared: &Shared) {
+    if peer.state.wanted.is_due(shared.now_ms()) {
+        shared.tell(CarrierEvent::Wanted(peer.number));
+    }
+}
+
+impl Slot {
+    fn flush(&mut self, table: &Table, shared: &Shared, wire: &impl Wire) {
+        let way = self.peer.take().and_then(|place| Way::to(&table.peers[place]));
+        if let Some(way) = way {
+            self.batch.flush(way, shared, wire);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+//! What the threads and the handle share, and what they tell the core.
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use weft_core::view::PeerNumber;
+
+use crate::counters::Drops;
+use crate::table::Table;
+
+/// Something the core has to know. Called from the packet threads: the callee must not block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CarrierEvent {
+    /// A handshake or cookie datagram, of right version and length and nothing more is known. Rate-limited.
+    Handshake {
+        /// Its source.
+        from: SocketAddr,
+        /// All of it.
+        bytes: Vec<u8>,
+    },
+    /// A frame for the core, opened and fresh.
+    Frame {
+        /// The session it came in.
+        local_index: u32,
+        /// Its source.
+        from: SocketAddr,
+        /// A [`weft_core::wire::FrameKind`] that is not packets.
+        kind: u8,
+        /// What is behind the kind.
+        body: Vec<u8>,
+    },
+    /// Packets wait for a peer without a session, or its session will seal no more. At most ten times a second per peer.
+    Wanted(PeerNumber),
+    /// Authentic datagrams come from elsewhere than the peer's path. At most ten times a second per peer.
+    Moved {
+        /// The session.
+        local_index: u32,
+        /// Their source.
+        from: SocketAddr,
+    },
+    /// Datagrams to a peer are larger than the path takes: ask [`crate::Carrier::path_mtu`] anew and shrink the route. At
+    /// most ten times a second per peer.
+    TooBig {
+        /// The peer.
+        number: PeerNumber,
+        /// Its path.
+        to: SocketAddr,
+    },
+    /// The TAP is gone (the domain was removed): nothing is sent any more. Start anew.
+    TapLost,
+}
+
+pub(crate) type Events = Box<dyn Fn(CarrierEvent) + Send + Sync>;
+
+pub(crate) struct Shared {
+    pub(crate) table: ArcSwap<Table>,
+    pub(crate) drops: Drops,
+    pub(crate) stop: AtomicBool,
+    pub(crate) events: Events,
+    start: Instant,
+}
+
+impl Shared {
+    pub(crate) fn new(events: Events) -> Self {
+        Self {
+            table: ArcSwap::from_pointee(Table::empty()),
+            drops: Drops::default(),
+            stop: AtomicBool::new(false),
+            events,
+            start: Instant::now(),
+        }
+    }
+
+    /// Milliseconds since the start.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    pub(crate) fn tell(&self, event: CarrierEvent) {
+        (self.events)(event);
+    }
+}

@@ -1,0 +1,205 @@
+//! The few system calls that no safe wrapper at hand offers: `ioctl` on the TAP, `poll`, an event counter, and socket
+//! options with a number in them. The only unsafe code of this crate.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// A name that fits `struct ifreq`: at most 15 octets and a zero.
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: `ifreq` is plain data; all zeroes is a valid value of every member of its union.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+fn ioctl_request(
+    fd: BorrowedFd<'_>,
+    what: libc::Ioctl,
+    request: &mut libc::ifreq,
+) -> io::Result<()> {
+    // SAFETY: the callers pass only requests whose argument is a `struct ifreq`, which lives until the call is over.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), what, std::ptr::from_mut(request)) };
+    check(result).map(drop)
+}
+
+fn ioctl_number(fd: BorrowedFd<'_>, what: libc::Ioctl, number: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: the callers pass only requests whose argument is the number itself, so no memory is touched.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), what, number) };
+    check(result).map(drop)
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Makes the open `/dev/net/tun` a queue of the TAP `name`: with virtio headers, without packet information.
+pub(crate) fn attach_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mut request = request(name)?;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    ioctl_request(tun, libc::TUNSETIFF, &mut request)
+}
+
+/// Lets the TAP outlive its last descriptor.
+pub(crate) fn set_persistent(tun: BorrowedFd<'_>) -> io::Result<()> {
+    ioctl_number(tun, libc::TUNSETPERSIST, 1)
+}
+
+/// Says which work the reader of the TAP takes over from the kernel.
+pub(crate) fn set_offloads(tun: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()> {
+    ioctl_number(tun, libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads))
+}
+
+/// Sets the length of the virtio header.
+pub(crate) fn set_vnet_length(tun: BorrowedFd<'_>, length: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which lives until the call is over.
+    let result = unsafe {
+        libc::ioctl(
+            tun.as_raw_fd(),
+            libc::TUNSETVNETHDRSZ,
+            std::ptr::from_ref(&length),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Gives the device a MAC. `socket` is any one of the device's namespace, here and below.
+pub(crate) fn set_mac(socket: BorrowedFd<'_>, name: &str, mac: [u8; 6]) -> io::Result<()> {
+    let mut request = request(name)?;
+    let mut address = libc::sockaddr {
+        sa_family: libc::ARPHRD_ETHER,
+        sa_data: [0; 14],
+    };
+    for (to, from) in address.sa_data.iter_mut().zip(mac) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = address;
+    ioctl_request(socket, libc::SIOCSIFHWADDR as libc::Ioctl, &mut request)
+}
+
+/// Sets the device's MTU.
+pub(crate) fn set_mtu(socket: BorrowedFd<'_>, name: &str, mtu: u32) -> io::Result<()> {
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_mtu =
+        libc::c_int::try_from(mtu).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    ioctl_request(socket, libc::SIOCSIFMTU as libc::Ioctl, &mut request)
+}
+
+/// Brings the device up.
+pub(crate) fn set_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mut request = request(name)?;
+    ioctl_request(socket, libc::SIOCGIFFLAGS as libc::Ioctl, &mut request)?;
+    // SAFETY: the call just made has filled this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    ioctl_request(socket, libc::SIOCSIFFLAGS as libc::Ioctl, &mut request)
+}
+
+/// A counter that wakes whoever polls it.
+pub(crate) fn event_counter() -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: the call succeeded, so `fd` is open, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits until one of `fds` has something to read (or is broken), or `timeout` milliseconds are over (-1: for ever).
+/// Says which.
+pub(crate) fn wait_readable<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    timeout: i32,
+) -> io::Result<[bool; N]> {
+    wait(fds, libc::POLLIN, timeout)
+}
+
+/// The same for room to write.
+pub(crate) fn wait_writable(fd: BorrowedFd<'_>, timeout: i32) -> io::Result<bool> {
+    wait([fd], libc::POLLOUT, timeout).map(|[ready]| ready)
+}
+
+fn wait<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    events: libc::c_short,
+    timeout: i32,
+) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|fd| libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events,
+        revents: 0,
+    });
+    // SAFETY: `polled` is an array of N entries and lives until the call is over.
+    let result = unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, timeout) };
+    match check(result) {
+        Err(err) if err.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
+        Err(err) => Err(err),
+        Ok(_) => Ok(polled.map(|p| p.revents != 0)),
+    }
+}
+
+/// Sets a socket option that is a number.
+pub(crate) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the kernel reads one int, which lives until the call is over.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(&value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Reads a socket option that is a number.
+pub(crate) fn option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` octets, those of one int, and both live until the call is over.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_mut(&mut value).cast(),
+            &mut length,
+        )
+    };
+    check(result).map(|_| value)
+}
+
+/// Lets go of the address a datagram socket is connected to.
+pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    // SAFETY: the kernel reads the one `sockaddr`, which lives until the call is over.
+    let result = unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            std::ptr::from_ref(&nobody),
+            size_of::<libc::sockaddr>() as libc::socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
