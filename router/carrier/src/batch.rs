@@ -163,21 +163,12 @@ impl Batch {
         self.seal(way, shared, wire, len, bundle.load);
     }
 
-    fn seal(
-        &mut self,
-        way: Way<'_>,
-        shared: &Shared,
-        wire: &impl Wire,
-        frame: usize,
-        load: Load,
-    ) {
+    fn seal(&mut self, way: Way<'_>, shared: &Shared, wire: &impl Wire, frame: usize, load: Load) {
         let room = &mut self.buffer[self.end..];
         match way.transport.seal_in_place(room, frame) {
             Ok(len) => self.join_run(way, shared, wire, len, load),
             Err(_) => {
-                shared
-                    .drops
-                    .count_many(Dropped::SealRefused, load.packets);
+                shared.drops.count_many(Dropped::SealRefused, load.packets);
                 if way.peer.state.wanted.is_due(shared.now_ms()) {
                     shared.tell(CarrierEvent::Wanted(way.peer.number));
                 }

@@ -62,7 +62,10 @@ mod tests {
         let body = [1, 0, 7, 9, 0, 1, 2];
         let items: Vec<_> = Items::new(&body).collect();
         assert_eq!(items, [Ok(2..3), Err(Torn)]);
-        assert_eq!(Items::new(&[0, 0, 1, 0, 5]).collect::<Vec<_>>(), [Err(Torn)]);
+        assert_eq!(
+            Items::new(&[0, 0, 1, 0, 5]).collect::<Vec<_>>(),
+            [Err(Torn)]
+        );
         assert_eq!(Items::new(&[5]).collect::<Vec<_>>(), [Err(Torn)]);
         assert_eq!(Items::new(&[]).count(), 0);
     }

@@ -76,11 +76,7 @@ impl Carrier {
         config: CarrierConfig,
         events: Box<dyn Fn(CarrierEvent) + Send + Sync>,
     ) -> Result<Self, CarrierError> {
-        let underlay = Arc::new(Underlay::bind(
-            config.port,
-            config.bind_v4,
-            config.bind_v6,
-        )?);
+        let underlay = Arc::new(Underlay::bind(config.port, config.bind_v4, config.bind_v6)?);
         let tap = Arc::new(Tap::open(&config.domain, &config.tap_name, config.mtu)?);
         let mut carrier = Self {
             shared: Arc::new(Shared::new(events)),

@@ -210,7 +210,12 @@ impl Group {
     }
 
     /// The headers of the super-packet, with what is to be done to it before them.
-    fn write_head(&self, octets: &[u8], from_mac: [u8; 6], to_mac: [u8; 6]) -> ([u8; MAX_HEAD], usize) {
+    fn write_head(
+        &self,
+        octets: &[u8],
+        from_mac: [u8; 6],
+        to_mac: [u8; 6],
+    ) -> ([u8; MAX_HEAD], usize) {
         let first = self.first_of(octets);
         let mut head = [0; MAX_HEAD];
         let vnet = VnetHeader {
@@ -354,12 +359,7 @@ impl Coalescer {
     }
 }
 
-fn write_single(
-    packet: &[u8],
-    from: [u8; 6],
-    to: [u8; 6],
-    write: &mut impl FnMut(&[IoSlice<'_>]),
-) {
+fn write_single(packet: &[u8], from: [u8; 6], to: [u8; 6], write: &mut impl FnMut(&[IoSlice<'_>])) {
     let mut head = [0; FRAME_HEAD];
     write_frame_head(&mut head, VnetHeader::default(), packet[0], from, to);
     write(&[IoSlice::new(&head), IoSlice::new(packet)]);

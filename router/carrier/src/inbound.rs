@@ -160,8 +160,7 @@ impl Inbound {
         write: impl FnMut(&[IoSlice<'_>]),
     ) {
         let mac_of = |place: usize| table.peers[place].mac;
-        self.coalescer
-            .drain(octets, UDP_CARRIER_MAC, mac_of, write);
+        self.coalescer.drain(octets, UDP_CARRIER_MAC, mac_of, write);
     }
 }
 

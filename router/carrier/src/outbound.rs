@@ -176,7 +176,10 @@ fn want(peer: &Peer, shared: &Shared) {
 
 impl Slot {
     fn flush(&mut self, table: &Table, shared: &Shared, wire: &impl Wire) {
-        let way = self.peer.take().and_then(|place| Way::to(&table.peers[place]));
+        let way = self
+            .peer
+            .take()
+            .and_then(|place| Way::to(&table.peers[place]));
         if let Some(way) = way {
             self.batch.flush(way, shared, wire);
         }

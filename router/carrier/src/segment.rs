@@ -82,7 +82,11 @@ fn cut(vnet: &VnetHeader, packet: &[u8], inner: &Inner) -> Option<Cut> {
         TCP => transport + usize::from(*packet.get(transport + 12)? >> 4) * 4,
         _ => transport + 8,
     };
-    let least = if protocol == TCP { transport + 20 } else { headers };
+    let least = if protocol == TCP {
+        transport + 20
+    } else {
+        headers
+    };
     let cut = Cut {
         protocol,
         is_v6,

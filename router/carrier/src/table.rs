@@ -258,9 +258,7 @@ pub(crate) mod tests {
     #[test]
     fn events_keep_their_distance() {
         let gap = Gap::default();
-        let due: Vec<_> = [0, 0, 99, 100, 150, 200]
-            .map(|now| gap.is_due(now))
-            .into();
+        let due: Vec<_> = [0, 0, 99, 100, 150, 200].map(|now| gap.is_due(now)).into();
         assert_eq!(due, [true, false, false, true, false, true]);
     }
 }

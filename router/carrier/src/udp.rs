@@ -73,8 +73,10 @@ impl UdpPort {
 
     /// Sends one datagram or fails at once: for the core, which does not wait.
     pub(crate) fn send_now(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        self.state
-            .try_send((&self.socket).into(), &transmit(to, datagram, datagram.len()))
+        self.state.try_send(
+            (&self.socket).into(),
+            &transmit(to, datagram, datagram.len()),
+        )
     }
 
     /// Receives what is there.
@@ -228,10 +230,9 @@ mod tests {
             let mut buffer = vec![0; 65536];
             let mut meta = [RecvMeta::default()];
             assert_eq!(sys::wait_readable([b.v4.as_fd()], 2000).unwrap(), [true]);
-            let count = b
-                .v4
-                .receive(&mut [IoSliceMut::new(&mut buffer)], &mut meta)
-                .unwrap();
+            let count =
+                b.v4.receive(&mut [IoSliceMut::new(&mut buffer)], &mut meta)
+                    .unwrap();
             assert_eq!(count, 1);
             assert!(meta[0].stride == 1000 || meta[0].len == 10);
             got.extend_from_slice(&buffer[..meta[0].len]);

@@ -89,14 +89,19 @@ mod tests {
     fn neither_one_peer_nor_all_can_fill_the_memory() {
         let start = Instant::now();
         let mut waiting = Waiting::default();
-        let kept = (0..100).filter(|_| waiting.keep(PEER, &[0; 9], start)).count();
+        let kept = (0..100)
+            .filter(|_| waiting.keep(PEER, &[0; 9], start))
+            .count();
         assert_eq!(kept, MAX_FRAMES);
         let big = vec![0; 65_000];
         for number in 10..4000 {
             waiting.keep(PeerNumber(number), &big, start);
         }
         assert!(waiting.bytes <= MAX_BYTES);
-        assert_eq!(waiting.expire(start + PATIENCE), 64 + (MAX_BYTES / 65_000) as u64);
+        assert_eq!(
+            waiting.expire(start + PATIENCE),
+            64 + (MAX_BYTES / 65_000) as u64
+        );
         assert_eq!(waiting.bytes, 0);
     }
 }

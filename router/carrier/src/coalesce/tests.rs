@@ -12,7 +12,13 @@ fn run(coalescer: &mut Coalescer, packets: &[(usize, Vec<u8>)]) -> Vec<Vec<u8>> 
     for (from, packet) in packets {
         // As in the receive buffer, something else lies between.
         octets.extend_from_slice(&[0xee; 17]);
-        spans.push((*from, Span { start: octets.len(), len: packet.len() }));
+        spans.push((
+            *from,
+            Span {
+                start: octets.len(),
+                len: packet.len(),
+            },
+        ));
         octets.extend_from_slice(packet);
     }
     for (from, span) in spans {
@@ -20,9 +26,14 @@ fn run(coalescer: &mut Coalescer, packets: &[(usize, Vec<u8>)]) -> Vec<Vec<u8>> 
         coalescer.push(&octets, span, from, &inner);
     }
     let mut frames = Vec::new();
-    coalescer.drain(&octets, TO, |from| [from as u8; 6], |pieces| {
-        frames.push(pieces.iter().flat_map(|p| p.iter().copied()).collect());
-    });
+    coalescer.drain(
+        &octets,
+        TO,
+        |from| [from as u8; 6],
+        |pieces| {
+            frames.push(pieces.iter().flat_map(|p| p.iter().copied()).collect());
+        },
+    );
     frames
 }
 
@@ -44,7 +55,10 @@ fn stream(is_v6: bool, payload: usize, size: u16) -> Vec<Vec<u8>> {
 #[test]
 fn a_stream_becomes_one_frame_with_rebuilt_headers() {
     for is_v6 in [false, true] {
-        let frames = run(&mut Coalescer::default(), &of_one(stream(is_v6, 30_000, 1400)));
+        let frames = run(
+            &mut Coalescer::default(),
+            &of_one(stream(is_v6, 30_000, 1400)),
+        );
         assert_eq!(frames.len(), 1);
         let frame = &frames[0];
         let vnet = VnetHeader::parse(frame).unwrap();
@@ -147,7 +161,11 @@ fn more_than_an_ip_packet_holds_is_two_frames() {
 
 #[test]
 fn datagrams_pass_untouched() {
-    let packets = vec![udp(false, &[1; 100]), udp(true, &[2; 100]), udp(false, &[1; 100])];
+    let packets = vec![
+        udp(false, &[1; 100]),
+        udp(true, &[2; 100]),
+        udp(false, &[1; 100]),
+    ];
     let frames = run(&mut Coalescer::default(), &of_one(packets.clone()));
     let out: Vec<_> = frames.iter().map(|f| f[FRAME_HEAD..].to_vec()).collect();
     assert_eq!(out, packets);

@@ -148,17 +148,45 @@ fn headers_that_lie_are_malformed() {
     let whole = tcp(false, 1, 0x10, &[], &[1; 300]);
     let good = super_header(false, GSO_TCPV4, 100);
     let bad = [
-        VnetHeader { gso_size: 0, ..good },
-        VnetHeader { gso_type: 3, ..good },
-        VnetHeader { gso_type: GSO_TCPV6, ..good },
-        VnetHeader { gso_type: GSO_UDP_L4, ..good },
-        VnetHeader { gso_type: GSO_NONE, csum_start: 400, ..good },
-        VnetHeader { gso_type: GSO_NONE, csum_start: 5, ..good },
-        VnetHeader { gso_type: GSO_NONE, csum_offset: 320, ..good },
+        VnetHeader {
+            gso_size: 0,
+            ..good
+        },
+        VnetHeader {
+            gso_type: 3,
+            ..good
+        },
+        VnetHeader {
+            gso_type: GSO_TCPV6,
+            ..good
+        },
+        VnetHeader {
+            gso_type: GSO_UDP_L4,
+            ..good
+        },
+        VnetHeader {
+            gso_type: GSO_NONE,
+            csum_start: 400,
+            ..good
+        },
+        VnetHeader {
+            gso_type: GSO_NONE,
+            csum_start: 5,
+            ..good
+        },
+        VnetHeader {
+            gso_type: GSO_NONE,
+            csum_offset: 320,
+            ..good
+        },
     ];
     for vnet in bad {
         let mut packet = whole.clone();
-        assert_eq!(cut_all(&vnet, &mut packet), Err(Dropped::Malformed), "{vnet:?}");
+        assert_eq!(
+            cut_all(&vnet, &mut packet),
+            Err(Dropped::Malformed),
+            "{vnet:?}"
+        );
     }
     let mut long_header = whole.clone();
     long_header[32] = 0xf0;
