@@ -1,6 +1,807 @@
-//! One encrypted link to each peer.
+//! One encrypted link to each peer: handshakes, sealed datagrams, keepalives, roaming, renewal of keys.
+//!
+//! [`Sessions`] holds all links of a node and does no I/O: datagrams, frames that the carrier opened, and time come in;
+//! [`SessionEvent`]s go out. Inner packets don't pass through here: the carrier seals and opens them itself with the
+//! [`Transport`] that [`SessionEvent::Established`] hands over.
+//!
+//! A datagram is looked at in this order, and nothing is answered or changed before its turn: length and type, mac1 (who
+//! has no secret hears nothing), rate and cookie, Diffie-Hellman, roster, (generation, counter). See `handshake.rs` for the
+//! exchange, `link.rs` for what happens over time.
 
+mod cookie;
+mod desk;
 pub mod drops;
+pub mod handshake;
+pub mod join;
+mod link;
 mod noise;
 pub mod replay;
+mod timers;
 pub mod transport;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::crypto::{Cipher, Random, Secret};
+use crate::identity::Identity;
+use crate::model::{ClusterId, Generation, NodeId, Now};
+use crate::wire::{self, DataHeader, DatagramType, FrameKind, MAX_CONTROL, MAX_DATAGRAM, Message};
+use cookie::{Gate, MacKeys, Verdict, index_at};
+use desk::Desk;
+use drops::{DropReason, Drops};
+use handshake::{Arrived, Capabilities, Context, InitPayload, ResponsePayload, read_answer};
+use link::{Attempt, Link, Live, Pending, Wish};
+use timers::{COOKIE_USE, INSIST_FOR, POLL, retry_after};
+use transport::Transport;
+
+/// Links a node keeps at once.
+pub const MAX_LINKS: usize = 1024;
+/// Handshakes under way at once, in both directions.
+pub const MAX_HALF_OPEN: usize = 256;
+
+/// What a node's sessions are made with.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// The cluster: a datagram of another one is none of ours.
+    pub cluster: ClusterId,
+    /// Keys mac1. It gives silence towards strangers, not membership: that is the roster's.
+    pub cluster_secret: Secret<32>,
+    /// The AEAD this host is fast with.
+    pub cipher: Cipher,
+    /// Of this start.
+    pub generation: Generation,
+    /// Consent to plain VXLAN.
+    pub plain_vxlan: bool,
+    /// Readiness to relay.
+    pub relay: bool,
+}
+
+/// What the roster knows, and sessions need to.
+pub trait Trust {
+    /// The X25519 key that was admitted with a node.
+    fn noise_key(&self, id: &NodeId) -> Option<[u8; 32]>;
+    /// Admitted and not revoked?
+    fn is_member(&self, id: &NodeId) -> bool;
+    /// The records that show a stranger how `me` was admitted.
+    fn admit_chain(&self, me: &NodeId) -> Vec<u8>;
+    /// Reads such records. The node at their end, if they are sound and it is a member now.
+    fn learn_chain(&mut self, chain: &[u8]) -> Option<NodeId>;
+}
+
+/// What [`Sessions`] wants done, or tells.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// Send this datagram.
+    Send {
+        /// To there.
+        to: SocketAddr,
+        /// At most [`MAX_DATAGRAM`] octets.
+        datagram: Vec<u8>,
+    },
+    /// We answered a handshake: datagrams for this transport's index may come. Open them, but send nothing through it.
+    Accepting {
+        /// With whom.
+        peer: NodeId,
+        /// What opens them.
+        transport: Arc<Transport>,
+    },
+    /// Packets to this peer go through this transport from now on. Follows each renewal of keys too.
+    Established {
+        /// With whom.
+        peer: NodeId,
+        /// What seals and opens.
+        transport: Arc<Transport>,
+        /// The peer's generation, as proven in the handshake.
+        generation: Generation,
+    },
+    /// Nothing comes for this index any more: forget its transport.
+    Retired {
+        /// Our index.
+        local_index: u32,
+    },
+    /// Send packets for this peer there from now on.
+    Path {
+        /// Which peer.
+        peer: NodeId,
+        /// Where it was shown to be.
+        addr: SocketAddr,
+    },
+    /// A control message came.
+    Frame {
+        /// From whom.
+        peer: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// A frame with inner packets was opened here, because it came before the carrier knew its session.
+    Packet {
+        /// From whom.
+        peer: NodeId,
+        /// [`FrameKind`].
+        kind: u8,
+        /// Its body.
+        body: Vec<u8>,
+    },
+    /// Something authenticated came: evidence of life.
+    Heard {
+        /// From whom.
+        peer: NodeId,
+    },
+    /// A round trip was measured.
+    Rtt {
+        /// With whom.
+        peer: NodeId,
+        /// Smoothed.
+        rtt: Duration,
+    },
+    /// Keepalives go unanswered for more than a second.
+    Silent {
+        /// By whom.
+        peer: NodeId,
+    },
+    /// It was silent and is back.
+    Answering {
+        /// Who.
+        peer: NodeId,
+    },
+    /// The session is given up, or there never was one. The next message or packet tries again.
+    Lost {
+        /// With whom.
+        peer: NodeId,
+    },
+    /// Two processes claim to be one start of one node: a disk or a memory image was copied.
+    CloneSuspected {
+        /// Which node.
+        peer: NodeId,
+    },
+}
+
+/// What there is to tell about one link with a session.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// With whom.
+    pub peer: NodeId,
+    /// Where it is.
+    pub path: Option<SocketAddr>,
+    /// Smoothed round trip.
+    pub rtt: Option<Duration>,
+    /// When the keys in use were agreed.
+    pub established: Now,
+    /// Its generation.
+    pub generation: Generation,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// Keys and counters.
+    pub transport: Arc<Transport>,
+    /// Does it owe us an answer?
+    pub silent: bool,
+}
+
+impl SessionInfo {
+    /// Age of the keys.
+    pub fn handshake_age(&self, now: Now) -> Duration {
+        now.since(self.established)
+    }
+}
+
+/// An echo, inside the seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    Request(u64),
+    Reply(u64),
+}
+
+impl Probe {
+    fn to_bytes(self) -> [u8; 9] {
+        let (flag, nonce) = match self {
+            Probe::Request(nonce) => (0, nonce),
+            Probe::Reply(nonce) => (1, nonce),
+        };
+        let mut bytes = [flag; 9];
+        bytes[1..].copy_from_slice(&nonce.to_le_bytes());
+        bytes
+    }
+
+    fn parse(body: &[u8]) -> Option<Self> {
+        let (flag, rest) = body.split_first()?;
+        let nonce = u64::from_le_bytes(*rest.first_chunk()?);
+        match flag {
+            0 => Some(Probe::Request(nonce)),
+            1 => Some(Probe::Reply(nonce)),
+            _ => None,
+        }
+    }
+}
+
+/// All links of a node.
+///
+/// Contract with the caller: drain `out` in order; call [`Self::expire`] when [`Self::deadline`] is due (early, late or
+/// twice is harmless); ask `deadline` again after each call; pass `now` that never goes backwards. Datagrams of types
+/// other than data go to [`Self::handle_datagram`]; data goes there too, unless the carrier opened it, in which case its
+/// control and probe frames go to [`Self::handle_opened`].
+pub struct Sessions {
+    context: Context,
+    config: SessionConfig,
+    instance: u64,
+    counter: u64,
+    desk: Desk,
+    gate: Gate,
+    links: BTreeMap<NodeId, Link>,
+    next_poll: Now,
+}
+
+impl Sessions {
+    /// No links yet.
+    pub fn new(identity: Identity, config: SessionConfig, mut random: Random, now: Now) -> Self {
+        let macs = MacKeys::new(&config.cluster_secret);
+        let me = identity.id();
+        Self {
+            context: Context::new(identity, &config.cluster, macs),
+            gate: Gate::new(&mut random, now),
+            instance: random.u64(),
+            counter: 0,
+            desk: Desk::new(me, random),
+            links: BTreeMap::new(),
+            next_poll: now,
+            config,
+        }
+    }
+
+    /// Where `peer` may be reached, best first. Replaces what was known.
+    pub fn set_addresses(&mut self, now: Now, peer: NodeId, candidates: Vec<SocketAddr>) {
+        if let Some(link) = self.link(now, peer) {
+            link.set_candidates(candidates);
+        }
+        if self.links.get(&peer).is_some_and(Link::is_empty) {
+            self.links.remove(&peer);
+        }
+    }
+
+    /// A datagram came. Data is opened here.
+    pub fn handle_datagram(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        trust: &mut impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        let result = match DatagramType::of(bytes) {
+            Some(DatagramType::Init) => self.on_init(now, from, bytes, trust, out),
+            Some(DatagramType::Response) => self.on_response(now, from, bytes, trust, out),
+            Some(DatagramType::Cookie) => self.on_cookie(now, bytes, trust, out),
+            Some(DatagramType::Data) => self.on_data(now, from, bytes, out),
+            _ => Err(DropReason::Malformed),
+        };
+        if let Err(reason) = result {
+            self.desk.drops.count(reason);
+        }
+    }
+
+    /// The carrier opened a control or probe frame that came for `local_index`.
+    pub fn handle_opened(
+        &mut self,
+        now: Now,
+        local_index: u32,
+        from: SocketAddr,
+        frame: (u8, &[u8]),
+        out: &mut Vec<SessionEvent>,
+    ) {
+        if let Err(reason) = self.on_frame(now, local_index, from, frame, out) {
+            self.desk.drops.count(reason);
+        }
+    }
+
+    /// The carrier opened a datagram for `local_index` that came from another address than the peer's path.
+    pub fn handle_moved(
+        &mut self,
+        now: Now,
+        local_index: u32,
+        from: SocketAddr,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        if let Some(peer) = self.desk.peer(local_index)
+            && let Some(link) = self.links.get_mut(&peer)
+        {
+            link.challenge(now, from, &mut self.desk, out);
+        }
+    }
+
+    /// Sends a control message, at once or when there is a session. Without one, calls.
+    pub fn send(
+        &mut self,
+        now: Now,
+        to: &NodeId,
+        message: &Message,
+        trust: &impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        let body = wire::encode(message);
+        if body.len() > MAX_CONTROL {
+            self.desk.drops.count(DropReason::Oversized);
+            return;
+        }
+        let Some(mut link) = self.take_link(now, *to) else {
+            self.desk.drops.count(DropReason::Full);
+            return;
+        };
+        let waits = !link.send(now, body, &mut self.desk, out);
+        self.links.insert(*to, link);
+        if waits {
+            self.dial(now, to, trust, out);
+        }
+    }
+
+    /// The carrier has packets for `peer` and no session.
+    pub fn want(
+        &mut self,
+        now: Now,
+        peer: &NodeId,
+        trust: &impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        let Some(link) = self.link(now, *peer) else {
+            self.desk.drops.count(DropReason::Full);
+            return;
+        };
+        link.on_wanted(now);
+        if link.current.is_none() {
+            self.dial(now, peer, trust, out);
+        }
+    }
+
+    /// The peer was revoked, or left: all its keys go at once.
+    pub fn drop_peer(&mut self, peer: &NodeId, out: &mut Vec<SessionEvent>) {
+        if let Some(mut link) = self.links.remove(peer)
+            && link.close(&mut self.desk, out)
+        {
+            out.push(SessionEvent::Lost { peer: *peer });
+        }
+    }
+
+    /// This machine may be a copy of a running one (a snapshot was resumed): no key and no random number made before may be
+    /// used again. Sessions go and are made anew, with randomness that the copy does not have.
+    pub fn rekey_all(
+        &mut self,
+        now: Now,
+        random: Random,
+        trust: &impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        self.desk.random = random;
+        self.gate = Gate::new(&mut self.desk.random, now);
+        self.instance = self.desk.random.u64();
+        let peers: Vec<NodeId> = self.links.keys().copied().collect();
+        for peer in peers {
+            let Some(link) = self.links.get_mut(&peer) else {
+                continue;
+            };
+            if link.close(&mut self.desk, out) {
+                out.push(SessionEvent::Lost { peer });
+                self.dial(now, &peer, trust, out);
+            }
+        }
+    }
+
+    /// Time passed.
+    pub fn expire(&mut self, now: Now, trust: &impl Trust, out: &mut Vec<SessionEvent>) {
+        if now >= self.next_poll {
+            self.next_poll = now.plus(POLL);
+            self.poll(now, out);
+        }
+        let due: Vec<NodeId> = self
+            .links
+            .values()
+            .filter(|link| link.dial.is_some_and(|dial| dial.next <= now))
+            .map(|link| link.peer)
+            .collect();
+        for peer in due {
+            self.call(now, &peer, None, trust, out);
+        }
+    }
+
+    /// When to call [`Self::expire`] next.
+    pub fn deadline(&self) -> Option<Now> {
+        let poll = self
+            .links
+            .values()
+            .any(|link| link.is_busy() || link.dial.is_some())
+            .then_some(self.next_poll);
+        let dials = self.links.values().filter_map(|link| Some(link.dial?.next));
+        dials.chain(poll).min()
+    }
+
+    /// All links with a session.
+    pub fn peers(&self) -> impl Iterator<Item = SessionInfo> + '_ {
+        self.links.values().filter_map(|link| {
+            let live = link.current.as_ref()?;
+            Some(SessionInfo {
+                peer: link.peer,
+                path: link.path,
+                rtt: link.rtt.smoothed(),
+                established: live.since,
+                generation: live.generation,
+                capabilities: live.capabilities,
+                transport: live.transport.clone(),
+                silent: link.silent,
+            })
+        })
+    }
+
+    /// What was dropped, by reason.
+    pub fn drops(&self) -> &Drops {
+        &self.desk.drops
+    }
+
+    fn link(&mut self, now: Now, peer: NodeId) -> Option<&mut Link> {
+        let is_full = self.links.len() >= MAX_LINKS && !self.links.contains_key(&peer);
+        if is_full || peer == self.desk.me {
+            return None;
+        }
+        let link = self.links.entry(peer);
+        Some(link.or_insert_with(|| Link::new(peer, now)))
+    }
+
+    fn take_link(&mut self, now: Now, peer: NodeId) -> Option<Link> {
+        self.link(now, peer)?;
+        self.links.remove(&peer)
+    }
+
+    fn half_open(&self) -> usize {
+        self.links
+            .values()
+            .map(|link| link.attempts.len() + link.pending.len())
+            .sum()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            plain_vxlan: self.config.plain_vxlan,
+            relay: self.config.relay,
+            ..Capabilities::new(self.config.cipher)
+        }
+    }
+
+    fn poll(&mut self, now: Now, out: &mut Vec<SessionEvent>) {
+        for link in self.links.values_mut() {
+            if let Wish::Close = link.poll(now, &mut self.desk, out) {
+                link.close(&mut self.desk, out);
+                out.push(SessionEvent::Lost { peer: link.peer });
+            }
+        }
+        self.links.retain(|_, link| !link.is_empty());
+    }
+
+    fn dial(&mut self, now: Now, peer: &NodeId, trust: &impl Trust, out: &mut Vec<SessionEvent>) {
+        let Some(link) = self.links.get_mut(peer) else {
+            return;
+        };
+        link.start_dial(now);
+        if link.dial.is_some_and(|dial| dial.next <= now) {
+            self.call(now, peer, None, trust, out);
+        }
+    }
+
+    /// Sends a first message: to `address` where given, else to the next candidate.
+    fn call(
+        &mut self,
+        now: Now,
+        peer: &NodeId,
+        address: Option<SocketAddr>,
+        trust: &impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        let is_full = self.half_open() >= MAX_HALF_OPEN;
+        let capabilities = self.capabilities();
+        let Some(link) = self.links.get_mut(peer) else {
+            return;
+        };
+        let noise_key = trust.noise_key(peer).filter(|_| trust.is_member(peer));
+        let (Some(noise_key), Some(dial)) = (noise_key, &mut link.dial) else {
+            if link.close(&mut self.desk, out) {
+                out.push(SessionEvent::Lost { peer: *peer });
+            }
+            return;
+        };
+        dial.next = now.plus(retry_after(dial.tries, &mut self.desk.random));
+        let tries = dial.tries as usize;
+        let addresses = link.addresses();
+        let next = addresses.get(tries % addresses.len().max(1)).copied();
+        let Some(to) = address.or(next).filter(|_| !is_full) else {
+            return;
+        };
+        if let Some(dial) = &mut link.dial {
+            dial.tries = dial.tries.saturating_add(1);
+        }
+        let cookie = link
+            .cookie
+            .filter(|(_, at, when)| *at == to && now.since(*when) < COOKIE_USE)
+            .map(|(cookie, _, _)| cookie);
+        self.counter += 1;
+        let mut payload = InitPayload {
+            node: self.desk.me,
+            generation: self.config.generation,
+            counter: self.counter,
+            instance: self.instance,
+            capabilities,
+            chain: trust.admit_chain(&self.desk.me),
+            extra: Vec::new(),
+        };
+        let index = self.desk.draw(*peer);
+        let called = self.context.call(
+            &noise_key,
+            index,
+            &mut payload,
+            cookie.as_ref(),
+            &mut self.desk.random,
+        );
+        let Some(called) = called else {
+            self.desk.release(index);
+            return;
+        };
+        let attempt = Attempt {
+            index,
+            noise: called.noise,
+            mac1: called.mac1,
+            to,
+            sent: now,
+        };
+        link.add_attempt(attempt, &mut self.desk);
+        out.push(SessionEvent::Send {
+            to,
+            datagram: called.datagram,
+        });
+    }
+
+    fn on_init(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        bytes: &[u8],
+        trust: &mut impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) -> Result<(), DropReason> {
+        let checked = self.context.macs.check(bytes)?;
+        match self.gate.ask(now, from, &checked, &mut self.desk.random) {
+            Verdict::Pass => {}
+            Verdict::Refuse(reason) => return Err(reason),
+            Verdict::Ask(cookie) => {
+                let random = &mut self.desk.random;
+                let datagram = self.context.macs.seal_cookie(&checked, &cookie, random);
+                out.push(SessionEvent::Send { to: from, datagram });
+                return Err(DropReason::CookieAsked);
+            }
+        }
+        let arrived = self
+            .context
+            .read_call(checked.body, &mut self.desk.random)?;
+        self.check_caller(&arrived, trust)?;
+        let peer = arrived.payload.node;
+        let is_full = self.half_open() >= MAX_HALF_OPEN;
+        let me = self.desk.me;
+        let link = self.link(now, peer).ok_or(DropReason::Full)?;
+        let fresh = (arrived.payload.generation, arrived.payload.counter);
+        if fresh.0 >= link.seen.0 {
+            link.note_instance(fresh.0, arrived.payload.instance, out);
+        }
+        if fresh <= link.seen {
+            return Err(DropReason::Stale);
+        }
+        link.seen = fresh;
+        let insists = me < peer
+            && link
+                .dial
+                .is_some_and(|dial| now.since(dial.since) < INSIST_FOR);
+        if insists && !link.attempts.is_empty() {
+            // It is alive and calls from there: that is where our own call should go.
+            if link.attempts.iter().all(|attempt| attempt.to != from) {
+                self.call(now, &peer, Some(from), trust, out);
+            }
+            return Err(DropReason::Yielded);
+        }
+        if is_full {
+            return Err(DropReason::Full);
+        }
+        self.answer(now, from, arrived, out)
+    }
+
+    fn check_caller(&self, arrived: &Arrived, trust: &mut impl Trust) -> Result<(), DropReason> {
+        let node = arrived.payload.node;
+        if node == self.desk.me {
+            return Err(DropReason::Stranger);
+        }
+        if trust.noise_key(&node).is_none()
+            && trust.learn_chain(&arrived.payload.chain) != Some(node)
+        {
+            return Err(DropReason::Stranger);
+        }
+        let is_it = trust.noise_key(&node) == Some(arrived.noise_key);
+        match is_it && trust.is_member(&node) {
+            true => Ok(()),
+            false => Err(DropReason::Stranger),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        arrived: Arrived,
+        out: &mut Vec<SessionEvent>,
+    ) -> Result<(), DropReason> {
+        let peer = arrived.payload.node;
+        let (remote_index, theirs) = (arrived.index, arrived.payload.capabilities);
+        let generation = arrived.payload.generation;
+        let payload = ResponsePayload {
+            generation: self.config.generation,
+            instance: self.instance,
+            capabilities: self.capabilities(),
+            extra: Vec::new(),
+        };
+        let index = self.desk.draw(peer);
+        let Some((datagram, keys)) = self.context.answer(arrived, index, &payload) else {
+            self.desk.release(index);
+            return Err(DropReason::BadHandshake);
+        };
+        let link = self.links.get_mut(&peer).ok_or(DropReason::Full)?;
+        let transport = Arc::new(Transport::new(peer, index, remote_index, &keys));
+        let live = Live::new(transport.clone(), false, now, generation, theirs);
+        link.yield_dial(now);
+        link.add_pending(Pending { live, from }, &mut self.desk, out);
+        out.push(SessionEvent::Accepting { peer, transport });
+        out.push(SessionEvent::Send { to: from, datagram });
+        Ok(())
+    }
+
+    fn on_response(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        bytes: &[u8],
+        trust: &impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) -> Result<(), DropReason> {
+        let checked = self.context.macs.check(bytes)?;
+        let index = index_at(checked.body, 8).ok_or(DropReason::Malformed)?;
+        let peer = self.desk.peer(index).ok_or(DropReason::UnknownSession)?;
+        let link = self
+            .links
+            .get_mut(&peer)
+            .ok_or(DropReason::UnknownSession)?;
+        let position = link
+            .attempts
+            .iter()
+            .position(|attempt| attempt.index == index)
+            .ok_or(DropReason::UnknownSession)?;
+        let (remote_index, payload) =
+            read_answer(&mut link.attempts[position].noise, checked.body)?;
+        let attempt = link.attempts.remove(position);
+        if !trust.is_member(&peer) {
+            self.desk.release(index);
+            return Err(DropReason::Stranger);
+        }
+        if payload.generation < link.seen.0 {
+            self.desk.release(index);
+            return Err(DropReason::Stale);
+        }
+        link.seen = link.seen.max((payload.generation, 0));
+        link.note_instance(payload.generation, payload.instance, out);
+        let theirs = payload.capabilities;
+        let cipher = Capabilities::new(self.config.cipher).agree(&theirs);
+        let keys = attempt.noise.into_keys(cipher);
+        let transport = Arc::new(Transport::new(peer, index, remote_index, &keys));
+        let live = Live::new(transport, true, now, payload.generation, theirs);
+        link.adopt(now, live, attempt.to, &mut self.desk, out);
+        link.challenge(now, from, &mut self.desk, out);
+        Ok(())
+    }
+
+    fn on_cookie(
+        &mut self,
+        now: Now,
+        bytes: &[u8],
+        trust: &impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) -> Result<(), DropReason> {
+        if bytes.len() > MAX_DATAGRAM {
+            return Err(DropReason::Malformed);
+        }
+        let index = index_at(bytes, 4).ok_or(DropReason::Malformed)?;
+        let peer = self.desk.peer(index).ok_or(DropReason::UnknownSession)?;
+        let link = self
+            .links
+            .get_mut(&peer)
+            .ok_or(DropReason::UnknownSession)?;
+        let attempt = link
+            .attempts
+            .iter()
+            .find(|attempt| attempt.index == index)
+            .ok_or(DropReason::UnknownSession)?;
+        let cookie = self
+            .context
+            .macs
+            .open_cookie(bytes, &attempt.mac1)
+            .ok_or(DropReason::Forged)?;
+        let to = attempt.to;
+        // One call per fresh cookie: a replayed one is the same again.
+        let is_new = link.cookie.is_none_or(|(old, _, _)| old != cookie);
+        link.cookie = Some((cookie, to, now));
+        if is_new && link.dial.is_some() {
+            self.call(now, &peer, Some(to), trust, out);
+        }
+        Ok(())
+    }
+
+    fn on_data(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        out: &mut Vec<SessionEvent>,
+    ) -> Result<(), DropReason> {
+        let header = DataHeader::parse(bytes).ok_or(DropReason::Malformed)?;
+        let transport = self
+            .desk
+            .peer(header.receiver)
+            .and_then(|peer| self.links.get(&peer)?.transport(header.receiver))
+            .ok_or(DropReason::UnknownSession)?;
+        let (kind, body) = transport.open(bytes)?;
+        self.on_frame(now, header.receiver, from, (kind, body), out)
+    }
+
+    fn on_frame(
+        &mut self,
+        now: Now,
+        local_index: u32,
+        from: SocketAddr,
+        (kind, body): (u8, &[u8]),
+        out: &mut Vec<SessionEvent>,
+    ) -> Result<(), DropReason> {
+        let peer = self
+            .desk
+            .peer(local_index)
+            .ok_or(DropReason::UnknownSession)?;
+        let link = self
+            .links
+            .get_mut(&peer)
+            .ok_or(DropReason::UnknownSession)?;
+        let desk = &mut self.desk;
+        link.confirm(now, local_index, desk, out);
+        link.on_heard(now, out);
+        link.challenge(now, from, desk, out);
+        match FrameKind::of(kind) {
+            Some(FrameKind::Probe) => {
+                let probe = Probe::parse(body).ok_or(DropReason::BadFrame)?;
+                link.on_probe(now, from, probe, desk, out);
+            }
+            Some(FrameKind::Control) => {
+                let message = decode_control(body)?;
+                link.on_used(now);
+                let is_bye = message == Message::Bye;
+                out.push(SessionEvent::Frame { peer, message });
+                if is_bye && link.close(desk, out) {
+                    out.push(SessionEvent::Lost { peer });
+                }
+            }
+            Some(FrameKind::Packet | FrameKind::Bundle) => {
+                link.on_wanted(now);
+                let body = body.to_vec();
+                out.push(SessionEvent::Packet { peer, kind, body });
+            }
+            Some(FrameKind::Run) | None => return Err(DropReason::UnknownKind),
+        }
+        Ok(())
+    }
+}
+
+fn decode_control(body: &[u8]) -> Result<Message, DropReason> {
+    if body.len() > MAX_CONTROL {
+        return Err(DropReason::BadFrame);
+    }
+    wire::decode(body).map_err(|_| DropReason::BadFrame)
+}

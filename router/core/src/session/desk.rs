@@ -1,0 +1,55 @@
+//! What all links of a node share: the generator, the session indices and the counts of what was dropped.
+
+use std::collections::BTreeMap;
+
+use super::SessionEvent;
+use super::drops::Drops;
+use super::link::Live;
+use crate::crypto::Random;
+use crate::model::NodeId;
+
+/// Indices with this bit belong to joiners' sessions, the others to members'.
+pub(super) const JOIN_BIT: u32 = 1 << 31;
+
+pub(super) struct Desk {
+    pub(super) me: NodeId,
+    pub(super) random: Random,
+    pub(super) drops: Drops,
+    indices: BTreeMap<u32, NodeId>,
+}
+
+impl Desk {
+    pub(super) fn new(me: NodeId, random: Random) -> Self {
+        Self {
+            me,
+            random,
+            drops: Drops::default(),
+            indices: BTreeMap::new(),
+        }
+    }
+
+    /// A fresh index for a session with `peer`; not to be guessed from earlier ones.
+    pub(super) fn draw(&mut self, peer: NodeId) -> u32 {
+        loop {
+            let index = self.random.u64() as u32 & !JOIN_BIT;
+            if index != 0 && !self.indices.contains_key(&index) {
+                self.indices.insert(index, peer);
+                return index;
+            }
+        }
+    }
+
+    pub(super) fn peer(&self, index: u32) -> Option<NodeId> {
+        self.indices.get(&index).copied()
+    }
+
+    pub(super) fn release(&mut self, index: u32) {
+        self.indices.remove(&index);
+    }
+
+    pub(super) fn retire(&mut self, live: &Live, out: &mut Vec<SessionEvent>) {
+        let local_index = live.transport.local_index();
+        self.release(local_index);
+        out.push(SessionEvent::Retired { local_index });
+    }
+}
