@@ -184,7 +184,9 @@ impl RequestHandler for Handler {
         let Some(reply) = self.0.answer(&query, from).await else {
             return silence(&request.metadata);
         };
-        let limit = reply::udp_limit(&reply);
+        // hickory repeats the question as it came, out of reach of name compression: the name stands twice.
+        let twice = query.queries.first().map_or(0, |q| q.name().len());
+        let limit = reply::udp_limit(&reply) - twice;
         let Ok(reply) = reply::fit(reply, limit) else {
             return silence(&request.metadata);
         };
