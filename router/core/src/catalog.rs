@@ -247,6 +247,15 @@ impl Catalog {
         log.flat_map(|log| log.after(sequence)).cloned().collect()
     }
 
+    /// The next few of [`Self::records_after`].
+    pub(crate) fn next_records(&self, writer: &NodeId, sequence: u64, limit: usize) -> Vec<Record> {
+        let log = self.logs.get(writer).into_iter();
+        log.flat_map(|log| log.after(sequence))
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
     /// All that counts in a writer's roll-up; under [`SHARED`] the winners of all cluster-wide slots.
     pub fn records_that_count(&self, writer: &NodeId) -> Vec<Record> {
         if *writer == SHARED {

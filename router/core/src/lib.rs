@@ -18,6 +18,7 @@ pub mod record;
 pub mod roster;
 pub mod session;
 pub mod store;
+pub mod sync;
 pub mod token;
 pub mod value;
 pub mod view;

@@ -23,6 +23,7 @@ use crate::crypto::{self, Random};
 use crate::identity::Identity;
 use crate::model::{ClusterId, NodeId, NodeName, WallMicros};
 use crate::record::be_u64;
+use crate::session::Trust;
 use crate::store::{Batch, Stored, Table};
 
 pub use link::MAX_LINK;
@@ -474,52 +475,6 @@ impl Roster {
         }
     }
 
-    /// [`Self::chain_of`] as one text of octets, for the handshake.
-    pub fn admit_chain(&self, id: &NodeId) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for link in self.chain_of(id) {
-            bytes.extend_from_slice(&(link.len() as u16).to_be_bytes());
-            bytes.extend_from_slice(link);
-        }
-        bytes
-    }
-
-    /// The noise key of a member.
-    pub fn noise_key(&self, id: &NodeId) -> Option<[u8; 32]> {
-        self.member(id).map(|m| m.noise)
-    }
-
-    /// Checks an [`Self::admit_chain`] and remembers it until the records come in their order. Gives the node at its
-    /// end if that is a member now.
-    pub fn learn_chain(&mut self, bytes: &[u8]) -> Option<NodeId> {
-        let links = split_chain(bytes)?;
-        let subject = links.last()?.admission()?.id;
-        if self.is_member(&subject) {
-            return Some(subject);
-        }
-        let mut issuer = self.member(&links[0].issuer)?.id;
-        for link in &links {
-            let Body::Admit(admission) = &link.body else {
-                return None;
-            };
-            if link.issuer != issuer
-                || !link.verify(&self.cluster)
-                || self.has_other_keys(admission)
-            {
-                return None;
-            }
-            issuer = admission.id;
-        }
-        let before = self.loose.clone();
-        self.remember(links);
-        if self.is_member(&subject) {
-            return Some(subject);
-        }
-        self.loose = before;
-        self.judge();
-        None
-    }
-
     fn remember(&mut self, links: Vec<Link>) {
         for link in links {
             let place = (link.issuer, link.index);
@@ -726,6 +681,51 @@ impl Roster {
             .map(|l| ((l.issuer, l.index), l))
             .collect();
         self.verdict = verdict::judge(&self.founder, &links);
+    }
+}
+
+impl Trust for Roster {
+    fn admit_chain(&self, id: &NodeId) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for link in self.chain_of(id) {
+            bytes.extend_from_slice(&(link.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(link);
+        }
+        bytes
+    }
+
+    fn noise_key(&self, id: &NodeId) -> Option<[u8; 32]> {
+        self.member(id).map(|m| m.noise)
+    }
+
+    /// Remembers the records until they come in their order.
+    fn learn_chain(&mut self, bytes: &[u8]) -> Option<NodeId> {
+        let links = split_chain(bytes)?;
+        let subject = links.last()?.admission()?.id;
+        if self.is_member(&subject) {
+            return Some(subject);
+        }
+        let mut issuer = self.member(&links[0].issuer)?.id;
+        for link in &links {
+            let Body::Admit(admission) = &link.body else {
+                return None;
+            };
+            if link.issuer != issuer
+                || !link.verify(&self.cluster)
+                || self.has_other_keys(admission)
+            {
+                return None;
+            }
+            issuer = admission.id;
+        }
+        let before = self.loose.clone();
+        self.remember(links);
+        if self.is_member(&subject) {
+            return Some(subject);
+        }
+        self.loose = before;
+        self.judge();
+        None
     }
 }
 

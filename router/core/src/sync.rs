@@ -1,0 +1,901 @@
+//! Carries roster and catalog between nodes: what is new is pushed at once, and every half second each node compares
+//! roll-ups with one random peer and fetches what differs. Nothing relies on the pushes alone.
+//!
+//! ```text
+//! A                                B
+//! digest ------------------------> equal: digest back, done
+//!                                  different:
+//!   <------- heads and states ---- (how far B knows each chain and each log)
+//! sends what B lacks, wants what A lacks
+//! ---- roster, deltas, wants ---->
+//!   <---------- roster, deltas --- each burst ends with a digest: and again, until equal
+//! ```
+//!
+//! A delta says from where up to where nothing is missing in it; one that does not join on to what is known moves
+//! nothing but the records it holds. Where two logs are known equally far and yet differ (somebody lied about being
+//! complete, or a clone wrote), all that counts in them is exchanged, at most every ten seconds.
+//!
+//! After a start this node is not [`Sync::ready`] to write before a peer showed how much of this node's own log it
+//! knows: what a restored disk lost comes back first.
+
+mod frame;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::catalog::{Catalog, DropReason, SHARED, WriterState};
+use crate::crypto::Random;
+use crate::hlc::MAX_AHEAD;
+use crate::model::{NodeId, Now, WallMicros};
+use crate::record::Record;
+use crate::roster::{Head, Roster, RosterError};
+use crate::store::Batch;
+
+pub use frame::MAX_BODY;
+use frame::{Frame, Span, Want, What, pack, spans};
+
+/// One random peer is asked so often.
+const GOSSIP: Duration = Duration::from_millis(500);
+/// Queued bursts go on so often.
+const PUMP: Duration = Duration::from_millis(50);
+/// Octets per second and octets at once of bulk towards one peer.
+const BULK_RATE: u64 = 64 << 10;
+const BULK_BURST: u64 = 32 << 10;
+/// Records per second taken of one peer: a signature costs some 70 µs.
+const INTAKE_RATE: u64 = 2000;
+/// Heads and states go to one peer at most so often.
+const SUMMARY_GAP: Duration = Duration::from_millis(150);
+/// Two logs that are known equally far and differ are exchanged whole when it lasts so long,
+const WHOLE_AFTER: Duration = Duration::from_secs(2);
+/// and not more often than so.
+const WHOLE_GAP: Duration = Duration::from_secs(10);
+/// A node with peers that don't answer waits so long before it writes.
+const OWN_LOG_WAIT: Duration = Duration::from_secs(30);
+/// Up to so many peers everybody is told news directly.
+const SMALL: usize = 8;
+/// News of others are passed on to so many in larger clusters.
+const PASS_ON: usize = 3;
+const MAX_JOBS: usize = 1024;
+const MAX_ALARMS: usize = 256;
+
+/// An effect of the sync machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SyncEvent {
+    /// Send this in a `Message::Sync`.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// At most [`MAX_BODY`] octets.
+        bytes: Vec<u8>,
+    },
+    /// Write this.
+    Persist(Batch),
+    /// The catalog changed.
+    Changed,
+    /// The roster changed.
+    RosterChanged {
+        /// New members.
+        admitted: Vec<NodeId>,
+        /// Members that are no longer: drop their sessions at once.
+        revoked: Vec<NodeId>,
+    },
+    /// Something a person must know.
+    Alarm(String),
+}
+
+#[derive(Clone, Debug)]
+struct Peer {
+    jobs: VecDeque<Job>,
+    bulk: Bucket,
+    intake: Bucket,
+    summary_at: Option<Now>,
+    differing: BTreeMap<NodeId, Differing>,
+    whole_sent: BTreeMap<NodeId, Now>,
+    /// By how much its clock is ahead of ours, microseconds.
+    ahead: Option<i64>,
+}
+
+/// Something that is sent in bursts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Job {
+    what: What,
+    id: NodeId,
+    /// Sequence, index, or position: what comes after is to be sent.
+    at: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Differing {
+    sums: (u64, u64),
+    since: Now,
+    asked: Option<Now>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    rate: u64,
+    size: u64,
+    level: u64,
+    at: Now,
+}
+
+impl Bucket {
+    fn full(rate: u64, size: u64, at: Now) -> Self {
+        Self {
+            rate,
+            size,
+            level: size,
+            at,
+        }
+    }
+
+    fn refill(&mut self, now: Now) {
+        let gained = now.since(self.at).as_millis() as u64 * self.rate / 1000;
+        if gained > 0 {
+            self.level = (self.level + gained).min(self.size);
+            self.at = now;
+        }
+    }
+
+    fn take(&mut self, now: Now, amount: u64) -> bool {
+        self.refill(now);
+        let enough = self.level >= amount;
+        if enough {
+            self.level -= amount;
+        }
+        enough
+    }
+}
+
+impl Peer {
+    fn new(now: Now) -> Self {
+        Self {
+            jobs: VecDeque::new(),
+            bulk: Bucket::full(BULK_RATE, BULK_BURST, now),
+            intake: Bucket::full(INTAKE_RATE, INTAKE_RATE, now),
+            summary_at: None,
+            differing: BTreeMap::new(),
+            whole_sent: BTreeMap::new(),
+            ahead: None,
+        }
+    }
+
+    fn queue(&mut self, job: Job) {
+        let known = self
+            .jobs
+            .iter()
+            .any(|j| j.what == job.what && j.id == job.id);
+        if known || self.jobs.len() >= MAX_JOBS {
+            return;
+        }
+        // Roster records go before data: without them the data is refused.
+        match job.what {
+            What::Chain => self.jobs.push_front(job),
+            What::Log | What::Whole => self.jobs.push_back(job),
+        }
+    }
+}
+
+/// What the machine works on during one call.
+pub struct Stores<'a> {
+    /// The catalog.
+    pub catalog: &'a mut Catalog,
+    /// The roster.
+    pub roster: &'a mut Roster,
+    /// The wall clock.
+    pub wall: WallMicros,
+}
+
+/// The sync machine of one node.
+pub struct Sync {
+    me: NodeId,
+    random: Random,
+    started: Now,
+    peers: BTreeMap<NodeId, Peer>,
+    gossip_at: Now,
+    pump_at: Option<Now>,
+    answered: bool,
+    /// A peer knows this node's own log up to here.
+    own_target: u64,
+    settled: BTreeMap<NodeId, u64>,
+    alarmed: BTreeSet<String>,
+    drops: BTreeMap<&'static str, u64>,
+}
+
+impl Sync {
+    /// A machine without peers.
+    pub fn new(me: NodeId, random: Random, now: Now) -> Self {
+        Self {
+            me,
+            random,
+            started: now,
+            peers: BTreeMap::new(),
+            gossip_at: now.plus(GOSSIP),
+            pump_at: None,
+            answered: false,
+            own_target: 0,
+            settled: BTreeMap::new(),
+            alarmed: BTreeSet::new(),
+            drops: BTreeMap::new(),
+        }
+    }
+
+    /// May this node write and allocate? When it is alone, when a peer has shown (and given back) what it knows of this
+    /// node's own log, or when nobody did for half a minute.
+    pub fn ready(&self, now: Now, roster: &Roster) -> bool {
+        self.answered
+            || now.since(self.started) >= OWN_LOG_WAIT
+            || roster.members().all(|m| m.id == self.me)
+    }
+
+    /// How far this node's clock is from the median of its peers', if that is more than a stamp may be ahead: then it
+    /// should refuse to write cluster-wide objects.
+    pub fn clock_error(&self) -> Option<Duration> {
+        let mut ahead: Vec<i64> = self.peers.values().filter_map(|p| p.ahead).collect();
+        ahead.sort_unstable();
+        let median = Duration::from_micros(ahead.get(ahead.len() / 2)?.unsigned_abs());
+        (median > MAX_AHEAD).then_some(median)
+    }
+
+    /// All members hold what the catalog held at this revision: for [`Catalog::collect`].
+    pub fn settled(&self, catalog: &Catalog, roster: &Roster) -> u64 {
+        let others = roster.members().filter(|m| m.id != self.me);
+        others
+            .map(|m| self.settled.get(&m.id).copied().unwrap_or(0))
+            .min()
+            .unwrap_or(catalog.revision())
+    }
+
+    /// What was dropped, by reason.
+    pub fn drops(&self) -> &BTreeMap<&'static str, u64> {
+        &self.drops
+    }
+
+    /// A peer can be reached.
+    pub fn on_peer_up(
+        &mut self,
+        now: Now,
+        peer: NodeId,
+        stores: &Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        if peer != self.me {
+            self.peers.entry(peer).or_insert_with(|| Peer::new(now));
+            out.push(send(peer, &digest(stores, Answer::Wanted)));
+        }
+    }
+
+    /// A peer can't be reached any more.
+    pub fn on_peer_down(&mut self, peer: &NodeId) {
+        self.peers.remove(peer);
+    }
+
+    /// Records of ours that are on disk now: tells the peers.
+    pub fn on_local(&mut self, records: &[Record], out: &mut Vec<SyncEvent>) {
+        let all: Vec<NodeId> = self.peers.keys().copied().collect();
+        let fan_out = if all.len() <= SMALL {
+            all.len()
+        } else {
+            all.len().isqrt() + 2
+        };
+        let to = self.choose(all, fan_out);
+        push_records(records.iter().map(Record::bytes), &to, Frame::Records, out);
+    }
+
+    /// A roster record of ours that is on disk now: tells all peers.
+    pub fn on_roster(&mut self, record: &[u8], out: &mut Vec<SyncEvent>) {
+        let all: Vec<NodeId> = self.peers.keys().copied().collect();
+        push_records([record], &all, Frame::Roster, out);
+    }
+
+    /// A peer's `Message::Sync`.
+    pub fn handle(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        bytes: &[u8],
+        stores: &mut Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        let Some(frame) = Frame::decode(bytes) else {
+            return self.drop_for("garbled");
+        };
+        if from == self.me || !stores.roster.is_member(&from) {
+            return self.drop_for("no member");
+        }
+        self.peers.entry(from).or_insert_with(|| Peer::new(now));
+        match frame {
+            Frame::Digest {
+                roster,
+                catalog,
+                wall,
+                answer,
+            } => {
+                let ours = (stores.roster.digest(), stores.catalog.digest());
+                self.note_clock(&from, wall, stores.wall);
+                self.handle_digest(now, from, (roster, catalog) == ours, answer, stores, out);
+            }
+            Frame::Heads(span) => self.handle_heads(now, from, &span, stores, out),
+            Frame::States(span) => self.handle_states(now, from, &span, stores, out),
+            Frame::Wants(wants) => self.handle_wants(now, from, wants),
+            Frame::Roster(records) => self.take_roster(from, &records, stores, out),
+            Frame::Delta {
+                writer,
+                from: start,
+                upto,
+                records,
+            } => {
+                let mut batch = Batch::new();
+                let revision = stores.catalog.revision();
+                if self
+                    .take_records(now, from, &records, stores, &mut batch, out)
+                    .is_some()
+                {
+                    batch.append(stores.catalog.extend(&writer, start, upto));
+                }
+                self.finish(revision, batch, stores, out);
+            }
+            Frame::Records(records) => {
+                let mut batch = Batch::new();
+                let revision = stores.catalog.revision();
+                let news = self.take_records(now, from, &records, stores, &mut batch, out);
+                self.pass_on(from, &news.unwrap_or_default(), out);
+                self.finish(revision, batch, stores, out);
+            }
+        }
+        self.pump(now, stores, out);
+    }
+
+    /// Time passed.
+    pub fn expire(&mut self, now: Now, stores: &Stores<'_>, out: &mut Vec<SyncEvent>) {
+        if self.gossip_at <= now {
+            self.gossip_at = now.plus(GOSSIP);
+            let all = self.peers.keys().copied().collect();
+            for peer in self.choose(all, 1) {
+                out.push(send(peer, &digest(stores, Answer::Wanted)));
+            }
+        }
+        if self.pump_at.is_some_and(|at| at <= now) {
+            self.pump(now, stores, out);
+        }
+    }
+
+    /// When to call [`Self::expire`].
+    pub fn deadline(&self) -> Option<Now> {
+        let pump = self.pump_at.unwrap_or(self.gossip_at);
+        Some(self.gossip_at.min(pump))
+    }
+
+    fn drop_for(&mut self, reason: &'static str) {
+        *self.drops.entry(reason).or_default() += 1;
+    }
+
+    fn alarm(&mut self, text: String, out: &mut Vec<SyncEvent>) {
+        if self.alarmed.len() < MAX_ALARMS && self.alarmed.insert(text.clone()) {
+            out.push(SyncEvent::Alarm(text));
+        }
+    }
+
+    fn note_clock(&mut self, from: &NodeId, theirs: u64, ours: WallMicros) {
+        if let Some(peer) = self.peers.get_mut(from) {
+            let ahead = i128::from(theirs) - i128::from(ours.0);
+            peer.ahead = Some(ahead.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64);
+        }
+    }
+
+    fn handle_digest(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        equal: bool,
+        answer: bool,
+        stores: &Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        if equal {
+            self.answered = true;
+            self.settled.insert(from, stores.catalog.revision());
+            if let Some(peer) = self.peers.get_mut(&from) {
+                peer.differing.clear();
+            }
+            if answer {
+                out.push(send(from, &digest(stores, Answer::None)));
+            }
+        } else {
+            self.summarise(now, from, stores, out);
+        }
+    }
+
+    /// Tells a peer how far everything is known here.
+    fn summarise(&mut self, now: Now, to: NodeId, stores: &Stores<'_>, out: &mut Vec<SyncEvent>) {
+        let Some(peer) = self.peers.get_mut(&to) else {
+            return;
+        };
+        if peer
+            .summary_at
+            .is_some_and(|at| now.since(at) < SUMMARY_GAP)
+        {
+            return;
+        }
+        peer.summary_at = Some(now);
+        let heads: Vec<(NodeId, Head)> = stores.roster.heads().into_iter().collect();
+        let states: Vec<(NodeId, WriterState)> =
+            stores.catalog.writer_state().into_iter().collect();
+        out.extend(
+            spans(&heads, 12)
+                .into_iter()
+                .map(|span| send(to, &Frame::Heads(span))),
+        );
+        out.extend(
+            spans(&states, 16)
+                .into_iter()
+                .map(|span| send(to, &Frame::States(span))),
+        );
+    }
+
+    fn handle_heads(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        span: &Span<Head>,
+        stores: &Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        let ours = stores.roster.heads();
+        let mut wants = Vec::new();
+        for (id, ours, theirs) in join(span, &ours, Head { length: 0, hash: 0 }) {
+            let start = u64::from(ours.length.min(theirs.length));
+            if ours.length > theirs.length {
+                self.queue(
+                    &from,
+                    Job {
+                        what: What::Chain,
+                        id,
+                        at: start,
+                    },
+                );
+            } else if theirs.length > ours.length {
+                wants.push(Want {
+                    what: What::Chain,
+                    id,
+                    from: start,
+                });
+            } else if ours.hash != theirs.hash
+                && self.may_exchange_whole(now, &from, id, (ours.hash, theirs.hash))
+            {
+                // Both see where the chain forks.
+                self.queue(
+                    &from,
+                    Job {
+                        what: What::Chain,
+                        id,
+                        at: 0,
+                    },
+                );
+            }
+        }
+        send_wants(from, &wants, out);
+    }
+
+    fn handle_states(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        span: &Span<WriterState>,
+        stores: &Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        let ours = stores.catalog.writer_state();
+        let mut wants = Vec::new();
+        for (id, ours, theirs) in join(span, &ours, WriterState::default()) {
+            if theirs.complete > ours.complete {
+                wants.push(Want {
+                    what: What::Log,
+                    id,
+                    from: ours.complete,
+                });
+            } else if ours.complete > theirs.complete {
+                self.queue(
+                    &from,
+                    Job {
+                        what: What::Log,
+                        id,
+                        at: theirs.complete,
+                    },
+                );
+            } else if ours.sum != theirs.sum {
+                self.handle_differing(now, &from, id, ours, theirs, &mut wants);
+            }
+        }
+        if (span.first..=span.last).contains(&self.me) {
+            let theirs = span.entries.iter().find(|(id, _)| *id == self.me);
+            self.own_target = self.own_target.max(theirs.map_or(0, |(_, s)| s.complete));
+            self.check_own_log(stores);
+        }
+        send_wants(from, &wants, out);
+    }
+
+    /// A log is known equally far on both sides, and yet differs.
+    fn handle_differing(
+        &mut self,
+        now: Now,
+        from: &NodeId,
+        id: NodeId,
+        ours: WriterState,
+        theirs: WriterState,
+        wants: &mut Vec<Want>,
+    ) {
+        if id != SHARED {
+            // Records that came out of order lie beyond.
+            self.queue(
+                from,
+                Job {
+                    what: What::Log,
+                    id,
+                    at: ours.complete,
+                },
+            );
+        }
+        if self.may_exchange_whole(now, from, id, (ours.sum, theirs.sum)) {
+            self.queue(
+                from,
+                Job {
+                    what: What::Whole,
+                    id,
+                    at: 0,
+                },
+            );
+            wants.push(Want {
+                what: What::Whole,
+                id,
+                from: 0,
+            });
+        }
+    }
+
+    fn may_exchange_whole(
+        &mut self,
+        now: Now,
+        from: &NodeId,
+        id: NodeId,
+        sums: (u64, u64),
+    ) -> bool {
+        let Some(peer) = self.peers.get_mut(from) else {
+            return false;
+        };
+        let seen = peer.differing.entry(id).or_insert(Differing {
+            sums,
+            since: now,
+            asked: None,
+        });
+        if seen.sums != sums {
+            (seen.sums, seen.since) = (sums, now);
+        }
+        let lasting = now.since(seen.since) >= WHOLE_AFTER;
+        let due = lasting && seen.asked.is_none_or(|at| now.since(at) >= WHOLE_GAP);
+        if due {
+            seen.asked = Some(now);
+        }
+        due
+    }
+
+    fn check_own_log(&mut self, stores: &Stores<'_>) {
+        self.answered |= stores.catalog.state_of(&self.me).complete >= self.own_target;
+    }
+
+    fn handle_wants(&mut self, now: Now, from: NodeId, wants: Vec<Want>) {
+        for Want { what, id, from: at } in wants {
+            let Some(peer) = self.peers.get_mut(&from) else {
+                return;
+            };
+            if what == What::Whole {
+                if peer
+                    .whole_sent
+                    .get(&id)
+                    .is_some_and(|at| now.since(*at) < WHOLE_GAP)
+                {
+                    continue;
+                }
+                if peer.whole_sent.len() >= MAX_JOBS {
+                    peer.whole_sent.retain(|_, at| now.since(*at) < WHOLE_GAP);
+                    continue;
+                }
+                peer.whole_sent.insert(id, now);
+            }
+            peer.queue(Job {
+                what,
+                id,
+                at: if what == What::Whole { 0 } else { at },
+            });
+        }
+    }
+
+    fn take_roster(
+        &mut self,
+        from: NodeId,
+        records: &[Vec<u8>],
+        stores: &mut Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        let (mut admitted, mut revoked) = (Vec::new(), Vec::new());
+        let mut batch = Batch::new();
+        let mut news = Vec::new();
+        for record in records {
+            match stores.roster.insert(record, stores.wall) {
+                Ok(inserted) if inserted.known => {}
+                Ok(inserted) => {
+                    news.push(record.as_slice());
+                    batch.append(inserted.batch);
+                    admitted.extend(inserted.admitted);
+                    revoked.extend(inserted.revoked);
+                }
+                Err(e @ (RosterError::Forked { .. } | RosterError::OtherKeys { .. })) => {
+                    self.alarm(e.to_string(), out)
+                }
+                Err(RosterError::Gap) => self.drop_for("roster record out of order"),
+                Err(RosterError::TooMany(_)) => self.drop_for("too many admissions"),
+                Err(_) => self.drop_for("bad roster record"),
+            }
+        }
+        if news.is_empty() {
+            return;
+        }
+        let revision = stores.catalog.revision();
+        batch.append(stores.catalog.prune(stores.roster));
+        // Rare, and a revocation must get around: to everybody, once.
+        let others: Vec<NodeId> = self.peers.keys().copied().filter(|p| *p != from).collect();
+        push_records(news, &others, Frame::Roster, out);
+        for id in &revoked {
+            self.peers.remove(id);
+        }
+        out.push(SyncEvent::RosterChanged { admitted, revoked });
+        self.finish(revision, batch, stores, out);
+    }
+
+    /// Takes records; those that were new. `None` if one was refused, so that what they claim to complete is not.
+    fn take_records(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        records: &[Vec<u8>],
+        stores: &mut Stores<'_>,
+        batch: &mut Batch,
+        out: &mut Vec<SyncEvent>,
+    ) -> Option<Vec<Record>> {
+        let intake = self
+            .peers
+            .get_mut(&from)
+            .map(|p| p.intake.take(now, records.len() as u64));
+        if intake != Some(true) {
+            self.drop_for("too many records a second");
+            return None;
+        }
+        let mut news = Vec::new();
+        let mut whole = true;
+        for bytes in records {
+            let Ok(record) = Record::parse(bytes) else {
+                self.drop_for("garbled record");
+                whole = false;
+                continue;
+            };
+            match stores.catalog.insert(&record, stores.roster, stores.wall) {
+                Ok(applied) => {
+                    batch.append(applied.batch);
+                    news.push(record);
+                    if let Some(text) = applied.alarm {
+                        self.alarm(text, out);
+                    }
+                }
+                Err(DropReason::Known | DropReason::Superseded) => {}
+                Err(reason) => {
+                    whole = false;
+                    self.refuse(&reason, out);
+                }
+            }
+        }
+        whole.then_some(news)
+    }
+
+    fn refuse(&mut self, reason: &DropReason, out: &mut Vec<SyncEvent>) {
+        match reason {
+            DropReason::Clone(_) => self.alarm(reason.to_string(), out),
+            DropReason::Known => self.drop_for("known"),
+            DropReason::Superseded => self.drop_for("superseded"),
+            DropReason::UnknownWriter => self.drop_for("unknown writer"),
+            DropReason::Revoked => self.drop_for("revoked writer"),
+            DropReason::NoRight => self.drop_for("no right to write this"),
+            DropReason::BadSignature => self.drop_for("bad signature"),
+            DropReason::Limit => self.drop_for("writer has too many records"),
+        }
+    }
+
+    fn finish(
+        &mut self,
+        revision: u64,
+        batch: Batch,
+        stores: &Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        if !batch.is_empty() {
+            out.push(SyncEvent::Persist(batch));
+        }
+        if stores.catalog.revision() != revision {
+            out.push(SyncEvent::Changed);
+            if self.own_target > 0 {
+                self.check_own_log(stores);
+            }
+        }
+    }
+
+    fn pass_on(&mut self, from: NodeId, news: &[Record], out: &mut Vec<SyncEvent>) {
+        let others: Vec<NodeId> = self.peers.keys().copied().filter(|p| *p != from).collect();
+        // In a small cluster the writer told everybody itself.
+        if others.len() >= SMALL {
+            let to = self.choose(others, PASS_ON);
+            push_records(news.iter().map(Record::bytes), &to, Frame::Records, out);
+        }
+    }
+
+    fn choose(&mut self, mut from: Vec<NodeId>, count: usize) -> Vec<NodeId> {
+        let mut chosen = Vec::new();
+        while chosen.len() < count && !from.is_empty() {
+            let at = self.random.range(from.len() as u64) as usize;
+            chosen.push(from.swap_remove(at));
+        }
+        chosen
+    }
+
+    fn queue(&mut self, peer: &NodeId, job: Job) {
+        if let Some(peer) = self.peers.get_mut(peer) {
+            peer.queue(job);
+        }
+    }
+
+    /// Goes on with what is queued, as fast as each peer's pace allows.
+    fn pump(&mut self, now: Now, stores: &Stores<'_>, out: &mut Vec<SyncEvent>) {
+        let mut waiting = false;
+        for (id, peer) in &mut self.peers {
+            let had_jobs = !peer.jobs.is_empty();
+            while let Some(mut job) = peer.jobs.pop_front() {
+                let Some(frame) = next_burst(&mut job, stores) else {
+                    continue;
+                };
+                let bytes = frame.encode();
+                if !peer.bulk.take(now, bytes.len() as u64) {
+                    // The burst that could not go is made again.
+                    peer.jobs.push_front(Job {
+                        at: start_of(&frame, &job),
+                        ..job
+                    });
+                    break;
+                }
+                out.push(SyncEvent::Send { to: *id, bytes });
+                peer.jobs.push_front(job);
+            }
+            if had_jobs && peer.jobs.is_empty() {
+                out.push(send(*id, &digest(stores, Answer::Wanted)));
+            }
+            waiting |= !peer.jobs.is_empty();
+        }
+        self.pump_at = waiting.then(|| now.plus(PUMP));
+    }
+}
+
+enum Answer {
+    Wanted,
+    None,
+}
+
+fn digest(stores: &Stores<'_>, answer: Answer) -> Frame {
+    Frame::Digest {
+        roster: stores.roster.digest(),
+        catalog: stores.catalog.digest(),
+        wall: stores.wall.0,
+        answer: matches!(answer, Answer::Wanted),
+    }
+}
+
+fn send(to: NodeId, frame: &Frame) -> SyncEvent {
+    SyncEvent::Send {
+        to,
+        bytes: frame.encode(),
+    }
+}
+
+fn send_wants(to: NodeId, wants: &[Want], out: &mut Vec<SyncEvent>) {
+    let frames = wants.chunks((MAX_BODY - 1) / 41);
+    out.extend(frames.map(|chunk| send(to, &Frame::Wants(chunk.to_vec()))));
+}
+
+/// Sends records to several peers, several in a frame.
+fn push_records<'a>(
+    records: impl IntoIterator<Item = &'a [u8]>,
+    to: &[NodeId],
+    frame: impl Fn(Vec<Vec<u8>>) -> Frame,
+    out: &mut Vec<SyncEvent>,
+) {
+    let records: Vec<&[u8]> = records.into_iter().collect();
+    let mut rest = records.as_slice();
+    while !rest.is_empty() {
+        let packed = pack(rest.iter().copied(), 1);
+        rest = &rest[packed.len().max(1)..];
+        let bytes = frame(packed).encode();
+        out.extend(to.iter().map(|to| SyncEvent::Send {
+            to: *to,
+            bytes: bytes.clone(),
+        }));
+    }
+}
+
+/// All ids of the span that either side knows, with both sides' values.
+fn join<T: Copy>(span: &Span<T>, ours: &BTreeMap<NodeId, T>, nothing: T) -> Vec<(NodeId, T, T)> {
+    if span.first > span.last {
+        return Vec::new();
+    }
+    let theirs: BTreeMap<NodeId, T> = span.entries.iter().copied().collect();
+    let ids: BTreeSet<NodeId> = ours
+        .range(span.first..=span.last)
+        .chain(theirs.range(span.first..=span.last))
+        .map(|(id, _)| *id)
+        .collect();
+    ids.into_iter()
+        .map(|id| {
+            let value = |of: &BTreeMap<NodeId, T>| of.get(&id).copied().unwrap_or(nothing);
+            (id, value(ours), value(&theirs))
+        })
+        .collect()
+}
+
+/// The next frame of a job, which is moved on behind it; `None` when it is done.
+fn next_burst(job: &mut Job, stores: &Stores<'_>) -> Option<Frame> {
+    match job.what {
+        What::Chain => {
+            let index = u32::try_from(job.at).ok()?;
+            let records = pack(stores.roster.records_from(&job.id, index), 1);
+            job.at += records.len() as u64;
+            (!records.is_empty()).then_some(Frame::Roster(records))
+        }
+        What::Whole => {
+            let all = stores.catalog.records_that_count(&job.id);
+            let rest = all.iter().skip(job.at as usize).map(Record::bytes);
+            let records = pack(rest, 1);
+            job.at += records.len() as u64;
+            (!records.is_empty()).then_some(Frame::Records(records))
+        }
+        What::Log => next_delta(job, stores.catalog),
+    }
+}
+
+fn next_delta(job: &mut Job, catalog: &Catalog) -> Option<Frame> {
+    // More than one frame holds, so that the last of them is never taken for the log's last.
+    let rest = catalog.next_records(&job.id, job.at, MAX_BODY / 100);
+    let records = pack(rest.iter().map(Record::bytes), 49);
+    let last = rest.get(records.len().checked_sub(1)?)?.sequence();
+    let complete = catalog.state_of(&job.id).complete;
+    // Behind the last record nothing is missing up to where we know the log ourselves.
+    let upto = if records.len() == rest.len() {
+        complete
+    } else {
+        last.min(complete)
+    };
+    let frame = Frame::Delta {
+        writer: job.id,
+        from: job.at,
+        upto,
+        records,
+    };
+    job.at = last;
+    Some(frame)
+}
+
+/// Where the job stood before this frame.
+fn start_of(frame: &Frame, job: &Job) -> u64 {
+    match frame {
+        Frame::Delta { from, .. } => *from,
+        Frame::Roster(records) | Frame::Records(records) => job.at - records.len() as u64,
+        _ => job.at,
+    }
+}
+
+#[cfg(test)]
+mod tests;
