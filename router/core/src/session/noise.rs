@@ -16,8 +16,6 @@ use crate::wire::MAX_DATAGRAM;
 
 /// Octets of a first message beside its payload: ephemeral key, sealed static key, tag.
 pub(super) const FIRST_OVERHEAD: usize = 32 + 48 + 16;
-/// The same of the answer: ephemeral key, tag.
-pub(super) const SECOND_OVERHEAD: usize = 32 + 16;
 
 static IK: LazyLock<NoiseParams> = LazyLock::new(|| {
     "Noise_IK_25519_AESGCM_SHA256"
@@ -257,7 +255,7 @@ mod tests {
             assert_eq!(called.read(&first).unwrap(), b"hi");
             assert_eq!(called.remote_static(), Some(a.noise_public()));
             let second = called.write(b"ho").unwrap();
-            assert_eq!(second.len(), SECOND_OVERHEAD + 2);
+            assert_eq!(second.len(), 32 + 16 + 2);
             assert_eq!(caller.read(&second).unwrap(), b"ho");
             assert_eq!(caller.hash(), called.hash());
             let (x, y) = (
