@@ -685,6 +685,10 @@ impl Roster {
 }
 
 impl Trust for Roster {
+    fn is_member(&self, id: &NodeId) -> bool {
+        self.member(id).is_some()
+    }
+
     fn admit_chain(&self, id: &NodeId) -> Vec<u8> {
         let mut bytes = Vec::new();
         for link in self.chain_of(id) {
