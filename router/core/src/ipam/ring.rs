@@ -121,7 +121,7 @@ impl Ring {
     }
 
     /// A node's parts within `net`.
-    pub(super) fn parts_in(&self, node: &NodeId, net: &Ipv4Net) -> Vec<(u32, u32)> {
+    pub(crate) fn parts_in(&self, node: &NodeId, net: &Ipv4Net) -> Vec<(u32, u32)> {
         let (first, end) = (u32::from(net.network()), u32::from(net.broadcast()));
         let parts = self.parts(node).into_iter();
         parts

@@ -1,0 +1,560 @@
+//! Questions between members: who asked what of whom, and what follows from the answers. Every question has a deadline;
+//! what is asked of several members ends with the first refusal, the last answer, or the deadline.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::cluster::{Cluster, Then};
+use super::commands::AttachRequest;
+use super::io::{Answer, Ask, CommandError, Output};
+use crate::control::ErrorKind;
+use crate::ipam::ExactError;
+use crate::model::{NodeId, Now};
+use crate::session::join::{JoinHandle, Verdict};
+use crate::value::{Grant, Object};
+use crate::view::{Liveness, Service};
+use crate::wire::{self, Message};
+
+/// Questions of this node that wait for answers at the same time.
+const MAX_WAITING: usize = 256;
+/// Questions of others that wait for this host at the same time.
+const MAX_CHECKS: usize = 64;
+/// What was granted comes as records; they take a moment longer than the answer.
+const GRANT_PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What an answer is for.
+pub(super) enum Purpose {
+    /// An attachment waits for an address of its own part.
+    Attach {
+        command: u64,
+        request: AttachRequest,
+        tried: BTreeSet<NodeId>,
+    },
+    /// A service waits for a VIP.
+    Vip {
+        command: u64,
+        service: Box<Service>,
+        tried: BTreeSet<NodeId>,
+    },
+    /// A service waits for all nodes' word on its published ports.
+    Publish { command: u64, service: Box<Service> },
+    /// A newcomer waits for the issuer's count.
+    CountUse { handle: JoinHandle },
+    /// This node waits for its first part of the range.
+    FirstSpace,
+}
+
+struct Waiting {
+    purpose: Purpose,
+    peers: BTreeSet<NodeId>,
+    deadline: Now,
+}
+
+/// All open questions.
+#[derive(Default)]
+pub(super) struct Asks {
+    next: u64,
+    waiting: BTreeMap<u64, Waiting>,
+    /// Others' questions that the shell is looking into: (who, their number).
+    checks: BTreeMap<u64, (NodeId, u64)>,
+}
+
+impl Asks {
+    pub(super) fn deadline(&self) -> Option<Now> {
+        self.waiting.values().map(|waiting| waiting.deadline).min()
+    }
+
+    fn has_first_space(&self) -> bool {
+        self.waiting
+            .values()
+            .any(|waiting| matches!(waiting.purpose, Purpose::FirstSpace))
+    }
+}
+
+impl Cluster {
+    /// Asks `peers` and keeps `purpose` until they answered; gives it back when nothing can be asked now.
+    pub(super) fn ask(
+        &mut self,
+        now: Now,
+        peers: BTreeSet<NodeId>,
+        ask: &Ask,
+        purpose: Purpose,
+    ) -> Result<(), Purpose> {
+        if peers.is_empty() || self.asks.waiting.len() >= MAX_WAITING {
+            return Err(purpose);
+        }
+        self.asks.next += 1;
+        let id = self.asks.next;
+        let patience = match ask {
+            Ask::Address(_) | Ask::Space { .. } => GRANT_PATIENCE,
+            Ask::CountUse { .. } | Ask::Publish(_) => PATIENCE,
+        };
+        for peer in &peers {
+            self.send(
+                now,
+                peer,
+                &Message::Ask {
+                    id,
+                    body: wire::encode(ask),
+                },
+            );
+        }
+        self.asks.waiting.insert(
+            id,
+            Waiting {
+                purpose,
+                peers,
+                deadline: now.plus(patience),
+            },
+        );
+        Ok(())
+    }
+
+    pub(super) fn on_ask(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: u64,
+        body: &[u8],
+        out: &mut Vec<Output>,
+    ) {
+        let Ok(ask) = wire::decode::<Ask>(body) else {
+            return;
+        };
+        if !self.ready {
+            return self.answer(
+                now,
+                &from,
+                id,
+                &Answer::No("it is still starting".to_owned()),
+            );
+        }
+        match ask {
+            Ask::Address(ip) => {
+                let granted = self
+                    .allocator
+                    .donate_exact(ip, from)
+                    .map_err(|error| error.to_string());
+                self.grant(now, from, id, granted, out);
+            }
+            Ask::Space { vips } => {
+                let net = if vips {
+                    self.plan.vips()
+                } else {
+                    self.plan.default_network()
+                };
+                let granted = self
+                    .allocator
+                    .donate(&net, from)
+                    .map_err(|error| error.to_string());
+                self.grant(now, from, id, granted, out);
+            }
+            Ask::CountUse {
+                token,
+                expiry,
+                joiner,
+                uses,
+            } => match self.count_use(now, token, expiry, uses, joiner) {
+                Ok(batch) => self.persist(
+                    now,
+                    batch,
+                    vec![Then::Answer(from, id, Answer::Granted)],
+                    out,
+                ),
+                Err(why) => self.answer(now, &from, id, &Answer::No(why.to_owned())),
+            },
+            Ask::Publish(ports) => {
+                if self.asks.checks.len() < MAX_CHECKS {
+                    self.asks.next += 1;
+                    self.asks.checks.insert(self.asks.next, (from, id));
+                    out.push(Output::CheckPublish {
+                        ask: self.asks.next,
+                        ports,
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_publish_checked(&mut self, now: Now, ask: u64, owner: Option<String>) {
+        if let Some((from, id)) = self.asks.checks.remove(&ask) {
+            let answer = owner.map_or(Answer::Granted, |owner| {
+                Answer::Held(owner.chars().take(120).collect())
+            });
+            self.answer(now, &from, id, &answer);
+        }
+    }
+
+    pub(super) fn answer(&mut self, now: Now, to: &NodeId, id: u64, answer: &Answer) {
+        self.send(
+            now,
+            to,
+            &Message::Answer {
+                id,
+                body: wire::encode(answer),
+            },
+        );
+    }
+
+    pub(super) fn on_answer(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: u64,
+        body: &[u8],
+        out: &mut Vec<Output>,
+    ) {
+        let Ok(answer) = wire::decode::<Answer>(body) else {
+            return;
+        };
+        let Some(waiting) = self.asks.waiting.get_mut(&id) else {
+            return;
+        };
+        if !waiting.peers.remove(&from) {
+            return;
+        }
+        let all_answered = waiting.peers.is_empty();
+        let waits_for_records = matches!(
+            waiting.purpose,
+            Purpose::Attach { .. } | Purpose::Vip { .. } | Purpose::FirstSpace
+        );
+        let goes_on = answer == Answer::Granted && (waits_for_records || !all_answered);
+        if goes_on {
+            return;
+        }
+        if let Some(waiting) = self.asks.waiting.remove(&id) {
+            self.conclude(now, waiting.purpose, Some((from, answer)), out);
+        }
+    }
+
+    pub(super) fn expire_asks(&mut self, now: Now, out: &mut Vec<Output>) {
+        let due: Vec<u64> = self
+            .asks
+            .waiting
+            .iter()
+            .filter(|(_, w)| w.deadline <= now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            if let Some(waiting) = self.asks.waiting.remove(&id) {
+                self.conclude(now, waiting.purpose, None, out);
+            }
+        }
+    }
+
+    /// Records came: what waited for them is tried again.
+    pub(super) fn retry_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
+        let records = |w: &Waiting| {
+            matches!(
+                w.purpose,
+                Purpose::Attach { .. } | Purpose::Vip { .. } | Purpose::FirstSpace
+            )
+        };
+        let ids: Vec<u64> = self
+            .asks
+            .waiting
+            .iter()
+            .filter(|(_, w)| records(w))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            let Some(waiting) = self.asks.waiting.remove(&id) else {
+                continue;
+            };
+            match self.try_again(now, waiting.purpose, out) {
+                Ok(()) => {}
+                Err(purpose) => {
+                    self.asks.waiting.insert(id, Waiting { purpose, ..waiting });
+                }
+            }
+        }
+    }
+
+    /// The first part of the range did not come with the welcome: whoever has most is asked for some.
+    pub(super) fn ask_for_first_space(&mut self, now: Now) {
+        if self.asks.has_first_space() {
+            return;
+        }
+        let richest = self.richest(self.plan.default_network(), &BTreeSet::new());
+        // Nobody to ask yet: tried again with every change.
+        let _ = self.ask(
+            now,
+            richest.into_iter().collect(),
+            &Ask::Space { vips: false },
+            Purpose::FirstSpace,
+        );
+    }
+
+    /// The live member, not among `but`, that owns most of `net`.
+    pub(super) fn richest(&self, net: ipnet::Ipv4Net, but: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let size = |id: &NodeId| -> u64 {
+            let parts = self.ring.parts_in(id, &net).into_iter();
+            parts.map(|(start, last)| u64::from(last - start) + 1).sum()
+        };
+        self.alive_peers()
+            .into_iter()
+            .filter(|id| !but.contains(id))
+            .map(|id| (size(&id), id))
+            .filter(|(size, _)| *size > 0)
+            .max()
+            .map(|(_, id)| id)
+    }
+
+    pub(super) fn alive_peers(&self) -> BTreeSet<NodeId> {
+        self.membership
+            .alive()
+            .map(|(id, _)| id)
+            .filter(|id| self.liveness(id) != Liveness::Down)
+            .collect()
+    }
+
+    fn grant(
+        &mut self,
+        now: Now,
+        to: NodeId,
+        id: u64,
+        granted: Result<Grant, String>,
+        out: &mut Vec<Output>,
+    ) {
+        let outcome = granted.and_then(|grant| {
+            let then = vec![Then::Answer(to, id, Answer::Granted)];
+            self.put(now, &Object::Grant(grant), then, out)
+                .map_err(|error| error.text)
+        });
+        if let Err(why) = outcome {
+            self.answer(now, &to, id, &Answer::No(why));
+        }
+    }
+
+    fn conclude(
+        &mut self,
+        now: Now,
+        purpose: Purpose,
+        last: Option<(NodeId, Answer)>,
+        out: &mut Vec<Output>,
+    ) {
+        match (purpose, last) {
+            (Purpose::Publish { command, service }, Some((node, Answer::Held(owner)))) => {
+                let text = format!(
+                    "can't publish {}: held on node {} by {owner}; choose another port or stop it there",
+                    super::commands::published_text(&service),
+                    self.name_of(&node)
+                );
+                fail(command, ErrorKind::Conflict, text, out);
+            }
+            // Nodes that did not answer in time find out by themselves and say so in their conflicts.
+            (Purpose::Publish { command, service }, _) => {
+                self.store_service(now, command, *service, out)
+            }
+            (Purpose::CountUse { handle }, Some((_, Answer::Granted))) => {
+                self.let_in(now, handle, Verdict::Accepted)
+            }
+            (Purpose::CountUse { handle }, Some(_)) => self.let_in(now, handle, Verdict::UsedUp),
+            (Purpose::CountUse { handle }, None) => {
+                let why = "the member that made this token does not answer, and only it can count its uses; \
+                           make one on a host that is up, or a --reusable one";
+                self.let_in(now, handle, Verdict::Refused(why.to_owned()));
+            }
+            (
+                Purpose::Attach {
+                    command,
+                    request,
+                    tried,
+                },
+                answer,
+            ) => {
+                self.attach_failed(now, command, request, tried, answer, out);
+            }
+            (
+                Purpose::Vip {
+                    command,
+                    service,
+                    tried,
+                },
+                answer,
+            ) => {
+                self.vip_failed(now, command, service, tried, answer, out);
+            }
+            (Purpose::FirstSpace, _) => {}
+        }
+    }
+
+    fn try_again(
+        &mut self,
+        now: Now,
+        purpose: Purpose,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Purpose> {
+        match purpose {
+            Purpose::Attach {
+                command,
+                request,
+                tried,
+            } => match self.find_address(&request) {
+                Ok(ip) => {
+                    self.store_endpoint(now, command, request, ip, out);
+                    Ok(())
+                }
+                Err(_) => Err(Purpose::Attach {
+                    command,
+                    request,
+                    tried,
+                }),
+            },
+            Purpose::Vip {
+                command,
+                mut service,
+                tried,
+            } => match self.allocator.allocate_vip() {
+                Ok(vip) => {
+                    service.vip = vip;
+                    self.check_everywhere(now, command, *service, out);
+                    Ok(())
+                }
+                Err(_) => Err(Purpose::Vip {
+                    command,
+                    service,
+                    tried,
+                }),
+            },
+            Purpose::FirstSpace if !self.ring.parts(&self.me).is_empty() => Ok(()),
+            other => Err(other),
+        }
+    }
+
+    fn attach_failed(
+        &mut self,
+        now: Now,
+        command: u64,
+        request: AttachRequest,
+        mut tried: BTreeSet<NodeId>,
+        answer: Option<(NodeId, Answer)>,
+        out: &mut Vec<Output>,
+    ) {
+        let why = match answer {
+            Some((node, Answer::No(why))) => format!("node {} says: {why}", self.name_of(&node)),
+            _ => "its owner did not answer in time".to_owned(),
+        };
+        if let Some(ip) = request.ip {
+            return fail(
+                command,
+                ErrorKind::Unavailable,
+                format!("can't get {ip}: {why}"),
+                out,
+            );
+        }
+        let net = self.plan.default_network();
+        if let Some(next) = self.richest(net, &tried) {
+            tried.insert(next);
+            let purpose = Purpose::Attach {
+                command,
+                request,
+                tried,
+            };
+            if self
+                .ask(
+                    now,
+                    BTreeSet::from([next]),
+                    &Ask::Space { vips: false },
+                    purpose,
+                )
+                .is_ok()
+            {
+                return;
+            }
+        }
+        let text = format!(
+            "no free address left in {net} on this host, and nobody could give any ({why})"
+        );
+        fail(command, ErrorKind::Unavailable, text, out);
+    }
+
+    fn vip_failed(
+        &mut self,
+        now: Now,
+        command: u64,
+        service: Box<Service>,
+        mut tried: BTreeSet<NodeId>,
+        answer: Option<(NodeId, Answer)>,
+        out: &mut Vec<Output>,
+    ) {
+        if let Some(next) = self.richest(self.plan.vips(), &tried) {
+            tried.insert(next);
+            let purpose = Purpose::Vip {
+                command,
+                service,
+                tried,
+            };
+            if self
+                .ask(
+                    now,
+                    BTreeSet::from([next]),
+                    &Ask::Space { vips: true },
+                    purpose,
+                )
+                .is_ok()
+            {
+                return;
+            }
+        }
+        let why = match answer {
+            Some((_, Answer::No(why))) => why,
+            _ => "nobody answered".to_owned(),
+        };
+        fail(
+            command,
+            ErrorKind::Unavailable,
+            format!("no virtual address left on this host ({why})"),
+            out,
+        );
+    }
+
+    /// What to do about an address that this node does not own: ask its owner.
+    pub(super) fn ask_owner(
+        &mut self,
+        now: Now,
+        command: u64,
+        request: AttachRequest,
+        error: ExactError,
+        out: &mut Vec<Output>,
+    ) {
+        let ExactError::NotOurs { ip, owner } = error else {
+            return fail(command, ErrorKind::Conflict, error.to_string(), out);
+        };
+        if self.liveness(&owner) == Liveness::Down {
+            let text = format!(
+                "{ip} belongs to node {}, which is away: only it can give the address; start it, or choose another address",
+                self.name_of(&owner)
+            );
+            return fail(command, ErrorKind::Unavailable, text, out);
+        }
+        let purpose = Purpose::Attach {
+            command,
+            request,
+            tried: BTreeSet::from([owner]),
+        };
+        if self
+            .ask(now, BTreeSet::from([owner]), &Ask::Address(ip), purpose)
+            .is_err()
+        {
+            fail(
+                command,
+                ErrorKind::Unavailable,
+                "too many requests wait already; try again".to_owned(),
+                out,
+            );
+        }
+    }
+
+    pub(super) fn name_of(&self, id: &NodeId) -> String {
+        self.catalog
+            .nodes()
+            .get(id)
+            .map_or_else(|| id.short(), |info| info.name.to_string())
+    }
+}
+
+pub(super) fn fail(command: u64, kind: ErrorKind, text: String, out: &mut Vec<Output>) {
+    out.push(Output::Reply(command, Err(CommandError::new(kind, text))));
+}

@@ -1,0 +1,291 @@
+//! What goes into a [`super::Node`] and what comes out.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+use crate::control::{ErrorKind, NameSpec, ServiceSpec, TokenRequest};
+use crate::crypto::Cipher;
+use crate::model::{
+    EndpointId, EndpointName, Label, NetworkName, NodeId, NodeName, Proto, ServiceName, WallMicros,
+};
+use crate::store::Batch;
+use crate::token::Token;
+use crate::view::{Endpoint, EndpointKind, PeerNumber, PublishConflict, Service};
+
+/// What a node is told at birth.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its name for people.
+    pub name: NodeName,
+    /// The AEAD it prefers (the shell knows whether the CPU has AES).
+    pub cipher: Cipher,
+    /// Addresses of the host for published ports.
+    pub host_addrs: Vec<IpAddr>,
+    /// Where peers may reach it, best first.
+    pub underlay: Vec<SocketAddr>,
+}
+
+/// How a node comes into its cluster.
+#[derive(Debug)]
+pub enum Start {
+    /// It founds one over this range.
+    Found {
+        /// All addresses of the cluster.
+        range: Ipv4Net,
+    },
+    /// It was invited.
+    Join {
+        /// The invitation.
+        token: Box<Token>,
+    },
+    /// It is a member already: all is in what was stored.
+    Resume,
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A datagram of any type came. Sealed ones may come this way too (the simulator has no carrier).
+    Datagram {
+        /// Its source.
+        from: SocketAddr,
+        /// Its octets, opened in place.
+        bytes: &'a mut [u8],
+    },
+    /// The carrier opened a frame that is not a packet.
+    Opened {
+        /// The session's index on this side.
+        local_index: u32,
+        /// Its source.
+        from: SocketAddr,
+        /// The frame's kind.
+        kind: u8,
+        /// The frame's body.
+        body: &'a [u8],
+    },
+    /// The carrier has packets for a peer and no session to seal them with.
+    Wanted(PeerNumber),
+    /// Authenticated packets came from another address than the session's path.
+    Moved {
+        /// The session's index on this side.
+        local_index: u32,
+        /// The new address.
+        from: SocketAddr,
+    },
+    /// The batch with this id is on stable storage.
+    Persisted(u64),
+    /// The wall clock's reading now; the shell gives it at least every few seconds.
+    Wall(WallMicros),
+    /// The host's addresses changed.
+    HostAddrs {
+        /// For published ports.
+        host: Vec<IpAddr>,
+        /// For peers, best first.
+        underlay: Vec<SocketAddr>,
+    },
+    /// The largest IP packet that the host sends to this address in one piece, octets.
+    PathMtu {
+        /// A peer's address.
+        addr: SocketAddr,
+        /// Octets, IP header included.
+        mtu: u16,
+    },
+    /// A person or a program asks; the answer comes as [`Output::Reply`] under the same number.
+    Command(u64, Command),
+    /// The answer to [`Output::CheckPublish`]: who holds the port, if anybody.
+    PublishChecked {
+        /// The number of the question.
+        ask: u64,
+        /// The owner.
+        owner: Option<String>,
+    },
+    /// Published ports that this host can't serve.
+    Conflicts(Vec<(Proto, u16, String)>),
+    /// Go: tell the peers, then [`Output::Left`].
+    Leave,
+}
+
+/// An effect that the shell carries out. Nothing has happened yet.
+#[derive(Debug)]
+pub enum Output {
+    /// Send this datagram as it is.
+    Send {
+        /// Where.
+        to: SocketAddr,
+        /// What.
+        datagram: Vec<u8>,
+    },
+    /// Write this batch and say [`Input::Persisted`] when it can't be lost any more.
+    Persist(u64, Batch),
+    /// The table of sessions and paths changed: see [`super::Node::tunnels`].
+    Tunnels,
+    /// What is visible changed: see [`super::Node::view`].
+    View,
+    /// The answer to a command.
+    Reply(u64, Result<Reply, CommandError>),
+    /// Is one of these ports free on this host? Answer with [`Input::PublishChecked`].
+    CheckPublish {
+        /// The number of the question.
+        ask: u64,
+        /// Protocol, address, port.
+        ports: Vec<(Proto, Option<IpAddr>, u16)>,
+    },
+    /// The node is a member and may allocate.
+    Ready,
+    /// The node could not join; it is dead.
+    JoinFailed(JoinFailure),
+    /// Something a person must know: a clone, a forked roster. One line.
+    Alarm(String),
+    /// The peers have been told; the shell may stop.
+    Left,
+}
+
+/// Why joining failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinFailure {
+    /// A member said so, under the token's secret.
+    Refused(String),
+    /// Nobody answered at these addresses.
+    NoAnswer {
+        /// All that were tried.
+        tried: Vec<SocketAddr>,
+        /// For how long.
+        after: Duration,
+    },
+}
+
+/// What people and programs ask of a node.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Give an address and a name to an attachment.
+    Attach {
+        /// Container or host.
+        kind: EndpointKind,
+        /// Names.
+        names: Vec<EndpointName>,
+        /// The network.
+        network: NetworkName,
+        /// This address and no other.
+        ip: Option<Ipv4Addr>,
+        /// Labels for selectors.
+        labels: BTreeMap<String, String>,
+    },
+    /// Take back what `Attach` gave. Asking twice is fine.
+    Release(EndpointId),
+    /// Make a service.
+    CreateService(ServiceSpec),
+    /// Change one.
+    UpdateService(ServiceSpec),
+    /// Remove one.
+    RemoveService(ServiceName),
+    /// Bind a name.
+    AddName(NameSpec),
+    /// Unbind it.
+    RemoveName(Label),
+    /// Make an invitation.
+    MintToken(TokenRequest),
+}
+
+/// What they get.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// Of `Attach`.
+    Attached(Endpoint),
+    /// Of `CreateService` and `UpdateService`.
+    Service(Service),
+    /// Of `MintToken`: the text. It is a secret.
+    Token(String),
+    /// Of the rest.
+    Done,
+}
+
+/// Why a command failed. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct CommandError {
+    /// What sort.
+    pub kind: ErrorKind,
+    /// One line that says what to do.
+    pub text: String,
+}
+
+impl CommandError {
+    pub(crate) fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+        }
+    }
+}
+
+/// Questions between members, inside `Message::Ask`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Ask {
+    /// Give me this address of yours.
+    Address(Ipv4Addr),
+    /// Give me some free space: of the VIPs or of the default network.
+    Space { vips: bool },
+    /// Count one use of a token you issued.
+    CountUse {
+        token: [u8; 16],
+        expiry: u64,
+        joiner: NodeId,
+        uses: u32,
+    },
+    /// Can you serve these published ports?
+    Publish(Vec<(Proto, Option<IpAddr>, u16)>),
+}
+
+/// Their answers, inside `Message::Answer`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Answer {
+    /// Done; what was given follows as records.
+    Granted,
+    /// No, and why.
+    No(String),
+    /// Your port is held by somebody here.
+    Held(String),
+}
+
+/// What [`super::Node::tunnels`] says of one peer.
+#[derive(Clone, Debug)]
+pub struct Tunnel {
+    /// Who.
+    pub peer: NodeId,
+    /// This host's number for it.
+    pub number: PeerNumber,
+    /// Where to send.
+    pub path: Option<SocketAddr>,
+    /// The newest session, to seal with.
+    pub transport: Option<std::sync::Arc<crate::session::transport::Transport>>,
+    /// All sessions that may still be received on.
+    pub receivers: Vec<std::sync::Arc<crate::session::transport::Transport>>,
+    /// Inner sources it may use.
+    pub prefixes: Vec<Ipv4Net>,
+}
+
+/// A conflict as it is stored per node.
+pub(crate) type ConflictKey = (Proto, u16);
+
+/// Turns the shell's list into records' values.
+pub(crate) fn conflicts_of(
+    node: NodeId,
+    list: &[(Proto, u16, String)],
+) -> BTreeMap<ConflictKey, PublishConflict> {
+    list.iter()
+        .map(|(proto, port, owner)| {
+            (
+                (*proto, *port),
+                PublishConflict {
+                    node,
+                    proto: *proto,
+                    port: *port,
+                    owner: owner.clone(),
+                },
+            )
+        })
+        .collect()
+}

@@ -1,0 +1,162 @@
+//! What makes a node a member: the cluster, its secret, its range and its roster, as kept on disk and as handed to a
+//! newcomer.
+
+use std::net::SocketAddr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::io::NodeConfig;
+use crate::crypto::{Random, Secret};
+use crate::identity::Identity;
+use crate::model::{ClusterId, Generation, NodeId, WallMicros};
+use crate::roster::{Roster, RosterError};
+use crate::store::{Batch, Stored, Table};
+use crate::wire;
+
+const GENERATION: &[u8] = b"generation";
+const CLUSTER: &[u8] = b"cluster";
+
+/// Why the stored cluster can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MetaError {
+    /// There is none.
+    #[error("no cluster is stored")]
+    Missing,
+    /// The row does not decode.
+    #[error("the cluster's row is damaged")]
+    Damaged,
+    /// The roster does not hold together.
+    #[error(transparent)]
+    Roster(#[from] RosterError),
+}
+
+/// The cluster's row on disk.
+#[derive(Serialize, Deserialize)]
+struct Row {
+    version: u8,
+    cluster: ClusterId,
+    secret: [u8; 32],
+    range: Ipv4Net,
+    seeds: Vec<(NodeId, Vec<SocketAddr>)>,
+}
+
+/// What a member tells a newcomer, inside their session.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Welcome {
+    pub(super) cluster: ClusterId,
+    pub(super) secret: [u8; 32],
+    pub(super) range: Ipv4Net,
+    /// Roster records, the founding one first.
+    pub(super) roster: Vec<Vec<u8>>,
+    /// Where members may be reached.
+    pub(super) seeds: Vec<(NodeId, Vec<SocketAddr>)>,
+}
+
+/// A member's knowledge of its cluster.
+pub(super) struct Meta {
+    pub(super) cluster: ClusterId,
+    pub(super) secret: Secret<32>,
+    pub(super) range: Ipv4Net,
+    pub(super) roster: Roster,
+    /// What of the roster is not on disk yet.
+    unwritten: Batch,
+    /// Where members may be reached when no record says better.
+    pub(super) seeds: Vec<(NodeId, Vec<SocketAddr>)>,
+}
+
+impl Meta {
+    /// A new cluster with one member.
+    pub(super) fn found(
+        identity: &Identity,
+        config: &NodeConfig,
+        range: Ipv4Net,
+        random: &mut Random,
+    ) -> Self {
+        let (roster, unwritten) = Roster::found(identity, config.name.clone(), random);
+        let secret = Secret::generate(random);
+        Self {
+            cluster: roster.cluster(),
+            secret,
+            range,
+            roster,
+            unwritten,
+            seeds: Vec::new(),
+        }
+    }
+
+    /// From a member's welcome. `me` must be admitted in it.
+    pub(super) fn welcomed(welcome: Welcome, me: &NodeId) -> Result<Self, MetaError> {
+        let (roster, unwritten) =
+            Roster::join(welcome.cluster, welcome.roster.iter().map(Vec::as_slice))?;
+        if !roster.is_member(me) {
+            return Err(MetaError::Missing);
+        }
+        Ok(Self {
+            cluster: welcome.cluster,
+            secret: Secret::new(welcome.secret),
+            range: welcome.range,
+            roster,
+            unwritten,
+            seeds: welcome.seeds,
+        })
+    }
+
+    /// From disk.
+    pub(super) fn restore(stored: &Stored) -> Result<Self, MetaError> {
+        let row = stored
+            .get(Table::Cluster, &[CLUSTER])
+            .ok_or(MetaError::Missing)?;
+        let row: Row = wire::decode(row).map_err(|_| MetaError::Damaged)?;
+        let roster = Roster::restore(row.cluster, stored)?;
+        Ok(Self {
+            cluster: row.cluster,
+            secret: Secret::new(row.secret),
+            range: row.range,
+            roster,
+            unwritten: Batch::new(),
+            seeds: row.seeds,
+        })
+    }
+
+    /// All of it, to write down at once.
+    pub(super) fn batch(&self) -> Batch {
+        let row = Row {
+            version: 1,
+            cluster: self.cluster,
+            secret: *self.secret.expose(),
+            range: self.range,
+            seeds: self.seeds.clone(),
+        };
+        let mut batch = self.unwritten.clone();
+        batch.put(Table::Cluster.key(&[CLUSTER]), wire::encode(&row));
+        batch
+    }
+}
+
+/// The cluster that a stored state belongs to, if any.
+pub fn cluster_of(stored: &Stored) -> Option<ClusterId> {
+    let row: Row = wire::decode(stored.get(Table::Cluster, &[CLUSTER])?).ok()?;
+    Some(row.cluster)
+}
+
+/// The range of the cluster that a stored state belongs to.
+pub fn range_of(stored: &Stored) -> Option<Ipv4Net> {
+    let row: Row = wire::decode(stored.get(Table::Cluster, &[CLUSTER])?).ok()?;
+    Some(row.range)
+}
+
+/// `max(stored + 1, unix seconds)`: grows even where the clock went back, and a fresh disk does not begin at 1 again.
+pub(super) fn next_generation(stored: &Stored, wall: WallMicros) -> Generation {
+    let last = stored
+        .get(Table::Cluster, &[GENERATION])
+        .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+    Generation((last.unwrap_or(0) + 1).max(wall.0 / 1_000_000))
+}
+
+pub(super) fn generation_batch(generation: Generation) -> Batch {
+    Batch(vec![(
+        Table::Cluster.key(&[GENERATION]),
+        Some(generation.0.to_be_bytes().to_vec()),
+    )])
+}
