@@ -1,0 +1,319 @@
+//! The base filter of both namespaces, as fragments of nft text to stand inside `table inet weft { ... }`.
+//!
+//! Only numbers, addresses and device names that weft made itself are ever written into a rule; names that people chose
+//! never are. The balancer's fragment stands beside in the same table: its chains begin with `lb_`, these with `base_`,
+//! and it declares the sets `published4` and `published6` (address . protocol . port of the backends of published
+//! services) that the domain's filter refers to.
+//!
+//! | domain, chain | hook, priority | what |
+//! |---|---|---|
+//! | `base_raw` | prerouting, raw - 10 | a leg sends from its own addresses and MAC alone; no ND from containers or carriers |
+//! | `base_dns` | prerouting, dstnat - 10 | queries to the host's resolvers are turned to weft's DNS |
+//! | `base_mss` | forward, mangle | TCP's segment size fits both ways' routes |
+//! | `base_input` | input, filter | DNS, echo, replies; nothing else |
+//! | `base_forward` | forward, filter | no transit; from peers only what concerns this host |
+//!
+//! | host, chain | hook, priority | what |
+//! |---|---|---|
+//! | `base_raw` | prerouting, raw | nothing foreign to or from the range |
+//! | `base_mss` | forward, mangle | as above |
+//! | `base_input` | input, filter | the overlay reaches the host only by echo and replies |
+//! | `base_forward` | forward, filter | towards the overlay only published ports and replies; the guard |
+//! | `base_leak` | postrouting, filter | nothing for the range leaves by an uplink |
+//! | `base_egress` | postrouting, srcnat | masquerade |
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use weft_core::layout::{HOST_LEG, HOST_LEG_FAR, LEG_PREFIX, UDP_CARRIER, container_mac, mac_text};
+use weft_core::view::View;
+
+use crate::plan::{LocalFacts, leg_name};
+
+/// Forwards that are not weft's are dropped, because nobody but weft wants this host to forward at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+/// A chain that every fragment of this module holds; [`crate::nft::present`] looks for its rules.
+pub const SENTINEL: &str = "base_forward";
+
+/// The domain's part.
+pub fn domain_filter(view: &View, local: &LocalFacts) -> String {
+    let mut out = String::with_capacity(4096);
+    domain_sets(&mut out, view, local);
+    domain_raw(&mut out, view, local);
+    domain_dns(&mut out, view, local);
+    mss(&mut out, "");
+    domain_input(&mut out, view);
+    domain_forward(&mut out, view, local);
+    out
+}
+
+/// The host's part.
+pub fn host_filter(view: &View, local: &LocalFacts, guard: Guard) -> String {
+    let mut out = String::with_capacity(2048);
+    let (range, range6) = (view.plan.range, view.plan.range6());
+    let near = format!("{{ \"{HOST_LEG}\", \"lo\" }}");
+    let _ = writeln!(
+        out,
+        "chain base_raw {{ type filter hook prerouting priority raw; policy accept;
+  iifname != {near} ip daddr {range} counter drop
+  iifname != {near} ip saddr {range} counter drop
+  iifname != {near} ip6 daddr {range6} counter drop
+  iifname != {near} ip6 saddr {range6} counter drop
+}}
+chain base_leak {{ type filter hook postrouting priority filter; policy accept;
+  oifname != {near} ip daddr {range} counter drop
+  oifname != {near} ip6 daddr {range6} counter drop
+}}
+chain base_egress {{ type nat hook postrouting priority srcnat; policy accept;
+  oifname != {near} ip saddr {range} masquerade
+  oifname != {near} ip6 saddr {range6} masquerade
+}}"
+    );
+    mss(&mut out, &format!("iifname \"{HOST_LEG}\" "));
+    host_input(&mut out);
+    host_forward(&mut out, local, guard);
+    out
+}
+
+fn host_input(out: &mut String) {
+    let _ = writeln!(
+        out,
+        "chain base_input {{ type filter hook input priority filter; policy accept;
+  iifname \"{HOST_LEG}\" jump base_from_overlay
+}}
+chain base_from_overlay {{
+  ct state established,related accept
+  icmp type echo-request accept
+  icmpv6 type echo-request accept
+  meta l4proto tcp counter reject with tcp reset
+  counter drop
+}}"
+    );
+}
+
+fn host_forward(out: &mut String, local: &LocalFacts, guard: Guard) {
+    let _ = writeln!(
+        out,
+        "chain base_forward {{ type filter hook forward priority filter; policy accept;
+  oifname \"{HOST_LEG}\" jump base_to_overlay
+  iifname \"{HOST_LEG}\" accept"
+    );
+    if guard.v4 {
+        let _ = writeln!(out, "  meta nfproto ipv4 counter drop");
+    }
+    if guard.v6 && local.ipv6 {
+        let _ = writeln!(out, "  meta nfproto ipv6 counter drop");
+    }
+    let _ = writeln!(
+        out,
+        "}}
+chain base_to_overlay {{
+  ct state established,related accept
+  ct status dnat accept
+  counter drop
+}}"
+    );
+}
+
+/// On every SYN, whichever way: the MTU of the route there and of the route back (the kernel takes the lesser).
+fn mss(out: &mut String, only: &str) {
+    let twin = if only.is_empty() {
+        String::new()
+    } else {
+        let other = only.replacen("iifname", "oifname", 1);
+        format!("  {other}tcp flags syn tcp option maxseg size set rt mtu\n")
+    };
+    let _ = writeln!(
+        out,
+        "chain base_mss {{ type filter hook forward priority mangle; policy accept;
+  {only}tcp flags syn tcp option maxseg size set rt mtu
+{twin}}}"
+    );
+}
+
+fn domain_sets(out: &mut String, view: &View, local: &LocalFacts) {
+    let mut legs4 = Vec::new();
+    let mut legs6 = Vec::new();
+    let mut local4 = Vec::new();
+    let mut local6 = Vec::new();
+    for leg in &local.legs {
+        let (name, mac) = (leg_name(&leg.id), mac_text(container_mac(leg.ip)));
+        let ip6 = view.plan.v6(leg.ip);
+        legs4.push(format!("\"{name}\" . {} . {mac}", leg.ip));
+        legs6.push(format!("\"{name}\" . {ip6} . {mac}"));
+        local4.push(leg.ip.to_string());
+        local6.push(ip6.to_string());
+    }
+    if let Some(ip) = local.host_ip {
+        local4.push(ip.to_string());
+        local6.push(view.plan.v6(ip).to_string());
+    }
+    set(
+        out,
+        "base_legs4",
+        "type ifname . ipv4_addr . ether_addr",
+        &legs4,
+    );
+    set(
+        out,
+        "base_legs6",
+        "type ifname . ipv6_addr . ether_addr",
+        &legs6,
+    );
+    set(out, "base_local4", "type ipv4_addr", &local4);
+    set(out, "base_local6", "type ipv6_addr", &local6);
+}
+
+fn set(out: &mut String, name: &str, kind: &str, elements: &[String]) {
+    let _ = write!(out, "set {name} {{ {kind};");
+    if !elements.is_empty() {
+        let _ = write!(out, " elements = {{ {} }};", elements.join(", "));
+    }
+    let _ = writeln!(out, " }}");
+}
+
+/// Neighbours are permanent on both sides, so nobody needs ND: none is let in, and neither is anything else from an
+/// address that is not the leg's own (RFC 4861 advertisements and redirects could steer others).
+fn domain_raw(out: &mut String, view: &View, local: &LocalFacts) {
+    let (range, range6) = (view.plan.range, view.plan.range6());
+    let _ = writeln!(
+        out,
+        "chain base_raw {{ type filter hook prerouting priority -310; policy accept;
+  iifname \"{LEG_PREFIX}*\" jump base_legs
+  iifname \"{UDP_CARRIER}\" jump base_carrier
+  iifname \"{HOST_LEG_FAR}\" jump base_host
+}}
+chain base_legs {{
+  icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} drop
+  iifname . ip saddr . ether saddr @base_legs4 return
+  iifname . ip6 saddr . ether saddr @base_legs6 return
+  counter drop
+}}
+chain base_carrier {{
+  icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} drop
+  ip saddr {{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }} counter drop
+  ip6 saddr {{ ::, ::1, fe80::/10, ff00::/8 }} counter drop
+}}
+chain base_host {{
+  icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} drop"
+    );
+    if let Some(ip) = local.host_ip {
+        let ip6 = view.plan.v6(ip);
+        let _ = writeln!(
+            out,
+            "  ip saddr {ip} return
+  ip6 saddr {ip6} return"
+        );
+    }
+    let _ = writeln!(
+        out,
+        "  ip saddr {range} counter drop
+  ip6 saddr {range6} counter drop
+}}"
+    );
+}
+
+fn domain_dns(out: &mut String, view: &View, local: &LocalFacts) {
+    let (dns4, dns6) = (view.plan.dns4(), view.plan.dns6());
+    let usable = |ip: &&IpAddr| !ip.is_loopback() && !ip.is_unspecified();
+    let join = |v4: bool| {
+        let mut texts: Vec<String> = local
+            .resolvers
+            .iter()
+            .filter(usable)
+            .filter(|ip| ip.is_ipv4() == v4)
+            .map(IpAddr::to_string)
+            .collect();
+        texts.sort();
+        texts.dedup();
+        texts.join(", ")
+    };
+    let _ = writeln!(
+        out,
+        "chain base_dns {{ type nat hook prerouting priority dstnat - 10; policy accept;"
+    );
+    let (servers4, servers6) = (join(true), join(false));
+    if !servers4.is_empty() {
+        let _ = writeln!(
+            out,
+            "  iifname \"{LEG_PREFIX}*\" ip daddr {{ {servers4} }} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {dns4}"
+        );
+    }
+    if !servers6.is_empty() {
+        let _ = writeln!(
+            out,
+            "  iifname \"{LEG_PREFIX}*\" ip6 daddr {{ {servers6} }} meta l4proto {{ tcp, udp }} th dport 53 dnat ip6 to {dns6}"
+        );
+    }
+    let _ = writeln!(out, "}}");
+}
+
+fn domain_input(out: &mut String, view: &View) {
+    let (dns4, dns6) = (view.plan.dns4(), view.plan.dns6());
+    let near = format!("{{ \"{LEG_PREFIX}*\", \"{HOST_LEG_FAR}\" }}");
+    let _ = writeln!(
+        out,
+        "chain base_input {{ type filter hook input priority filter; policy drop;
+  iifname \"lo\" accept
+  ct state established,related accept
+  ct state invalid drop
+  iifname {near} ip daddr {dns4} meta l4proto {{ tcp, udp }} th dport 53 accept
+  iifname {near} ip6 daddr {dns6} meta l4proto {{ tcp, udp }} th dport 53 accept
+  iifname {near} icmp type echo-request accept
+  iifname {near} icmpv6 type echo-request accept
+  iifname \"{LEG_PREFIX}*\" meta l4proto tcp counter reject with tcp reset
+  counter drop
+}}"
+    );
+}
+
+fn domain_forward(out: &mut String, view: &View, local: &LocalFacts) {
+    let (range, range6) = (view.plan.range, view.plan.range6());
+    let _ = writeln!(
+        out,
+        "chain base_forward {{ type filter hook forward priority filter; policy drop;
+  ct state established,related accept
+  ct state invalid counter drop
+  iifname \"{LEG_PREFIX}*\" jump base_from_leg
+  iifname \"{UDP_CARRIER}\" jump base_from_peer
+  iifname \"{HOST_LEG_FAR}\" jump base_from_host
+  counter drop
+}}
+chain base_from_leg {{
+  oifname {{ \"{LEG_PREFIX}*\", \"{UDP_CARRIER}\" }} accept"
+    );
+    if let Some(ip) = local.host_ip {
+        let ip6 = view.plan.v6(ip);
+        let _ = writeln!(out, "  ip daddr {ip} accept\n  ip6 daddr {ip6} accept");
+    }
+    let _ = writeln!(
+        out,
+        "  oifname \"{HOST_LEG_FAR}\" ip daddr != {range} accept
+  oifname \"{HOST_LEG_FAR}\" ip6 daddr != {range6} accept
+  counter drop
+}}
+chain base_from_peer {{
+  oifname \"{UDP_CARRIER}\" counter drop
+  ip saddr {range} ip daddr @base_local4 accept
+  ip6 saddr {range6} ip6 daddr @base_local6 accept
+  ip saddr != {range} ip daddr . meta l4proto . th dport @published4 accept
+  ip6 saddr != {range6} ip6 daddr . meta l4proto . th dport @published6 accept
+  counter drop
+}}
+chain base_from_host {{
+  oifname \"{HOST_LEG_FAR}\" counter drop
+  ct status dnat accept"
+    );
+    if let Some(ip) = local.host_ip {
+        let ip6 = view.plan.v6(ip);
+        let _ = writeln!(out, "  ip saddr {ip} accept\n  ip6 saddr {ip6} accept");
+    }
+    let _ = writeln!(out, "  counter drop\n}}");
+}

@@ -1,0 +1,102 @@
+//! Runs nft: text on its standard input, no shell, no environment, whole tables in one transaction.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use weft_core::layout::NFT_TABLE;
+
+use super::domain::Domain;
+use super::host::Host;
+use super::nfnetlink::{self, TableFamily};
+use crate::error::{Doing, NftError, Result};
+use crate::filter::SENTINEL;
+
+/// Only these: `PATH` is whoever's started the daemon.
+const BINARIES: [&str; 4] = [
+    "/usr/sbin/nft",
+    "/sbin/nft",
+    "/usr/bin/nft",
+    "/usr/local/sbin/nft",
+];
+
+/// The namespace a table is in.
+#[derive(Clone, Copy)]
+pub enum Where<'a> {
+    /// The host's.
+    Host(&'a Host),
+    /// The domain's.
+    Domain(&'a Domain),
+}
+
+impl Where<'_> {
+    fn run<T: Send>(self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        match self {
+            Where::Host(host) => host.run(work),
+            Where::Domain(domain) => domain.run(work),
+        }
+    }
+}
+
+/// Replaces the table `inet weft` by these fragments, in one transaction: packets meet the old rules or the new.
+pub fn apply(place: Where<'_>, fragments: &[&str]) -> Result<()> {
+    let body = fragments.join("\n");
+    let text = format!(
+        "table inet {NFT_TABLE}\ndelete table inet {NFT_TABLE}\ntable inet {NFT_TABLE} {{\n{body}\n}}\n"
+    );
+    place.run(|| feed(&text))??;
+    Ok(())
+}
+
+/// Is the table there, with rules in it? False after somebody flushed the ruleset.
+pub fn present(place: Where<'_>) -> Result<bool> {
+    let rules = place.run(|| nfnetlink::rules(TableFamily::Inet, NFT_TABLE, SENTINEL))?;
+    Ok(!rules
+        .doing(|| "read the nft table inet weft".into())?
+        .is_empty())
+}
+
+/// Removes the table; that it is gone already is no error.
+pub fn remove(place: Where<'_>) -> Result<()> {
+    let text = format!("table inet {NFT_TABLE}\ndelete table inet {NFT_TABLE}\n");
+    place.run(|| feed(&text))??;
+    Ok(())
+}
+
+/// Where the binary is.
+pub(crate) fn binary() -> Option<&'static str> {
+    BINARIES.into_iter().find(|path| Path::new(path).exists())
+}
+
+/// Runs nft over `text` in the calling thread's namespace.
+pub(crate) fn feed(text: &str) -> Result<(), NftError> {
+    let path = binary().ok_or(NftError::Missing)?;
+    let failed = |source| NftError::Run { path, source };
+    let mut child = Command::new(path)
+        .args(["-f", "-"])
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut input) = child.stdin.take() {
+        // A broken pipe means that nft gave up; its own words, below, say why.
+        match input.write_all(text.as_bytes()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(NftError::Refused(first_lines(&output.stderr)))
+}
+
+/// Enough to see what is wrong; nft repeats the text of each line it refused.
+fn first_lines(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines: Vec<&str> = text.lines().take(3).map(str::trim).collect();
+    lines.join(" | ").chars().take(400).collect()
+}

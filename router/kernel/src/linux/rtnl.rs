@@ -1,0 +1,645 @@
+//! Links, addresses, routes, rules and neighbours by rtnetlink, in blocking steps.
+//!
+//! The one module that names rtnetlink, whose interface changes every few months. A [`Rtnl`] belongs to the namespace
+//! of the thread that opened it and brings its own small runtime, so it must not be used on a thread of tokio's.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use futures_util::StreamExt;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
+};
+use netlink_packet_route::rule::{RuleAction as KernelAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::state::{Family, ROUTE_PROTOCOL, Route, RouteKey, Rule, RuleAction, Selector, Via};
+
+const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
+const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+
+/// One device.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mac: Vec<u8>,
+    /// Administratively up.
+    pub(crate) up: bool,
+    /// Up, and the other side is there.
+    pub(crate) carrier: bool,
+    pub(crate) loopback: bool,
+    pub(crate) kind: Option<InfoKind>,
+    /// It is a port of a bridge, bond or VRF.
+    pub(crate) enslaved: bool,
+}
+
+/// One address.
+#[derive(Clone, Debug)]
+pub(crate) struct Address {
+    pub(crate) device: u32,
+    pub(crate) net: IpNet,
+    pub(crate) flags: AddressFlags,
+}
+
+/// One end of a veth pair.
+pub(crate) struct VethEnd<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mac: [u8; 6],
+    /// Born in this namespace; the socket's when absent.
+    pub(crate) namespace: Option<BorrowedFd<'a>>,
+}
+
+/// A route as the kernel holds it, also those that are not weft's.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelRoute {
+    pub(crate) table: u32,
+    pub(crate) to: IpNet,
+    pub(crate) metric: u32,
+    pub(crate) protocol: RouteProtocol,
+    pub(crate) kind: RouteType,
+    pub(crate) gateway: Option<IpAddr>,
+    pub(crate) device: Option<u32>,
+    next_hop: Option<u32>,
+    mtu: Option<u32>,
+    source: Option<IpAddr>,
+}
+
+pub(crate) struct Rtnl {
+    runtime: tokio::runtime::Runtime,
+    handle: rtnetlink::Handle,
+}
+
+impl Rtnl {
+    /// Opens a socket in the calling thread's namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        let entered = runtime.enter();
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        drop(entered);
+        runtime.spawn(connection);
+        Ok(Self { runtime, handle })
+    }
+
+    fn talk(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut handle = self.handle.clone();
+        self.runtime.block_on(async move {
+            let mut answers = handle.request(request).map_err(io::Error::other)?;
+            let mut found = Vec::new();
+            while let Some(answer) = answers.next().await {
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => found.push(message),
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        return Err(error.to_io());
+                    }
+                    _ => {}
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    fn act(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.talk(message, NLM_F_ACK | flags).map(drop)
+    }
+
+    // Links
+
+    pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
+        let answers = self.talk(
+            RouteNetlinkMessage::GetLink(LinkMessage::default()),
+            NLM_F_DUMP,
+        )?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|m| match m {
+                RouteNetlinkMessage::NewLink(link) => read_link(link),
+                _ => None,
+            })
+            .collect())
+    }
+
+    pub(crate) fn link(&self, name: &str) -> io::Result<Option<Link>> {
+        Ok(self.links()?.into_iter().find(|l| l.name == name))
+    }
+
+    /// Makes a veth pair, both ends with their final names, MACs and MTU: udev would rewrite a MAC set later.
+    pub(crate) fn add_veth(
+        &self,
+        near: &VethEnd<'_>,
+        far: &VethEnd<'_>,
+        mtu: u32,
+    ) -> io::Result<()> {
+        let mut message = veth_end(near, mtu);
+        let data = InfoData::Veth(InfoVeth::Peer(veth_end(far, mtu)));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(data),
+        ]));
+        self.act(RouteNetlinkMessage::NewLink(message), ADD)
+    }
+
+    pub(crate) fn set_up(&self, index: u32) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.act(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Deletes a device by name; that it is gone already is no error.
+    pub(crate) fn delete_link(&self, name: &str) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        match self.act(RouteNetlinkMessage::DelLink(message), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            other => other,
+        }
+    }
+
+    // Addresses
+
+    pub(crate) fn addresses(&self) -> io::Result<Vec<Address>> {
+        let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = self.talk(message, NLM_F_DUMP)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|m| match m {
+                RouteNetlinkMessage::NewAddress(address) => read_address(&address),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Adds an address at once usable: there is no duplicate to detect where each address has one owner.
+    pub(crate) fn add_address(&self, device: u32, net: IpNet) -> io::Result<()> {
+        let mut message = address_message(device, net);
+        if matches!(net, IpNet::V6(_)) {
+            message.header.flags = AddressHeaderFlags::Nodad;
+        }
+        match self.act(RouteNetlinkMessage::NewAddress(message), ADD) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(crate) fn delete_address(&self, device: u32, net: IpNet) -> io::Result<()> {
+        let message = address_message(device, net);
+        match self.act(RouteNetlinkMessage::DelAddress(message), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
+            other => other,
+        }
+    }
+
+    // Neighbours
+
+    /// Permanent neighbours, as (device, address, MAC).
+    pub(crate) fn neighbours(&self) -> io::Result<Vec<(u32, IpAddr, [u8; 6])>> {
+        let message = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        let answers = self.talk(message, NLM_F_DUMP)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|m| match m {
+                RouteNetlinkMessage::NewNeighbour(neighbour) => read_neighbour(&neighbour),
+                _ => None,
+            })
+            .collect())
+    }
+
+    pub(crate) fn set_neighbour(&self, device: u32, ip: IpAddr, mac: [u8; 6]) -> io::Result<()> {
+        let mut message = neighbour_message(device, ip);
+        message.header.state = NeighbourState::Permanent;
+        message
+            .attributes
+            .push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        self.act(RouteNetlinkMessage::NewNeighbour(message), SET)
+    }
+
+    pub(crate) fn delete_neighbour(&self, device: u32, ip: IpAddr) -> io::Result<()> {
+        let message = neighbour_message(device, ip);
+        match self.act(RouteNetlinkMessage::DelNeighbour(message), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    // Routes
+
+    pub(crate) fn routes(&self, family: Family) -> io::Result<Vec<KernelRoute>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = address_family(family);
+        let answers = self.talk(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|m| match m {
+                RouteNetlinkMessage::NewRoute(route) => read_route(route),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Adds or replaces a route. `index` tells the index of a device by its name.
+    pub(crate) fn set_route(
+        &self,
+        key: &RouteKey,
+        route: &Route,
+        device: Option<u32>,
+    ) -> io::Result<()> {
+        self.act(
+            RouteNetlinkMessage::NewRoute(route_message(key, Some((route, device)))),
+            SET,
+        )
+    }
+
+    /// Adds a route where none is yet.
+    pub(crate) fn add_route(
+        &self,
+        key: &RouteKey,
+        route: &Route,
+        device: Option<u32>,
+    ) -> io::Result<()> {
+        self.act(
+            RouteNetlinkMessage::NewRoute(route_message(key, Some((route, device)))),
+            ADD,
+        )
+    }
+
+    pub(crate) fn delete_route(&self, key: &RouteKey) -> io::Result<()> {
+        let message = RouteNetlinkMessage::DelRoute(route_message(key, None));
+        match self.act(message, 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other,
+        }
+    }
+
+    // Rules
+
+    pub(crate) fn rules(&self, family: Family) -> io::Result<Vec<Rule>> {
+        let mut message = RuleMessage::default();
+        message.header.family = address_family(family);
+        let answers = self.talk(RouteNetlinkMessage::GetRule(message), NLM_F_DUMP)?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|m| match m {
+                RouteNetlinkMessage::NewRule(rule) => read_rule(family, &rule),
+                _ => None,
+            })
+            .collect())
+    }
+
+    pub(crate) fn add_rule(&self, rule: &Rule) -> io::Result<()> {
+        match self.act(RouteNetlinkMessage::NewRule(rule_message(rule)), ADD) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(crate) fn delete_rule(&self, rule: &Rule) -> io::Result<()> {
+        match self.act(RouteNetlinkMessage::DelRule(rule_message(rule)), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn read_link(message: LinkMessage) -> Option<Link> {
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: Vec::new(),
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        loopback: flags.contains(LinkFlags::Loopback),
+        kind: None,
+        enslaved: false,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(mac) => link.mac = mac,
+            LinkAttribute::Controller(index) => link.enslaved = index != 0,
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.into_iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    (!link.name.is_empty()).then_some(link)
+}
+
+fn veth_end(end: &VethEnd<'_>, mtu: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(end.name.to_owned()),
+        LinkAttribute::Address(end.mac.to_vec()),
+        LinkAttribute::Mtu(mtu),
+    ];
+    if let Some(namespace) = end.namespace {
+        message
+            .attributes
+            .push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+    }
+    message
+}
+
+fn address_message(device: u32, net: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = address_family(Family::of_net(&net));
+    message.header.index = device;
+    message.header.prefix_len = net.prefix_len();
+    message.header.scope = match net.addr() {
+        IpAddr::V4(ip) if ip.is_link_local() => AddressScope::Link,
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => AddressScope::Link,
+        _ => AddressScope::Universe,
+    };
+    message.attributes = vec![
+        AddressAttribute::Address(net.addr()),
+        AddressAttribute::Local(net.addr()),
+    ];
+    message
+}
+
+fn read_address(message: &AddressMessage) -> Option<Address> {
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Flags(wide) => flags |= *wide,
+            _ => {}
+        }
+    }
+    // On point-to-point links the address is the other side's.
+    let ip = local.or(address)?;
+    Some(Address {
+        device: message.header.index,
+        net: IpNet::new(ip, message.header.prefix_len).ok()?,
+        flags,
+    })
+}
+
+fn neighbour_message(device: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = address_family(Family::of(&ip));
+    message.header.ifindex = device;
+    let address = match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    };
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(address));
+    message
+}
+
+fn read_neighbour(message: &NeighbourMessage) -> Option<(u32, IpAddr, [u8; 6])> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some((*v4).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some((*v6).into()),
+            NeighbourAttribute::LinkLayerAddress(octets) => mac = octets.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    Some((message.header.ifindex, ip?, mac?))
+}
+
+fn route_message(key: &RouteKey, what: Option<(&Route, Option<u32>)>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = address_family(Family::of_net(&key.to));
+    header.destination_prefix_length = key.to.prefix_len();
+    // Tables above 255 are named by the attribute alone.
+    header.table = u8::try_from(key.table).unwrap_or(0);
+    header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    header.scope = RouteScope::Universe;
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Table(key.table));
+    attributes.push(RouteAttribute::Priority(key.metric));
+    if key.to.prefix_len() > 0 {
+        attributes.push(RouteAttribute::Destination(key.to.network().into()));
+    }
+    let Some((route, device)) = what else {
+        header.scope = RouteScope::NoWhere;
+        return message;
+    };
+    header.kind = match route.via {
+        Via::Unreachable => RouteType::Unreachable,
+        Via::Blackhole => RouteType::BlackHole,
+        _ => RouteType::Unicast,
+    };
+    match &route.via {
+        Via::NextHop(id) => attributes.push(RouteAttribute::NhId(*id)),
+        Via::Device(_) => header.scope = RouteScope::Link,
+        Via::Gateway(gateway, _) => {
+            header.flags = RouteFlags::Onlink;
+            attributes.push(RouteAttribute::Gateway((*gateway).into()));
+        }
+        Via::Unreachable | Via::Blackhole => {}
+    }
+    attributes.extend(device.map(RouteAttribute::Oif));
+    attributes.extend(
+        route
+            .mtu
+            .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
+    );
+    attributes.extend(
+        route
+            .source
+            .map(|source| RouteAttribute::PrefSource(source.into())),
+    );
+    message
+}
+
+fn read_route(message: RouteMessage) -> Option<KernelRoute> {
+    let any: IpNet = match message.header.address_family {
+        AddressFamily::Inet => Ipv4Net::default().into(),
+        AddressFamily::Inet6 => Ipv6Net::default().into(),
+        _ => return None,
+    };
+    let mut route = KernelRoute {
+        table: message.header.table.into(),
+        to: any,
+        metric: 0,
+        protocol: message.header.protocol,
+        kind: message.header.kind,
+        gateway: None,
+        device: None,
+        next_hop: None,
+        mtu: None,
+        source: None,
+    };
+    let bits = message.header.destination_prefix_length;
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => {
+                route.to = IpNet::new(address_of(&address)?, bits).ok()?;
+            }
+            RouteAttribute::Table(table) => route.table = table,
+            RouteAttribute::Priority(metric) => route.metric = metric,
+            RouteAttribute::Gateway(address) => route.gateway = address_of(&address),
+            RouteAttribute::Oif(index) => route.device = Some(index),
+            RouteAttribute::NhId(id) => route.next_hop = Some(id),
+            RouteAttribute::PrefSource(address) => route.source = address_of(&address),
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|m| match m {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(route)
+}
+
+fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
+    }
+}
+
+impl KernelRoute {
+    /// Weft put it there.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+    }
+
+    /// In the plan's words; `names` are the devices by index.
+    pub(crate) fn planned(&self, names: &BTreeMap<u32, String>) -> Option<(RouteKey, Route)> {
+        let via = match (self.kind, self.next_hop) {
+            (RouteType::Unreachable, _) => Via::Unreachable,
+            (RouteType::BlackHole, _) => Via::Blackhole,
+            (_, Some(id)) => Via::NextHop(id),
+            (_, None) => {
+                let device = names.get(&self.device?)?.clone();
+                match self.gateway {
+                    Some(gateway) => Via::Gateway(gateway, device),
+                    None => Via::Device(device),
+                }
+            }
+        };
+        let key = RouteKey {
+            table: self.table,
+            to: self.to,
+            metric: self.metric,
+        };
+        let (mtu, source) = (self.mtu, self.source);
+        Some((key, Route { via, mtu, source }))
+    }
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(rule.family);
+    let attributes = &mut message.attributes;
+    attributes.push(RuleAttribute::Priority(rule.priority));
+    attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(
+        ROUTE_PROTOCOL,
+    )));
+    match rule.selector {
+        Selector::To(net) => {
+            message.header.dst_len = net.prefix_len();
+            attributes.push(RuleAttribute::Destination(net.network()));
+        }
+        Selector::Mark { mark, mask } => {
+            attributes.push(RuleAttribute::FwMark(mark));
+            attributes.push(RuleAttribute::FwMask(mask));
+        }
+    }
+    match rule.action {
+        RuleAction::Lookup(table) => {
+            message.header.action = KernelAction::ToTable;
+            attributes.push(RuleAttribute::Table(table));
+        }
+        RuleAction::Goto(priority) => {
+            message.header.action = KernelAction::Goto;
+            attributes.push(RuleAttribute::Goto(priority));
+        }
+    }
+    message
+}
+
+/// Weft's own rules only.
+fn read_rule(family: Family, message: &RuleMessage) -> Option<Rule> {
+    let mut ours = false;
+    let (mut priority, mut to, mut mark, mut mask) = (0, None, 0, None);
+    let (mut table, mut target) = (u32::from(message.header.table), None);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Protocol(protocol) => {
+                ours = *protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+            }
+            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::Destination(ip) => {
+                to = IpNet::new(*ip, message.header.dst_len).ok();
+            }
+            RuleAttribute::FwMark(value) => mark = *value,
+            RuleAttribute::FwMask(value) => mask = Some(*value),
+            RuleAttribute::Table(value) => table = *value,
+            RuleAttribute::Goto(value) => target = Some(*value),
+            _ => {}
+        }
+    }
+    let selector = match (to, mask) {
+        (Some(net), _) => Selector::To(net),
+        (None, Some(mask)) => Selector::Mark { mark, mask },
+        (None, None) => return None,
+    };
+    let action = match (message.header.action, target) {
+        (KernelAction::Goto, Some(priority)) => RuleAction::Goto(priority),
+        (KernelAction::ToTable, _) => RuleAction::Lookup(table),
+        _ => return None,
+    };
+    ours.then_some(Rule {
+        family,
+        priority,
+        selector,
+        action,
+    })
+}

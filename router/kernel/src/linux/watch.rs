@@ -1,0 +1,162 @@
+//! What changes in the kernel behind weft's back, as events: reconciling every few seconds finds everything in the end,
+//! events make it prompt.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
+
+use nix::sys::socket::SockProtocol;
+use weft_core::layout::LEG_PREFIX;
+
+use super::domain::Domain;
+use super::host::Host;
+use super::raw::{Message, Notified, RawSocket, attribute, text};
+use super::sys;
+use crate::error::{Doing, Result};
+
+const RTM_DELLINK: u16 = 17;
+const IFLA_IFNAME: u16 = 3;
+/// `struct ifinfomsg`.
+const LINK_HEADER: usize = 16;
+
+const fn group(number: u32) -> u32 {
+    1 << (number - 1)
+}
+const LINK: u32 = group(1);
+const NEIGHBOUR: u32 = group(3);
+const ADDRESS4: u32 = group(5);
+const ROUTE4: u32 = group(7);
+const RULE4: u32 = group(8);
+const ADDRESS6: u32 = group(9);
+const ROUTE6: u32 = group(11);
+const RULE6: u32 = group(19);
+const NEXT_HOP: u32 = group(32);
+const NFTABLES: u32 = group(7);
+
+/// Something changed. Weft's own changes are reported too: reconcile, and when nothing was to do, nothing follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// A leg is gone: its container ended, or somebody deleted it. The name is [`crate::leg_name`] of its endpoint.
+    LegGone(String),
+    /// Links, routes, rules, neighbours or next hops of the domain changed.
+    Domain,
+    /// The domain's nft tables changed.
+    DomainRules,
+    /// Links, addresses, routes or rules of the host changed.
+    Host,
+    /// The host's nft tables changed, weft's or another's.
+    HostRules,
+}
+
+/// Watches until it is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    /// The thread ends when this side of the pair closes.
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Source {
+    socket: RawSocket,
+    event: KernelEvent,
+    legs: bool,
+}
+
+/// Watches both namespaces on a thread of its own; one call of `heard` per burst and kind. `heard` must not block for
+/// long and must not drop the [`Watch`].
+pub fn watch(
+    host: &Host,
+    domain: &Domain,
+    heard: impl Fn(KernelEvent) + Send + 'static,
+) -> Result<Watch> {
+    let doing = || "watch the kernel's notifications".to_owned();
+    let domain_groups =
+        LINK | NEIGHBOUR | ADDRESS4 | ROUTE4 | RULE4 | ADDRESS6 | ROUTE6 | RULE6 | NEXT_HOP;
+    let host_groups = LINK | ADDRESS4 | ROUTE4 | RULE4 | ADDRESS6 | ROUTE6 | RULE6;
+    let subscribe = |groups, event, legs, protocol| -> io::Result<Source> {
+        let socket = RawSocket::subscribe(protocol, groups)?;
+        Ok(Source {
+            socket,
+            event,
+            legs,
+        })
+    };
+    let route = SockProtocol::NetlinkRoute;
+    let filter = SockProtocol::NetlinkNetFilter;
+    let mut sources = domain
+        .run(|| {
+            Ok(vec![
+                subscribe(domain_groups, KernelEvent::Domain, true, route)?,
+                subscribe(NFTABLES, KernelEvent::DomainRules, false, filter)?,
+            ])
+        })?
+        .map_err(|e: io::Error| e)
+        .doing(doing)?;
+    let on_host = host
+        .run(|| {
+            Ok(vec![
+                subscribe(host_groups, KernelEvent::Host, false, route)?,
+                subscribe(NFTABLES, KernelEvent::HostRules, false, filter)?,
+            ])
+        })?
+        .map_err(|e: io::Error| e)
+        .doing(doing)?;
+    sources.extend(on_host);
+    let (stop, stopped) = UnixStream::pair().doing(doing)?;
+    let thread = std::thread::Builder::new()
+        .name("weft-watch".into())
+        .spawn(move || listen(&sources, &stopped, &heard))
+        .doing(doing)?;
+    Ok(Watch {
+        stop: Some(stop),
+        thread: Some(thread),
+    })
+}
+
+fn listen(sources: &[Source], stopped: &UnixStream, heard: &impl Fn(KernelEvent)) {
+    let mut fds = vec![stopped.as_fd()];
+    fds.extend(sources.iter().map(|s| s.socket.as_fd()));
+    loop {
+        let Ok(ready) = sys::readable(&fds, None) else {
+            return;
+        };
+        if ready[0] {
+            return;
+        }
+        for (source, _) in sources.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
+            tell(source, heard);
+        }
+    }
+}
+
+fn tell(source: &Source, heard: &impl Fn(KernelEvent)) {
+    match source.socket.notified() {
+        Ok(Notified::Messages(messages)) => {
+            let gone = messages.iter().filter(|_| source.legs).filter_map(leg_gone);
+            gone.for_each(|name| heard(KernelEvent::LegGone(name)));
+            if !messages.is_empty() {
+                heard(source.event.clone());
+            }
+        }
+        Ok(Notified::Overflow) => heard(source.event.clone()),
+        Err(error) => tracing::warn!(%error, "a netlink notification can't be read"),
+    }
+}
+
+fn leg_gone(message: &Message) -> Option<String> {
+    if message.kind != RTM_DELLINK {
+        return None;
+    }
+    let name = text(attribute(message.body.get(LINK_HEADER..)?, IFLA_IFNAME)?);
+    name.starts_with(LEG_PREFIX).then_some(name)
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+use std::collections::BTreeMap;
+
+use weft_core::model::{ClusterId, Generation, Label, NodeId};
+use weft_core::view::Endpoint;
+
+use super::*;
+
+fn member(id: u8, number: u16, liveness: Liveness, prefixes: &[&str]) -> Member {
+    Member {
+        id: NodeId([id; 32]),
+        name: Label::parse(&format!("n{id}")).unwrap(),
+        generation: Generation(1),
+        liveness,
+        number: PeerNumber(number),
+        prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
+        host_addrs: vec![],
+        mtu: (number != 0).then_some(1200),
+    }
+}
+
+fn view() -> View {
+    View {
+        revision: 1,
+        me: NodeId([1; 32]),
+        cluster: ClusterId([7; 16]),
+        plan: AddressPlan::new(AddressPlan::DEFAULT_RANGE, &ClusterId([7; 16])).unwrap(),
+        members: vec![
+            member(1, 0, Liveness::Alive, &["10.32.0.0/17"]),
+            member(2, 1, Liveness::Alive, &["10.32.128.0/17"]),
+            member(3, 2, Liveness::Down, &["10.40.0.0/13"]),
+        ],
+        endpoints: vec![
+            endpoint(1, 1, EndpointKind::Host, [10, 32, 0, 1]),
+            endpoint(2, 1, EndpointKind::Container, [10, 32, 0, 2]),
+            endpoint(3, 2, EndpointKind::Container, [10, 32, 128, 2]),
+        ],
+        services: vec![],
+        names: vec![],
+        conflicts: vec![],
+    }
+}
+
+fn endpoint(id: u8, node: u8, kind: EndpointKind, ip: [u8; 4]) -> Endpoint {
+    Endpoint {
+        id: EndpointId([id; 8]),
+        node: NodeId([node; 32]),
+        kind,
+        names: vec![],
+        network: Label::parse("default").unwrap(),
+        ip: ip.into(),
+        labels: BTreeMap::new(),
+    }
+}
+
+fn facts() -> LocalFacts {
+    LocalFacts {
+        ipv6: true,
+        ..LocalFacts::from_view(&view())
+    }
+}
+
+fn route(plan: &DomainPlan, to: &str, metric: u32) -> Option<Route> {
+    let key = RouteKey {
+        table: MAIN_TABLE,
+        to: to.parse().unwrap(),
+        metric,
+    };
+    plan.kernel.routes.get(&key).cloned()
+}
+
+#[test]
+fn local_facts_hold_this_nodes_endpoints_only() {
+    let facts = facts();
+    assert_eq!(facts.legs.len(), 1);
+    assert_eq!(facts.host_ip, Some([10, 32, 0, 1].into()));
+}
+
+#[test]
+fn a_live_peers_prefix_leads_to_its_next_hop_with_its_path_mtu() {
+    let plan = plan_domain(&view(), &facts());
+    let found = route(&plan, "10.32.128.0/17", METRIC_ROUTE).unwrap();
+    assert_eq!(found.via, Via::NextHop(peer_nexthop(PeerNumber(1))));
+    assert_eq!(found.mtu, Some(1200));
+    let twin = view().plan.v6_net("10.32.128.0/17".parse().unwrap());
+    let found6 = route(&plan, &twin.to_string(), METRIC_ROUTE).unwrap();
+    assert_eq!(found6.mtu, Some(1280), "IPv6 can't go below 1280");
+}
+
+#[test]
+fn a_down_peers_prefix_is_unreachable_and_it_has_no_next_hop() {
+    let plan = plan_domain(&view(), &facts());
+    let found = route(&plan, "10.40.0.0/13", METRIC_NOWHERE).unwrap();
+    assert_eq!(found.via, Via::Unreachable);
+    assert!(
+        !plan
+            .kernel
+            .next_hops
+            .contains_key(&peer_nexthop(PeerNumber(2)))
+    );
+}
+
+#[test]
+fn the_range_always_has_a_floor() {
+    let floor = |plan: &DomainPlan| route(plan, "10.32.0.0/12", METRIC_FLOOR).unwrap().via;
+    let plan = plan_domain(&view(), &facts());
+    assert_eq!(floor(&plan), Via::Blackhole);
+    let bare = DomainPlan {
+        kernel: plan.kernel.on_devices(&["lo".to_owned()].into()),
+        sysctls: vec![],
+    };
+    assert_eq!(floor(&bare), Via::Blackhole, "also while the TAP is away");
+}
+
+#[test]
+fn a_peer_that_owns_the_whole_range_does_not_displace_the_floor() {
+    let mut view = view();
+    view.members[1].prefixes = vec![view.plan.range];
+    let plan = plan_domain(&view, &facts());
+    assert_eq!(
+        route(&plan, "10.32.0.0/12", METRIC_FLOOR).unwrap().via,
+        Via::Blackhole
+    );
+    assert!(route(&plan, "10.32.0.0/12", METRIC_ROUTE).is_some());
+}
+
+#[test]
+fn every_peer_has_a_table_that_ends_in_a_blackhole_and_a_rule_behind_the_guard() {
+    let plan = plan_domain(&view(), &facts());
+    for number in [1, 2] {
+        let key = RouteKey {
+            table: peer_table(PeerNumber(number)),
+            to: "0.0.0.0/0".parse().unwrap(),
+            metric: METRIC_FLOOR,
+        };
+        assert_eq!(plan.kernel.routes[&key].via, Via::Blackhole);
+        assert!(plan.kernel.rules.iter().any(|r| {
+            r.priority > GUARD_PRIORITY
+                && r.action == RuleAction::Lookup(peer_table(PeerNumber(number)))
+        }));
+    }
+}
+
+#[test]
+fn without_ipv6_nothing_of_ipv6_is_planned() {
+    let facts = LocalFacts {
+        ipv6: false,
+        ..facts()
+    };
+    let domain = plan_domain(&view(), &facts);
+    let host = plan_host(&view(), &facts);
+    for kernel in [&domain.kernel, &host.kernel] {
+        assert!(kernel.routes.keys().all(|k| matches!(k.to, IpNet::V4(_))));
+        assert!(kernel.addresses.iter().all(|a| matches!(a.1, IpNet::V4(_))));
+        assert!(kernel.neighbours.keys().all(|k| k.1.is_ipv4()));
+        assert!(kernel.rules.iter().all(|r| r.family == Family::V4));
+    }
+    assert!(domain.sysctls.iter().all(|s| !s.0.contains("ipv6")));
+}
+
+#[test]
+fn a_prefix_over_several_networks_covers_the_twins_of_all_its_addresses() {
+    let plan = view().plan;
+    let cases = [
+        "10.32.0.0/12",
+        "10.32.0.0/13",
+        "10.40.0.0/13",
+        "10.32.0.0/15",
+        "10.34.0.0/15",
+        "10.33.0.0/16",
+        "10.33.16.0/20",
+        "10.33.32.0/19",
+        "10.33.16.0/24",
+        "10.47.0.0/16",
+        "10.47.128.0/17",
+        "10.46.0.0/15",
+    ];
+    for text in cases {
+        let net: Ipv4Net = text.parse().unwrap();
+        let twin = v6_prefix(&plan, net);
+        for block in 0..4096u32 {
+            let ip = Ipv4Addr::from(u32::from(plan.range.network()) + block * 256 + 7);
+            assert_eq!(
+                twin.contains(&plan.v6(ip)),
+                net.contains(&ip),
+                "{text} {twin} {ip}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_host_forwards_only_when_something_needs_it() {
+    let idle = LocalFacts::default();
+    assert!(!plan_host(&view(), &idle).forward);
+    assert!(plan_host(&view(), &facts()).forward);
+}
