@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use weft_sim::faults::Kind;
-use weft_sim::members;
+use weft_sim::members::{self, Trial};
 
 /// Searches for seeds under which what weft promises does not hold.
 #[derive(Parser)]
@@ -96,17 +96,31 @@ fn figures(seeds: Range<u64>) {
             deaths.len(),
             seeds.end - seeds.start
         );
-        for loss in [0, 50, 200] {
-            let time = Duration::from_secs(600);
-            let (mut wrong, mut rate) = (0, 0.0);
-            for seed in 0..5 {
-                let (count, octets) = members::false_deaths(seed, hosts, loss, time);
-                wrong += count;
-                rate = octets;
-            }
+        for (loss, millis, cut) in [
+            (0, 0, false),
+            (50, 0, false),
+            (200, 0, false),
+            (350, 0, false),
+        ]
+        .into_iter()
+        .chain([(50, 150, false), (0, 0, true), (50, 0, true)])
+        .filter(|(_, _, cut)| !cut || hosts > 2)
+        {
+            let trial = Trial {
+                hosts,
+                loss,
+                latency: Duration::from_micros(300 + millis * 1000),
+                cut,
+                time: Duration::from_secs(600),
+            };
+            let runs = [0, 1, 2, 3, 4].map(|seed| trial.run(seed));
+            let wrong: usize = runs.iter().map(|(wrong, _)| wrong).sum();
             println!(
-                "{hosts} nodes, {} % lost: {wrong} wrong samples in 5 x 10 minutes, {rate:.0} octets/s a node",
-                loss / 10
+                "  {} % lost, round trip {:.1} ms{}: {wrong} of 150000 samples show a live node dead, {:.0} octets/s a node",
+                loss / 10,
+                trial.latency.as_secs_f64() * 2000.0,
+                if cut { ", one link cut" } else { "" },
+                runs[0].1
             );
         }
     }

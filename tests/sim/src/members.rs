@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use weft_core::membership::{Membership, MembershipEvent};
 use weft_core::model::{Generation, NodeId, Now};
-use weft_core::view::Liveness;
 
 use crate::faults::{Action, Kind, Plan};
-use crate::net::{Weather, address_of, host_of};
+use crate::net::{address_of, host_of};
 use crate::world::{Boot, Effects, Machine, World};
 
 /// After the last fault all must see all as they are within this.
@@ -76,9 +75,10 @@ impl Gossiper {
         }
     }
 
-    /// Does it hold the node on `host` alive?
-    pub fn sees(&self, host: usize) -> bool {
-        self.membership.liveness(&node_of(host)) == Liveness::Alive
+    fn set_rtt(&mut self, now: Now, rtt: Duration, fx: &mut Effects<()>) {
+        let mut out = Vec::new();
+        self.membership.set_rtt(now, rtt, &mut out);
+        self.carry_out(out, fx);
     }
 }
 
@@ -249,24 +249,47 @@ fn death(seed: u64, hosts: usize) -> Option<f64> {
     run_until_whole(&mut world, Duration::from_secs(60)).map(|took| took.as_secs_f64())
 }
 
-/// How often a live node was taken for dead in `time` with so many of a thousand datagrams lost, and how many octets a
-/// second each node sent.
-pub fn false_deaths(seed: u64, hosts: usize, loss: u64, time: Duration) -> (usize, f64) {
-    let mut world = world(seed, hosts, false);
-    world.net.set_latency(Duration::from_micros(300));
-    start_all(&mut world);
-    world.run_until(Now(Duration::from_secs(10)));
-    world.net.weather = Weather {
-        loss,
-        twice: 0,
-        jitter: 0,
-    };
-    let (mut count, octets) = (0, world.octets);
-    let end = world.now.plus(time);
-    while world.now < end {
-        world.run_for(Duration::from_millis(20));
-        count += differences(&world).len();
+/// A long stretch in which hosts live, and only the links are bad.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial {
+    /// How many hosts.
+    pub hosts: usize,
+    /// Of a thousand datagrams so many are lost.
+    pub loss: u64,
+    /// One way, on every link.
+    pub latency: Duration,
+    /// Hosts 0 and 1 can't reach each other.
+    pub cut: bool,
+    /// How long.
+    pub time: Duration,
+}
+
+impl Trial {
+    /// So many samples, 20 ms apart, found a live node taken for dead by another; and each node sent so many octets a
+    /// second.
+    pub fn run(self, seed: u64) -> (usize, f64) {
+        let mut world = world(seed, self.hosts, false);
+        world.net.set_latency(self.latency);
+        start_all(&mut world);
+        world.run_until(Now(Duration::from_secs(5)));
+        for host in 0..self.hosts {
+            world.with(host, |node, now, fx| {
+                node.set_rtt(now, self.latency * 2, fx)
+            });
+        }
+        world.run_until(Now(Duration::from_secs(10)));
+        world.net.weather.loss = self.loss;
+        if self.cut {
+            world.net.block(0, 1);
+            world.net.block(1, 0);
+        }
+        let (mut count, octets) = (0, world.octets);
+        let end = world.now.plus(self.time);
+        while world.now < end {
+            world.run_for(Duration::from_millis(20));
+            count += differences(&world).len();
+        }
+        let rate = (world.octets - octets) as f64 / self.time.as_secs_f64() / self.hosts as f64;
+        (count, rate)
     }
-    let rate = (world.octets - octets) as f64 / time.as_secs_f64() / hosts as f64;
-    (count, rate)
 }

@@ -1,7 +1,9 @@
 //! Membership alone, under every kind of fault.
 
+use std::time::Duration;
+
 use weft_sim::faults::Kind;
-use weft_sim::members;
+use weft_sim::members::{self, Trial};
 
 #[test]
 fn a_hundred_clusters_become_whole_after_every_kind_of_fault() {
@@ -42,10 +44,44 @@ fn a_death_is_known_to_all_within_seconds() {
     }
 }
 
+const MINUTES: Trial = Trial {
+    hosts: 3,
+    loss: 0,
+    latency: Duration::from_micros(300),
+    cut: false,
+    time: Duration::from_secs(300),
+};
+
 #[test]
 fn a_fifth_of_all_datagrams_lost_kills_nobody() {
     for hosts in [3, 10] {
-        let (wrong, _) = members::false_deaths(1, hosts, 200, std::time::Duration::from_secs(300));
-        assert_eq!(wrong, 0, "{hosts} nodes");
+        let trial = Trial {
+            hosts,
+            loss: 200,
+            ..MINUTES
+        };
+        assert_eq!(trial.run(1).0, 0, "{hosts} nodes");
     }
+}
+
+#[test]
+fn a_link_that_is_cut_for_ever_kills_nobody() {
+    for hosts in [3, 10] {
+        let trial = Trial {
+            hosts,
+            cut: true,
+            ..MINUTES
+        };
+        assert_eq!(trial.run(1).0, 0, "{hosts} nodes");
+    }
+}
+
+#[test]
+fn a_third_of_a_second_around_the_world_kills_nobody() {
+    let trial = Trial {
+        loss: 50,
+        latency: Duration::from_millis(150),
+        ..MINUTES
+    };
+    assert_eq!(trial.run(1).0, 0);
 }
