@@ -101,9 +101,8 @@ fn is_routable4(ip: Ipv4Addr) -> bool {
 }
 
 fn is_routable6(ip: Ipv6Addr) -> bool {
-    let mapped = ip.to_ipv4_mapped().is_some();
-    !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || mapped)
-        && !ip.is_unicast_link_local()
+    let bound = ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local();
+    !(bound || ip.is_multicast() || ip.to_ipv4_mapped().is_some())
 }
 
 /// The addresses of the overlay that one peer owns.

@@ -23,6 +23,8 @@ mod error;
 mod inbound;
 mod inner;
 mod limit;
+#[doc(hidden)]
+pub mod measure;
 mod outbound;
 mod segment;
 mod shared;

@@ -138,15 +138,15 @@ pub(crate) fn receive_loop(
     let mut octets = vec![0; BATCH_SIZE * RECEIVE_BUFFER].into_boxed_slice();
     let mut meta = [RecvMeta::default(); BATCH_SIZE];
     while !shared.stop.load(Ordering::Relaxed) {
-        match receive(socket, &mut octets, &mut meta) {
-            Ok(count) => handle_batch(shared, tap, &mut inbound, &mut octets, &meta[..count]),
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                if sys::wait_readable([socket.as_fd(), waker.as_fd()], -1).is_err() {
-                    return;
-                }
-            }
-            // An error left on the socket by an ICMP message: reading has cleared it.
-            Err(_) => {}
+        if let Ok(count) = receive(socket, &mut octets, &mut meta) {
+            handle_batch(shared, tap, &mut inbound, &mut octets, &meta[..count]);
+            continue;
+        }
+        // Nothing there, or an error that an ICMP message has left on the socket and reading has cleared.
+        match sys::wait_readable([socket.as_fd(), waker.as_fd()], -1) {
+            Ok([_, true]) => waker.reset(),
+            Ok(_) => {}
+            Err(_) => return,
         }
     }
 }

@@ -1,1 +1,224 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver as Events};
 
+use proptest::prelude::*;
+use weft_core::session::transport::Transport;
+use weft_core::view::PeerNumber;
+
+use super::*;
+use crate::bundle::{ITEM_HEAD, write_head};
+use crate::inner::tests::ip;
+use crate::table::States;
+use crate::table::tests::{entry, session, table};
+use crate::vnet::FRAME_HEAD;
+
+struct Rig {
+    shared: Shared,
+    table: Table,
+    inbound: Inbound,
+    events: Events<CarrierEvent>,
+    /// The peer's end of the session.
+    far: Arc<Transport>,
+}
+
+fn home() -> SocketAddr {
+    "192.0.2.2:6783".parse().unwrap()
+}
+
+fn rig(known: bool) -> Rig {
+    let (near, far) = session();
+    let mut peer = entry(7, if known { 2 } else { 99 });
+    peer.path = Some(home());
+    peer.transport = Some(near.clone());
+    peer.prefixes = vec!["10.33.0.0/16".parse().unwrap()];
+    let (sender, events) = mpsc::channel();
+    Rig {
+        shared: Shared::new(Box::new(move |event| drop(sender.send(event)))),
+        table: Table::new(table(vec![peer], vec![near]), &mut States::new()),
+        inbound: Inbound::new(),
+        events,
+        far,
+    }
+}
+
+fn packet(src: &str) -> Vec<u8> {
+    let dst = "10.32.0.1".parse().unwrap();
+    ip(src.parse().unwrap(), dst, 1, &[5; 40])
+}
+
+fn bundle(packets: &[Vec<u8>]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for packet in packets {
+        let mut head = [0; ITEM_HEAD];
+        write_head(&mut head, packet.len());
+        body.extend_from_slice(&head);
+        body.extend_from_slice(packet);
+    }
+    body
+}
+
+impl Rig {
+    fn sealed(&self, kind: FrameKind, body: &[u8]) -> Vec<u8> {
+        let mut datagram = Vec::new();
+        self.far.seal(kind, body, &mut datagram).unwrap();
+        datagram
+    }
+
+    /// Takes one datagram; gives the frames it made.
+    fn take(&mut self, datagram: &[u8], from: SocketAddr) -> Vec<Vec<u8>> {
+        let mut octets = datagram.to_vec();
+        let span = Span {
+            start: 0,
+            len: octets.len(),
+        };
+        self.inbound
+            .handle_datagram(&self.table, &self.shared, &mut octets, span, from);
+        let mut frames = Vec::new();
+        self.inbound.flush(&self.table, &octets, |pieces| {
+            frames.push(pieces.iter().flat_map(|p| p.iter().copied()).collect());
+        });
+        frames
+    }
+
+    fn take_frame(&mut self, kind: FrameKind, body: &[u8]) -> Vec<Vec<u8>> {
+        let datagram = self.sealed(kind, body);
+        self.take(&datagram, home())
+    }
+
+    fn drops(&self) -> Vec<(Dropped, u64)> {
+        self.shared.drops.read()
+    }
+}
+
+#[test]
+fn a_packet_comes_out_as_a_frame_of_its_peer() {
+    let mut rig = rig(true);
+    let frames = rig.take_frame(FrameKind::Packet, &packet("10.33.0.9"));
+    let [frame] = &frames[..] else {
+        panic!("{frames:?}");
+    };
+    assert_eq!(frame[..10], [0; 10], "nothing is left to the kernel");
+    assert_eq!(frame[10..16], UDP_CARRIER_MAC);
+    assert_eq!(frame[16..22], weft_core::layout::peer_mac(PeerNumber(7)));
+    assert_eq!(frame[22..24], [8, 0]);
+    assert_eq!(frame[FRAME_HEAD..], packet("10.33.0.9"));
+    assert!(rig.drops().is_empty());
+    assert_eq!(rig.events.try_iter().count(), 0);
+}
+
+#[test]
+fn one_spoofed_packet_does_not_spoil_its_bundle() {
+    let mut rig = rig(true);
+    let packets = ["10.33.0.9", "10.34.0.9", "10.33.0.10", "127.0.0.1"].map(packet);
+    let mut body = bundle(&packets);
+    body.extend_from_slice(&[200, 0, 1]);
+    let frames = rig.take_frame(FrameKind::Bundle, &body);
+    let inner: Vec<_> = frames.iter().map(|f| f[FRAME_HEAD..].to_vec()).collect();
+    assert_eq!(inner, [packets[0].clone(), packets[2].clone()]);
+    let expected = [
+        (Dropped::Malformed, 1),
+        (Dropped::NotRoutable, 1),
+        (Dropped::ForeignSource, 1),
+    ];
+    assert_eq!(rig.drops(), expected);
+}
+
+#[test]
+fn who_is_no_peer_yet_can_talk_but_not_send_packets() {
+    let mut rig = rig(false);
+    assert!(
+        rig.take_frame(FrameKind::Packet, &packet("10.33.0.9"))
+            .is_empty()
+    );
+    assert_eq!(rig.drops(), [(Dropped::UnknownPeer, 1)]);
+    rig.take_frame(FrameKind::Control, b"hello");
+    let event = rig.events.try_recv().unwrap();
+    let CarrierEvent::Frame {
+        local_index,
+        from,
+        kind,
+        body,
+    } = event
+    else {
+        panic!("{event:?}");
+    };
+    assert_eq!(
+        (local_index, from, kind, &body[..]),
+        (11, home(), 16, &b"hello"[..])
+    );
+}
+
+#[test]
+fn kinds_of_a_later_version_are_counted() {
+    let mut rig = rig(true);
+    assert!(
+        rig.take_frame(FrameKind::Run, &packet("10.33.0.9"))
+            .is_empty()
+    );
+    assert_eq!(rig.drops(), [(Dropped::UnknownFrame, 1)]);
+}
+
+#[test]
+fn another_address_is_told_only_when_the_datagram_is_authentic() {
+    let mut rig = rig(true);
+    let elsewhere = "198.51.100.1:1".parse().unwrap();
+    let datagram = rig.sealed(FrameKind::Packet, &packet("10.33.0.9"));
+    let mut forged = datagram.clone();
+    forged[20] ^= 1;
+    rig.take(&forged, elsewhere);
+    assert_eq!(rig.events.try_iter().count(), 0);
+    assert_eq!(rig.take(&datagram, elsewhere).len(), 1);
+    let moved = CarrierEvent::Moved {
+        local_index: 11,
+        from: elsewhere,
+    };
+    assert_eq!(rig.events.try_iter().collect::<Vec<_>>(), [moved]);
+    // A replay from a third place tells nothing, and nothing of it gets through.
+    assert!(
+        rig.take(&datagram, "203.0.113.1:1".parse().unwrap())
+            .is_empty()
+    );
+    assert_eq!(rig.events.try_iter().count(), 0);
+    assert_eq!(rig.drops(), [(Dropped::Forged, 1), (Dropped::Replayed, 1)]);
+}
+
+#[test]
+fn handshakes_are_bounded_in_length_and_number() {
+    let mut rig = rig(true);
+    let hello =
+        |len: usize| -> Vec<u8> { [1, 1, 0, 0].into_iter().chain(vec![0; len - 4]).collect() };
+    for len in [4, MIN_HANDSHAKE - 1, MAX_DATAGRAM + 1] {
+        rig.take(&hello(len), home());
+    }
+    assert_eq!(rig.drops(), [(Dropped::UnknownDatagram, 3)]);
+    for _ in 0..1000 {
+        rig.take(&hello(200), home());
+    }
+    let heard = rig.events.try_iter().count();
+    assert!((40..100).contains(&heard), "{heard}");
+    let flood = rig
+        .drops()
+        .iter()
+        .find(|(r, _)| *r == Dropped::HandshakeFlood)
+        .map(|(_, n)| *n);
+    assert_eq!(flood, Some(1000 - heard as u64));
+}
+
+proptest! {
+    #[test]
+    fn no_datagram_makes_it_panic_or_write(mut datagram in proptest::collection::vec(any::<u8>(), 0..300), ours: bool) {
+        let mut rig = rig(true);
+        if ours && datagram.len() > 8 {
+            datagram[..8].copy_from_slice(&[4, 1, 0, 0, 11, 0, 0, 0]);
+        }
+        prop_assert!(rig.take(&datagram, home()).is_empty());
+    }
+
+    #[test]
+    fn no_body_of_a_peer_makes_it_panic(kind in 0usize..3, body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let mut rig = rig(true);
+        let kind = [FrameKind::Packet, FrameKind::Bundle, FrameKind::Run][kind];
+        rig.take_frame(kind, &body);
+    }
+}
