@@ -175,6 +175,13 @@ pub enum Standing {
     Revoked(u64, Rights),
 }
 
+/// How many more new nodes are taken of one issuer within the hour that began then.
+#[derive(Clone, Copy, Debug)]
+struct Intake {
+    since: WallMicros,
+    left: usize,
+}
+
 /// The roster of one cluster.
 #[derive(Clone, Debug)]
 pub struct Roster {
@@ -185,7 +192,7 @@ pub struct Roster {
     forks: Vec<Fork>,
     verdict: Verdict,
     digest: u64,
-    intake: BTreeMap<NodeId, (WallMicros, usize)>,
+    intake: BTreeMap<NodeId, Intake>,
 }
 
 impl Roster {
@@ -262,10 +269,11 @@ impl Roster {
     /// Takes a record that came from a peer.
     pub fn insert(&mut self, bytes: &[u8], wall: WallMicros) -> Result<Inserted, RosterError> {
         let link = Link::parse(bytes).ok_or(RosterError::Bad)?;
-        if self
-            .link(&link.issuer, link.index)
-            .is_some_and(|l| l.hash == link.hash)
-        {
+        let chained = self
+            .chains
+            .get(&link.issuer)
+            .and_then(|c| c.get(link.index as usize));
+        if chained.is_some_and(|l| l.hash == link.hash) {
             return Ok(Inserted {
                 known: true,
                 ..Inserted::default()
@@ -614,15 +622,18 @@ impl Roster {
         if self.verdict.admitted.contains_key(&admission.id) {
             return Ok(());
         }
-        let limit = ADMITS_PER_HOUR.max(self.verdict.admitted.len());
-        let (since, count) = self.intake.entry(link.issuer).or_insert((wall, 0));
-        if wall.0.abs_diff(since.0) > HOUR_MICROS {
-            (*since, *count) = (wall, 0);
+        let fresh = Intake {
+            since: wall,
+            left: ADMITS_PER_HOUR.max(self.verdict.admitted.len()),
+        };
+        let intake = self.intake.entry(link.issuer).or_insert(fresh);
+        if wall.0.abs_diff(intake.since.0) > HOUR_MICROS {
+            *intake = fresh;
         }
-        if *count >= limit {
-            return Err(RosterError::TooMany(link.issuer));
-        }
-        *count += 1;
+        intake.left = intake
+            .left
+            .checked_sub(1)
+            .ok_or(RosterError::TooMany(link.issuer))?;
         Ok(())
     }
 
