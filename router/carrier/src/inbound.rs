@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use weft_core::layout::UDP_CARRIER_MAC;
 use weft_core::session::drops::DropReason;
+use weft_core::session::join::is_join_index;
 use weft_core::wire::{DATA_HEADER, DataHeader, DatagramType, FrameKind, MAX_DATAGRAM};
 
 use crate::bundle::{Items, Torn};
@@ -77,6 +78,27 @@ impl Inbound {
         Ok(())
     }
 
+    /// Sessions of newcomers on their way in are the core's alone: few datagrams, opened there.
+    fn joining(
+        &mut self,
+        shared: &Shared,
+        datagram: &[u8],
+        index: u32,
+        from: SocketAddr,
+    ) -> Result<(), Dropped> {
+        if !is_join_index(index) || datagram.len() > MAX_DATAGRAM {
+            return Err(Dropped::UnknownSession);
+        }
+        if !self.gate.admits(from.ip(), Instant::now()) {
+            return Err(Dropped::HandshakeFlood);
+        }
+        shared.tell(CarrierEvent::Handshake {
+            from,
+            bytes: datagram.to_vec(),
+        });
+        Ok(())
+    }
+
     fn data(
         &mut self,
         table: &Table,
@@ -87,9 +109,9 @@ impl Inbound {
     ) -> Result<(), Dropped> {
         let datagram = &mut octets[span.start..span.start + span.len];
         let header = DataHeader::parse(datagram).ok_or(Dropped::UnknownDatagram)?;
-        let receiver = table
-            .receiver(header.receiver)
-            .ok_or(Dropped::UnknownSession)?;
+        let Some(receiver) = table.receiver(header.receiver) else {
+            return self.joining(shared, datagram, header.receiver, from);
+        };
         let (kind, body) = receiver.transport.open(datagram).map_err(reason)?;
         // INVARIANT: from here on the datagram is authentic and new.
         tell_if_moved(table, shared, receiver, from);

@@ -20,10 +20,12 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 use weft_carrier::Carrier;
-use weft_core::control::{EndpointRow, ErrorKind, NameRow, NodeRow, PeerRow, ServiceRow, Status, TokenReply, TokenRequest};
+use weft_core::control::{
+    EndpointRow, ErrorKind, NameRow, NodeRow, PeerRow, ServiceRow, Status, TokenReply, TokenRequest,
+};
 use weft_core::node::{Command, Reply};
-use weft_core::view::{EndpointKind, Liveness, View};
-use weft_kernel::Domain;
+use weft_core::view::{EndpointKind, Liveness, PeerNumber, View};
+use weft_kernel::{Domain, Host};
 
 use api::ApiError;
 use attachments::Attachments;
@@ -33,14 +35,16 @@ use kernel_thread::Kernel;
 use publish::Placeholders;
 
 pub(crate) use start::run;
-pub(crate) use stop::{forget, teardown_without_daemon};
+pub(crate) use stop::{forget, remove_leftovers};
 
 /// All parts of a running daemon, as its API and its tasks see them.
 pub(crate) struct Daemon {
     pub(crate) core: Core,
     pub(crate) kernel: Kernel,
     pub(crate) domain: Arc<Domain>,
-    pub(crate) carrier: Arc<Carrier>,
+    pub(crate) host: Arc<Host>,
+    /// Taken out when the daemon ends, before the domain goes.
+    pub(crate) carrier: Mutex<Option<Arc<Carrier>>>,
     pub(crate) disk: Arc<Disk>,
     pub(crate) attachments: Mutex<Attachments>,
     /// One at a time: two callers must not attach one namespace at once.
@@ -66,16 +70,38 @@ pub(crate) struct Stop {
 impl Daemon {
     /// The newest view.
     pub(crate) fn view(&self) -> Result<Arc<View>, ApiError> {
-        self.core.view().ok_or_else(|| ApiError::new(ErrorKind::Unavailable, "the daemon is still starting; try again"))
+        self.core.view().ok_or_else(|| {
+            ApiError::new(
+                ErrorKind::Unavailable,
+                "the daemon is still starting; try again",
+            )
+        })
+    }
+
+    pub(crate) fn carrier(&self) -> Option<Arc<Carrier>> {
+        self.carrier
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) async fn status(&self) -> Result<Status, ApiError> {
         let view = self.view()?;
-        let mine = |kind| view.endpoints.iter().filter(move |e| e.node == view.me && e.kind == kind);
+        let mine = |kind| rows::own_endpoints(&view, kind);
         let mut warnings = self.warnings.clone();
-        warnings.extend(self.kernel.trouble().map(|trouble| format!("the kernel is not as it should be: {trouble}")));
+        let findings = self.kernel.findings();
+        warnings.extend(
+            findings
+                .trouble
+                .map(|trouble| format!("the kernel is not as it should be: {trouble}")),
+        );
+        warnings.extend(findings.warnings);
         warnings.extend(self.core.alarms());
-        warnings.extend(rows::services(&view).into_iter().flat_map(|service| service.conflicts));
+        warnings.extend(
+            rows::services(&view)
+                .into_iter()
+                .flat_map(|service| service.conflicts),
+        );
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: view.me.short(),
@@ -85,16 +111,24 @@ impl Daemon {
             uptime_secs: self.started.elapsed().as_secs(),
             port: self.port,
             range: view.plan.range,
-            host_ip: mine(EndpointKind::Host).next().map(|e| e.ip),
+            host_ip: mine(EndpointKind::Host).first().map(|e| e.ip),
             dns: view.plan.dns4(),
             netns: self.netns.clone(),
-            nodes_alive: view.members.iter().filter(|m| m.liveness != Liveness::Down).count(),
+            nodes_alive: view
+                .members
+                .iter()
+                .filter(|m| m.liveness != Liveness::Down)
+                .count(),
             nodes: view.members.len(),
-            endpoints_local: mine(EndpointKind::Container).count(),
-            endpoints: view.endpoints.iter().filter(|e| e.kind == EndpointKind::Container).count(),
+            endpoints_local: mine(EndpointKind::Container).len(),
+            endpoints: view
+                .endpoints
+                .iter()
+                .filter(|e| e.kind == EndpointKind::Container)
+                .count(),
             services: view.services.len(),
             cipher: self.cipher.to_owned(),
-            host_changes: self.kernel.host_changes(),
+            host_changes: findings.host_changes,
             warnings,
         })
     }
@@ -102,8 +136,15 @@ impl Daemon {
     pub(crate) async fn peers(&self) -> Result<Vec<PeerRow>, ApiError> {
         let view = self.view()?;
         let known = self.core.peers().await;
-        let counters = self.carrier.counters();
-        Ok(rows::peers(&view, &known, |id| counters.peer(id)))
+        let counters = self
+            .carrier()
+            .map(|carrier| carrier.counters())
+            .unwrap_or_default();
+        let counted = |number: PeerNumber| {
+            let traffic = counters.peers.iter().find(|peer| peer.number == number);
+            traffic.map_or((0, 0), |peer| (peer.tx_bytes, peer.rx_bytes))
+        };
+        Ok(rows::peers(&view, &known, counted))
     }
 
     pub(crate) fn endpoints(&self) -> Result<Vec<EndpointRow>, ApiError> {
@@ -132,17 +173,32 @@ impl Daemon {
     /// Removes everything and ends the daemon.
     pub(crate) async fn down(&self) -> Result<(), ApiError> {
         let (sender, done) = tokio::sync::oneshot::channel();
-        *self.stop.down.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        *self
+            .stop
+            .down
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(sender);
         self.core.tell(Message::Leave);
         self.stop.asked.notify_one();
-        let errors = done.await.map_err(|_| ApiError::new(ErrorKind::Internal, "the daemon ended before all was removed"))?;
+        let errors = done.await.map_err(|_| {
+            ApiError::new(
+                ErrorKind::Internal,
+                "the daemon ended before all was removed",
+            )
+        })?;
         if errors.is_empty() {
             return Ok(());
         }
-        Err(ApiError::new(ErrorKind::Internal, format!("not everything could be removed: {}", errors.join("; "))))
+        Err(ApiError::new(
+            ErrorKind::Internal,
+            format!("not everything could be removed: {}", errors.join("; ")),
+        ))
     }
 }
 
 pub(crate) fn unexpected(reply: &Reply) -> ApiError {
-    ApiError::new(ErrorKind::Internal, format!("the core answered something else: {reply:?}"))
+    ApiError::new(
+        ErrorKind::Internal,
+        format!("the core answered something else: {reply:?}"),
+    )
 }

@@ -230,7 +230,7 @@ impl Cluster {
             Input::Persisted(id) => self.on_persisted(now, id, out),
             Input::PathMtu { addr, mtu } => {
                 if self.path_mtu.insert(addr, mtu) != Some(mtu) {
-                    self.view_changed = true;
+                    self.tunnels_changed = true;
                 }
             }
             Input::Command(id, command) => self.on_command(now, id, command, out),

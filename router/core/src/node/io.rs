@@ -265,6 +265,8 @@ pub struct Tunnel {
     pub receivers: Vec<std::sync::Arc<crate::session::transport::Transport>>,
     /// Inner sources it may use.
     pub prefixes: Vec<Ipv4Net>,
+    /// Largest inner packet the path takes, octets.
+    pub mtu: Option<u16>,
 }
 
 /// A conflict as it is stored per node.

@@ -52,6 +52,9 @@ impl Cluster {
                         .cloned()
                         .collect(),
                     prefixes: self.ring.prefixes(&member.id, &self.plan),
+                    mtu: session
+                        .and_then(|s| s.path)
+                        .map(|path| self.inner_mtu(path)),
                 })
             })
             .collect()

@@ -1,0 +1,299 @@
+//! The placeholder listener of each published port. It does two things that rules alone can't: binding finds out that
+//! somebody else listens there, and it serves the host's own processes (127.0.0.1, ::1 and the host's own addresses)
+//! by proxying to the service's VIP. Traffic from outside never reaches it: the host's table translates that before.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tracing::debug;
+use weft_core::model::Proto;
+use weft_core::view::View;
+
+/// Connections of the host's own processes that are proxied at the same time, per published port.
+const MAX_PROXIED: usize = 512;
+/// How long the proxy tries to reach the VIP.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Ports that are never published: losing one locks people or weft itself out.
+const NEVER: &[u16] = &[22, 6783, 6784];
+
+/// A place to listen: protocol, address (all when absent), port.
+pub(crate) type Place = (Proto, Option<IpAddr>, u16);
+
+enum Held {
+    Tcp {
+        target: SocketAddr,
+        task: JoinHandle<()>,
+    },
+    /// Bound and never read: it only keeps the port.
+    Udp { _socket: Socket },
+}
+
+/// All placeholders of this host.
+#[derive(Default)]
+pub(crate) struct Placeholders {
+    held: BTreeMap<Place, Held>,
+    conflicts: BTreeMap<Place, String>,
+}
+
+impl Placeholders {
+    /// Binds what `view` publishes and lets go of the rest. Conflicts are tried again at every call.
+    pub(crate) fn follow(&mut self, view: &View) {
+        let wanted = wanted(view);
+        self.held
+            .retain(|place, held| wanted.contains_key(place) && held.serves(wanted.get(place)));
+        self.conflicts.clear();
+        for (place, target) in wanted {
+            if self.held.contains_key(&place) {
+                continue;
+            }
+            match hold(place, target) {
+                Ok(held) => drop(self.held.insert(place, held)),
+                Err(owner) => drop(self.conflicts.insert(place, owner)),
+            }
+        }
+    }
+
+    /// The places that this host really serves.
+    pub(crate) fn served(&self) -> Vec<Place> {
+        self.held.keys().copied().collect()
+    }
+
+    /// The places that somebody else holds, and who.
+    pub(crate) fn conflicts(&self) -> Vec<(Proto, u16, String)> {
+        self.conflicts
+            .iter()
+            .map(|((proto, _, port), owner)| (*proto, *port, owner.clone()))
+            .collect()
+    }
+
+    /// Who else than weft holds one of these places? `None` when all are free or already ours.
+    pub(crate) fn owner_of(&self, places: &[Place]) -> Option<String> {
+        places
+            .iter()
+            .filter(|place| !self.held.contains_key(place))
+            .find_map(|place| match bind(*place) {
+                Ok(_) => None,
+                Err(error) => Some(conflict_text(*place, &error)),
+            })
+    }
+}
+
+impl Held {
+    fn serves(&self, wanted: Option<&SocketAddr>) -> bool {
+        match self {
+            Held::Tcp { target, .. } => wanted == Some(target),
+            Held::Udp { .. } => wanted.is_some(),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Held::Tcp { task, .. } = self {
+            task.abort();
+        }
+    }
+}
+
+/// Ports that may not be published, with the reason.
+pub(crate) fn refuse_reserved(places: &[Place], own_port: u16) -> Result<(), String> {
+    match places
+        .iter()
+        .find(|(_, _, port)| NEVER.contains(port) || *port == own_port)
+    {
+        Some((_, _, 22)) => {
+            Err("port 22 can't be published: it would lock you out of every host's ssh".to_owned())
+        }
+        Some((_, _, port)) => Err(format!("port {port} is weft's own and can't be published")),
+        None => Ok(()),
+    }
+}
+
+fn wanted(view: &View) -> BTreeMap<Place, SocketAddr> {
+    let mut places = BTreeMap::new();
+    for service in &view.services {
+        for port in &service.ports {
+            for publish in &port.publish {
+                let target = SocketAddr::new(IpAddr::V4(service.vip), port.port);
+                places
+                    .entry((port.proto, publish.addr, publish.port))
+                    .or_insert(target);
+            }
+        }
+    }
+    places
+}
+
+fn hold(place: Place, target: SocketAddr) -> Result<Held, String> {
+    let socket = bind(place).map_err(|error| conflict_text(place, &error))?;
+    match place.0 {
+        Proto::Udp => Ok(Held::Udp { _socket: socket }),
+        Proto::Tcp => {
+            let listener = socket
+                .listen(128)
+                .and_then(|()| TcpListener::from_std(socket.into()))
+                .map_err(|error| conflict_text(place, &error))?;
+            Ok(Held::Tcp {
+                target,
+                task: tokio::spawn(proxy(listener, target)),
+            })
+        }
+    }
+}
+
+fn bind((proto, addr, port): Place) -> io::Result<Socket> {
+    let any6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match addr {
+        Some(addr) => bind_one(proto, addr, port),
+        // One socket for both families; without IPv6 in the kernel, IPv4 alone.
+        None => match bind_one(proto, any6, port) {
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                bind_one(proto, IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
+            }
+            other => other,
+        },
+    }
+}
+
+fn bind_one(proto: Proto, addr: IpAddr, port: u16) -> io::Result<Socket> {
+    let (kind, protocol) = match proto {
+        Proto::Tcp => (Type::STREAM, Protocol::TCP),
+        Proto::Udp => (Type::DGRAM, Protocol::UDP),
+    };
+    let socket = Socket::new(
+        Domain::for_address(SocketAddr::new(addr, port)),
+        kind,
+        Some(protocol),
+    )?;
+    if addr == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        socket.set_only_v6(false)?;
+    } else if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    match proto {
+        // Connections of a former listener in TIME_WAIT don't matter; a present listener still refuses.
+        Proto::Tcp => socket.set_reuse_address(true)?,
+        // Nobody reads it: keep what strays in small.
+        Proto::Udp => socket.set_recv_buffer_size(1)?,
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(SocketAddr::new(addr, port)))?;
+    Ok(socket)
+}
+
+async fn proxy(listener: TcpListener, target: SocketAddr) {
+    let places = Arc::new(Semaphore::new(MAX_PROXIED));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        let client = match listener.accept().await {
+            Ok((client, _)) => client,
+            Err(error) => {
+                debug!(%error, "placeholder can't accept");
+                // Out of descriptors: the next accept would fail at once as well.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        tokio::spawn(async move {
+            if let Err(error) = relay(client, target).await {
+                debug!(%error, %target, "placeholder could not relay");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn relay(mut client: TcpStream, target: SocketAddr) -> io::Result<()> {
+    let mut server = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await??;
+    tokio::io::copy_bidirectional(&mut client, &mut server).await?;
+    Ok(())
+}
+
+fn conflict_text(place: Place, error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        return owner(place.0, place.2)
+            .unwrap_or_else(|| "a process that can't be seen from here".to_owned());
+    }
+    format!("nobody, but the kernel refuses it ({error})")
+}
+
+/// Who listens on this port, as `name (pid N)`.
+fn owner(proto: Proto, port: u16) -> Option<String> {
+    let inodes: Vec<String> = ["", "6"]
+        .iter()
+        .flat_map(|family| listening_inodes(proto, family, port))
+        .collect();
+    let processes = fs::read_dir("/proc").ok()?;
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .find_map(|pid| {
+            let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+            let holds = descriptors.flatten().any(|fd| {
+                fs::read_link(fd.path()).is_ok_and(|link| {
+                    inodes
+                        .iter()
+                        .any(|inode| link.as_os_str() == inode.as_str())
+                })
+            });
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            holds.then(|| format!("{} (pid {pid})", name.trim_end()))
+        })
+}
+
+/// Rows of `/proc/net/{tcp,udp}[6]` (proc_net_tcp.txt): local address, state and inode are columns 1, 3 and 9.
+fn listening_inodes(proto: Proto, family: &str, port: u16) -> Vec<String> {
+    let table =
+        fs::read_to_string(format!("/proc/thread-self/net/{proto}{family}")).unwrap_or_default();
+    let suffix = format!(":{port:04X}");
+    let listening = if proto == Proto::Tcp { "0A" } else { "07" };
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            let here = columns.get(1)?.ends_with(&suffix) && *columns.get(3)? == listening;
+            here.then(|| format!("socket:[{}]", columns.get(9).unwrap_or(&"")))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_somebody_else_holds_is_reported_with_its_owner() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let owner = Placeholders::default()
+            .owner_of(&[(Proto::Tcp, None, port)])
+            .unwrap();
+        assert!(
+            owner.contains(&format!("(pid {})", std::process::id())),
+            "{owner}"
+        );
+        drop(taken);
+        assert_eq!(
+            Placeholders::default().owner_of(&[(Proto::Tcp, None, port)]),
+            None
+        );
+    }
+
+    #[test]
+    fn ports_that_lock_people_out_are_never_published() {
+        assert!(refuse_reserved(&[(Proto::Tcp, None, 22)], 6783).is_err());
+        assert!(refuse_reserved(&[(Proto::Udp, None, 7000)], 7000).is_err());
+        assert!(refuse_reserved(&[(Proto::Tcp, None, 8080)], 6783).is_ok());
+    }
+}

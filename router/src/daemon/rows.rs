@@ -1,0 +1,160 @@
+//! The view as the API shows it: plain functions from a [`View`] to rows.
+
+use weft_core::control::{
+    EndpointRow, NameRow, NameSpec, NodeRow, PeerRow, ServiceRow, ServiceSpec,
+};
+use weft_core::model::{Label, NodeId};
+use weft_core::view::{Carrier, Endpoint, EndpointKind, PeerNumber, PeerView, Service, View};
+
+/// This host's own endpoints of one kind.
+pub(crate) fn own_endpoints(view: &View, kind: EndpointKind) -> Vec<&Endpoint> {
+    view.endpoints
+        .iter()
+        .filter(|endpoint| endpoint.node == view.me && endpoint.kind == kind)
+        .collect()
+}
+
+/// `weft ps`.
+pub(crate) fn endpoints(view: &View) -> Vec<EndpointRow> {
+    view.endpoints
+        .iter()
+        .map(|endpoint| endpoint_row(view, endpoint))
+        .collect()
+}
+
+fn endpoint_row(view: &View, endpoint: &Endpoint) -> EndpointRow {
+    EndpointRow {
+        id: endpoint.id,
+        names: endpoint.names.clone(),
+        kind: endpoint.kind,
+        ip: endpoint.ip,
+        ip6: view.plan.v6(endpoint.ip),
+        network: endpoint.network.clone(),
+        node: node_name(view, &endpoint.node),
+        node_id: endpoint.node.short(),
+        local: endpoint.node == view.me,
+        labels: endpoint.labels.clone(),
+    }
+}
+
+/// `weft node ls`.
+pub(crate) fn nodes(view: &View) -> Vec<NodeRow> {
+    view.members
+        .iter()
+        .map(|member| NodeRow {
+            node: member.id.short(),
+            key: member.id.0.iter().map(|b| format!("{b:02x}")).collect(),
+            name: member.name.clone(),
+            liveness: member.liveness,
+            me: member.id == view.me,
+            prefixes: member.prefixes.clone(),
+            host_addrs: member.host_addrs.clone(),
+        })
+        .collect()
+}
+
+/// `weft service ls`.
+pub(crate) fn services(view: &View) -> Vec<ServiceRow> {
+    view.services
+        .iter()
+        .map(|service| service_row(view, service))
+        .collect()
+}
+
+/// One service.
+pub(crate) fn service_row(view: &View, service: &Service) -> ServiceRow {
+    let published = |conflict: &&weft_core::view::PublishConflict| {
+        service.ports.iter().any(|port| {
+            port.proto == conflict.proto
+                && port
+                    .publish
+                    .iter()
+                    .any(|publish| publish.port == conflict.port)
+        })
+    };
+    ServiceRow {
+        spec: ServiceSpec {
+            name: service.name.clone(),
+            ports: service.ports.clone(),
+            selector: service.selector.clone(),
+            method: service.method,
+        },
+        vip: service.vip,
+        vip6: view.plan.v6(service.vip),
+        backends: view
+            .backends(service)
+            .iter()
+            .map(|endpoint| endpoint.ip)
+            .collect(),
+        conflicts: view
+            .conflicts
+            .iter()
+            .filter(published)
+            .map(|c| {
+                format!(
+                    "{}: {}/{} is held by {}",
+                    node_name(view, &c.node),
+                    c.port,
+                    c.proto,
+                    c.owner
+                )
+            })
+            .collect(),
+    }
+}
+
+/// `weft dns` names.
+pub(crate) fn names(view: &View) -> Vec<NameRow> {
+    view.names
+        .iter()
+        .map(|name| NameSpec {
+            name: name.name.clone(),
+            ip: name.ip,
+        })
+        .collect()
+}
+
+/// `weft peers`: every other member, with what the core knows of the path and the carrier has counted
+/// (`(sent, received)` octets).
+pub(crate) fn peers(
+    view: &View,
+    known: &[PeerView],
+    counted: impl Fn(PeerNumber) -> (u64, u64),
+) -> Vec<PeerRow> {
+    view.members
+        .iter()
+        .filter(|member| member.id != view.me)
+        .map(|member| {
+            let peer = known.iter().find(|peer| peer.id == member.id);
+            let (tx_bytes, rx_bytes) = counted(member.number);
+            let carrier = match peer.and_then(|p| p.carrier) {
+                Some(Carrier::Udp) => "udp",
+                None => "-",
+            };
+            PeerRow {
+                node: member.id.short(),
+                name: member.name.clone(),
+                liveness: member.liveness,
+                carrier: carrier.to_owned(),
+                path: peer.and_then(|p| p.path),
+                rtt_ms: peer
+                    .and_then(|p| p.rtt_micros)
+                    .map(|micros| micros as f64 / 1000.0),
+                handshake_age_secs: peer
+                    .and_then(|p| p.handshake_age_millis)
+                    .map(|millis| millis as f64 / 1000.0),
+                tx_bytes,
+                rx_bytes,
+                mtu: peer.and_then(|p| p.mtu),
+            }
+        })
+        .collect()
+}
+
+/// A member's name, or its short id where the name has not arrived yet (a short id is a valid label).
+pub(crate) fn node_name(view: &View, id: &NodeId) -> Label {
+    match view.member(id) {
+        Some(member) => member.name.clone(),
+        None => Label::parse(&id.short()).expect("base32 in lower case is a label"),
+    }
+}

@@ -1,0 +1,684 @@
+//! The order in which a daemon comes up, and what it takes back when it can't.
+//!
+//! ```text
+//! preflight -> state and its lock -> identity -> disk -> domain -> carrier -> core (found, join, resume)
+//!   -> member: range check -> host's own address -> kernel as it should be -> DNS -> API -> up
+//! ```
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+use weft_carrier::{Carrier, CarrierConfig};
+use weft_core::control::SOCKET;
+use weft_core::crypto::{Cipher, Random};
+use weft_core::model::{Label, NodeName};
+use weft_core::node::{self, Command, JoinFailure, Node, NodeConfig, Reply, Start};
+use weft_core::store::Stored;
+use weft_core::token::Token;
+use weft_core::view::{EndpointKind, View};
+use weft_dns::Upstreams;
+use weft_kernel::{Domain, Host, HostState, KernelEvent, Watch};
+
+use super::attachments::Attachments;
+use super::core_thread::{Clock, Core, Inbox, Message, Notice};
+use super::disk::Disk;
+use super::kernel_thread::{HostRecord, Kernel};
+use super::publish::Placeholders;
+use super::state::StateDir;
+use super::stop::{self, domain_name};
+use super::{Daemon, Stop, api, dns};
+use crate::background::{Origin, Ready, Summary};
+use crate::config::UpConfig;
+
+/// A join takes this long at most: the joiner itself gives up sooner and says why.
+const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+/// How often the host's addresses and resolvers are read anew.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+
+/// Runs a daemon until it is asked to stop.
+pub(crate) fn run(config: UpConfig, ready: Ready) -> Result<()> {
+    let missing = weft_kernel::preflight();
+    if !missing.is_empty() {
+        let lines: Vec<String> = missing
+            .iter()
+            .map(|m| format!("{} ({}): {}", m.what, m.found, m.remedy))
+            .collect();
+        bail!("this host lacks what weft needs: {}", lines.join("; "));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("weft")
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?;
+    let outcome = runtime.block_on(live(config, ready));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+async fn live(config: UpConfig, ready: Ready) -> Result<()> {
+    let host = Arc::new(Host::current()?);
+    let begun = prepare(&config, &host)?;
+    let name = begun.domain_name.clone();
+    let fresh = begun.fresh;
+    match bring_up(&config, &ready, host, begun).await {
+        Ok(running) => serve(running, &ready).await,
+        Err(error) => {
+            if fresh {
+                take_back(&config, &name);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn take_back(config: &UpConfig, name: &str) {
+    let Ok(host) = Host::current() else { return };
+    let mut state = stop::load_host_state(&config.state_dir).unwrap_or_default();
+    for trouble in host.teardown(name, &mut state) {
+        warn!(%trouble, "could not take back what was begun");
+    }
+    let _ = fs::remove_file(config.state_dir.join(stop::HOST_STATE));
+}
+
+/// What is there before anything of the kernel was touched.
+struct Begun {
+    state: StateDir,
+    identity: weft_core::identity::Identity,
+    random: Random,
+    inbox: Inbox,
+    disk: Arc<Disk>,
+    stored: Stored,
+    start: Start,
+    origin: Origin,
+    domain_name: String,
+    /// No domain was left by an earlier daemon.
+    fresh: bool,
+}
+
+fn prepare(config: &UpConfig, host: &Host) -> Result<Begun> {
+    let state = StateDir::open(&config.state_dir)?;
+    let mut random = Random::from_seed(os_seed()?);
+    let identity = state.identity(&mut random, config.rebind)?;
+    let inbox = Inbox::new();
+    let (disk, stored) = Disk::open(&state.database(), inbox.durable())?;
+    let (start, origin) = choose_start(config, host, &stored)?;
+    let domain_name = domain_name(&identity.id());
+    let fresh = !Path::new("/run/netns").join(&domain_name).exists();
+    Ok(Begun {
+        state,
+        identity,
+        random,
+        inbox,
+        disk: Arc::new(disk),
+        stored,
+        start,
+        origin,
+        domain_name,
+        fresh,
+    })
+}
+
+fn os_seed() -> Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut seed))
+        .context("can't read /dev/urandom")?;
+    Ok(seed)
+}
+
+fn choose_start(config: &UpConfig, host: &Host, stored: &Stored) -> Result<(Start, Origin)> {
+    let token = config
+        .join
+        .as_ref()
+        .map(|token| Token::parse(token.expose()))
+        .transpose()?;
+    let mine = node::cluster_of(stored);
+    match (mine, token) {
+        (Some(mine), Some(token)) if token.body().cluster != mine => bail!(
+            "this host belongs to cluster {mine} and the token is for cluster {}; to leave the old one: weft reset",
+            token.body().cluster
+        ),
+        (Some(_), _) => {
+            let range = node::range_of(stored);
+            if let (Some(asked), Some(range)) = (config.range, range)
+                && asked != range
+            {
+                bail!(
+                    "the cluster's range is {range}, not {asked}; a range can't be changed later: drop --range"
+                );
+            }
+            Ok((Start::Resume, Origin::Returned))
+        }
+        (None, Some(token)) => Ok((
+            Start::Join {
+                token: Box::new(token),
+            },
+            Origin::Joined,
+        )),
+        (None, None) => {
+            let range = config.founding_range();
+            check_range(host, range, &[])?;
+            Ok((Start::Found { range }, Origin::Founded))
+        }
+    }
+}
+
+/// Refuses a range that would cut the host off; returns what containers will not reach.
+fn check_range(host: &Host, range: ipnet::Ipv4Net, peers: &[IpAddr]) -> Result<Vec<String>> {
+    let (fatal, mild): (Vec<_>, Vec<_>) = host
+        .range_conflicts(range, peers)?
+        .into_iter()
+        .partition(|overlap| overlap.fatal);
+    if let Some(overlap) = fatal.first() {
+        bail!(
+            "the range {range} overlaps {} ({}); choose another with --range",
+            overlap.net,
+            overlap.why
+        );
+    }
+    Ok(mild
+        .iter()
+        .map(|o| {
+            format!(
+                "containers will not reach {}: it lies in weft's range ({})",
+                o.net, o.why
+            )
+        })
+        .collect())
+}
+
+/// A daemon that is up, with what only its end needs.
+struct Running {
+    daemon: Arc<Daemon>,
+    notices: mpsc::UnboundedReceiver<Notice>,
+    summary: Summary,
+    threads: (
+        std::thread::JoinHandle<()>,
+        std::thread::JoinHandle<HostState>,
+    ),
+    listener: tokio::net::UnixListener,
+    name_server: weft_dns::Handle,
+    upstreams: Upstreams,
+    socket: std::path::PathBuf,
+    run_config: UpConfig,
+    _state: StateDir,
+}
+
+async fn bring_up(
+    config: &UpConfig,
+    ready: &Ready,
+    host: Arc<Host>,
+    begun: Begun,
+) -> Result<Running> {
+    ready.progress("preparing the network namespace of the mesh");
+    let (domain, _) = Domain::open_or_create(&begun.domain_name)?;
+    let domain = Arc::new(domain);
+    let carrier = Arc::new(start_carrier(config, &domain, &begun.inbox)?);
+    let cipher = fast_cipher();
+    let node_config = NodeConfig {
+        name: node_name(config),
+        cipher,
+        host_addrs: addresses(&host),
+        underlay: underlay(config, &host),
+    };
+    let Begun {
+        state,
+        identity,
+        mut random,
+        inbox,
+        disk,
+        stored,
+        start,
+        origin,
+        domain_name,
+        ..
+    } = begun;
+    let me = identity.id();
+    let attachments = Attachments::restore(&stored);
+    let node = Node::new(identity, node_config, start, stored, random.bytes());
+    let (notify, mut notices) = mpsc::unbounded_channel();
+    say_what_happens(ready, origin);
+    let (core, core_thread) = Core::start(
+        inbox,
+        node,
+        Clock::new(),
+        disk.clone(),
+        carrier.clone(),
+        notify,
+    )?;
+    if let Err(error) = wait_until_member(&mut notices).await {
+        core.tell(Message::Stop);
+        let _ = core_thread.join();
+        return Err(error);
+    }
+    let view = core.view().context("a member has a view")?;
+    let peers: Vec<IpAddr> = view
+        .members
+        .iter()
+        .flat_map(|member| member.host_addrs.iter().copied())
+        .collect();
+    let warnings = match check_range(&host, view.plan.range, &peers) {
+        Ok(warnings) => warnings,
+        Err(error) => {
+            core.tell(Message::Stop);
+            return Err(error);
+        }
+    };
+    ready.progress("setting up routes, rules and names");
+    let host_ip = host_address(&core, &view).await?;
+    let state_path = config.state_dir.join(stop::HOST_STATE);
+    let record = HostRecord {
+        state: stop::load_host_state(&config.state_dir)?,
+        save: Box::new(move |state| save_host_state(&state_path, state)),
+    };
+    let (kernel, kernel_thread) =
+        Kernel::start(domain.clone(), host.clone(), record, core.clone())?;
+    let upstreams = Upstreams::new(dns::resolvers(&view.plan));
+    kernel.change(|around| {
+        around.host_addrs = addresses(&host);
+        around.resolvers = upstreams.list().iter().map(SocketAddr::ip).collect();
+    });
+    kernel
+        .apply()
+        .await
+        .map_err(|error| anyhow!("can't set up the kernel: {error}"))?;
+    let name_server = start_dns(&domain, &core, &view, &upstreams)?;
+    let socket = config.run_dir.join(SOCKET);
+    let listener = api::listen(&socket)?;
+    let daemon = Arc::new(Daemon {
+        core,
+        kernel,
+        domain,
+        host,
+        carrier: Mutex::new(Some(carrier)),
+        disk,
+        attachments: Mutex::new(attachments),
+        attaching: tokio::sync::Mutex::new(()),
+        placeholders: tokio::sync::Mutex::new(Placeholders::default()),
+        stop: Stop::default(),
+        started: Instant::now(),
+        port: config.port,
+        netns: domain_name.clone(),
+        cipher: cipher.name(),
+        warnings: warnings.clone(),
+        state_dir: config.state_dir.clone(),
+    });
+    daemon.drop_orphans().await;
+    daemon.drop_vanished().await;
+    if let Err(error) = daemon.serve_published().await {
+        warn!(error = %error.0, "published ports are not served yet");
+    }
+    let summary = Summary {
+        name: super::rows::node_name(&view, &me),
+        node: me.short(),
+        cluster: view.cluster.to_string(),
+        origin,
+        host_ip: Some(host_ip),
+        port: config.port,
+        range: view.plan.range,
+        dns: view.plan.dns4(),
+        netns: domain_name,
+        pid: std::process::id(),
+        warnings,
+    };
+    Ok(Running {
+        daemon,
+        notices,
+        summary,
+        threads: (core_thread, kernel_thread),
+        listener,
+        name_server,
+        upstreams,
+        socket,
+        run_config: config.clone(),
+        _state: state,
+    })
+}
+
+fn start_carrier(config: &UpConfig, domain: &Domain, inbox: &Inbox) -> Result<Carrier> {
+    let config = CarrierConfig::new(domain.fd()?, config.port);
+    Ok(Carrier::start(config, inbox.carrier())?)
+}
+
+fn start_dns(
+    domain: &Domain,
+    core: &Core,
+    view: &Arc<View>,
+    upstreams: &Upstreams,
+) -> Result<weft_dns::Handle> {
+    let (core, first) = (core.clone(), view.clone());
+    let newest = move || core.view().unwrap_or_else(|| first.clone());
+    dns::serve(
+        domain,
+        view.plan,
+        weft_kernel::ipv6_available(),
+        newest,
+        upstreams.clone(),
+    )
+}
+
+/// AES-GCM where the CPU has instructions for it; without them ChaCha20-Poly1305 is faster and leaks no timing.
+fn fast_cipher() -> Cipher {
+    #[cfg(target_arch = "x86_64")]
+    let aes = std::arch::is_x86_feature_detected!("aes")
+        && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    let aes = std::arch::is_aarch64_feature_detected!("aes")
+        && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let aes = false;
+    if aes {
+        Cipher::Aes256Gcm
+    } else {
+        Cipher::ChaCha20Poly1305
+    }
+}
+
+fn say_what_happens(ready: &Ready, origin: Origin) {
+    ready.progress(match origin {
+        Origin::Founded => "founding a new cluster",
+        Origin::Joined => "asking the cluster's members to let this host in",
+        Origin::Returned => "returning to the cluster",
+    });
+}
+
+fn node_name(config: &UpConfig) -> NodeName {
+    config
+        .name
+        .clone()
+        .unwrap_or_else(|| config.hostname.clone())
+}
+
+/// Where peers may reach this host: what a person said first, then what the interfaces have.
+fn underlay(config: &UpConfig, host: &Host) -> Vec<SocketAddr> {
+    let mut found = config.advertise.clone();
+    for ip in addresses(host) {
+        let addr = SocketAddr::new(ip, config.port);
+        if !found.contains(&addr) {
+            found.push(addr);
+        }
+    }
+    found
+}
+
+/// The host's own addresses; none where they can't be read, which the next look around mends.
+fn addresses(host: &Host) -> Vec<IpAddr> {
+    host.addresses().unwrap_or_default()
+}
+
+async fn wait_until_member(notices: &mut mpsc::UnboundedReceiver<Notice>) -> Result<()> {
+    let wait = async {
+        while let Some(notice) = notices.recv().await {
+            match notice {
+                Notice::Ready => return Ok(()),
+                Notice::JoinFailed(why) => return Err(join_error(&why)),
+                Notice::Fatal(text) => bail!(text),
+                Notice::CheckPublish(..) | Notice::Left => {}
+            }
+        }
+        bail!("the core ended while it started; see the log")
+    };
+    match tokio::time::timeout(JOIN_PATIENCE, wait).await {
+        Ok(outcome) => outcome,
+        Err(_) => bail!(
+            "no member could be reached within {} s; check that UDP is open between the hosts (weft's port in both \
+             directions) and that at least one other member is up",
+            JOIN_PATIENCE.as_secs()
+        ),
+    }
+}
+
+fn join_error(failure: &JoinFailure) -> anyhow::Error {
+    match failure {
+        JoinFailure::Refused(why) => anyhow!("{why}"),
+        JoinFailure::NoAnswer { tried, after } => {
+            let tried: Vec<String> = tried.iter().map(ToString::to_string).collect();
+            anyhow!(
+                "no answer from {} within {} s; possible causes: a firewall drops UDP to that port, the host is down \
+                 or has another address now, the token was made by another cluster or garbled on the way, \
+                 or the members' clocks say that it was never valid; make a new one there with: weft token",
+                tried.join(", "),
+                after.as_secs()
+            )
+        }
+    }
+}
+
+/// The host's own overlay address: kept from the last time, or given now.
+async fn host_address(core: &Core, view: &View) -> Result<std::net::Ipv4Addr> {
+    let own = |e: &&weft_core::view::Endpoint| e.node == view.me && e.kind == EndpointKind::Host;
+    if let Some(endpoint) = view.endpoints.iter().find(own) {
+        return Ok(endpoint.ip);
+    }
+    let command = Command::Attach {
+        kind: EndpointKind::Host,
+        names: Vec::new(),
+        network: Label::parse("default")?,
+        ip: None,
+        labels: std::collections::BTreeMap::new(),
+    };
+    match core.command(command).await? {
+        Reply::Attached(endpoint) => Ok(endpoint.ip),
+        other => bail!("the core answered something else: {other:?}"),
+    }
+}
+
+fn save_host_state(path: &Path, state: &HostState) -> io::Result<()> {
+    let bytes = serde_json::to_vec(state).map_err(io::Error::other)?;
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(&bytes)?;
+    file.sync_all()
+}
+
+/// Serves until a signal or `weft down`.
+async fn serve(running: Running, ready: &Ready) -> Result<()> {
+    let Running {
+        daemon,
+        mut notices,
+        summary,
+        threads,
+        listener,
+        name_server,
+        upstreams,
+        socket,
+        run_config,
+        _state,
+    } = running;
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(api::serve(listener, daemon.clone()));
+    tasks.spawn(follow_view(daemon.clone()));
+    tasks.spawn(look_around(daemon.clone(), upstreams, run_config));
+    let (heard, events) = mpsc::unbounded_channel();
+    let watch = watch_kernel(&daemon, heard);
+    tasks.spawn(follow_kernel(daemon.clone(), events));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    info!(node = %summary.node, cluster = %summary.cluster, "up");
+    ready.up(summary);
+    let mut failure = None;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = daemon.stop.asked.notified() => break,
+            notice = notices.recv() => match notice {
+                Some(Notice::CheckPublish(ask, ports)) => {
+                    let owner = daemon.placeholders.lock().await.owner_of(&ports);
+                    daemon.core.tell(Message::PublishChecked(ask, owner));
+                }
+                Some(Notice::Fatal(text)) => {
+                    failure = Some(text);
+                    break;
+                }
+                Some(Notice::Ready | Notice::JoinFailed(_) | Notice::Left) => {}
+                None => {
+                    failure = Some("the core ended".to_owned());
+                    break;
+                }
+            },
+        }
+    }
+    drop(watch);
+    finish(daemon, notices, tasks, threads, name_server, &socket).await;
+    match failure {
+        Some(text) => {
+            error!("{text}");
+            Err(anyhow!(text))
+        }
+        None => Ok(()),
+    }
+}
+
+async fn finish(
+    daemon: Arc<Daemon>,
+    mut notices: mpsc::UnboundedReceiver<Notice>,
+    mut tasks: tokio::task::JoinSet<()>,
+    threads: (
+        std::thread::JoinHandle<()>,
+        std::thread::JoinHandle<HostState>,
+    ),
+    name_server: weft_dns::Handle,
+    socket: &Path,
+) {
+    let down = daemon
+        .stop
+        .down
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if down.is_some() {
+        let left = async { while !matches!(notices.recv().await, Some(Notice::Left) | None) {} };
+        let _ = tokio::time::timeout(stop::FAREWELL, left).await;
+    }
+    let _ = fs::remove_file(socket);
+    name_server.shutdown().await;
+    daemon.kernel.stop();
+    daemon.core.tell(Message::Stop);
+    let (core_thread, kernel_thread) = threads;
+    let state = tokio::task::spawn_blocking(move || {
+        let _ = core_thread.join();
+        kernel_thread.join()
+    })
+    .await;
+    *daemon.placeholders.lock().await = Placeholders::default();
+    // The last handle of the carrier: its threads end and the TAP is let go.
+    drop(
+        daemon
+            .carrier
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(),
+    );
+    if let Some(answer) = down {
+        let mut state = match state {
+            Ok(Ok(state)) => state,
+            _ => stop::load_host_state(&daemon.state_dir).unwrap_or_default(),
+        };
+        let (name, host) = (daemon.netns.clone(), daemon.host.clone());
+        let errors = tokio::task::spawn_blocking(move || host.teardown(&name, &mut state))
+            .await
+            .unwrap_or_default();
+        if errors.is_empty() {
+            let _ = fs::remove_file(daemon.state_dir.join(stop::HOST_STATE));
+        }
+        let _ = answer.send(errors.iter().map(ToString::to_string).collect());
+        // The answer is on its way through the API's task; let it out before the tasks end.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tasks.abort_all();
+    while tasks.join_next().await.is_some() {}
+    info!("stopped");
+}
+
+/// Every change of the view goes to placeholders and kernel.
+async fn follow_view(daemon: Arc<Daemon>) {
+    let mut views = daemon.core.watch();
+    let mut published = None;
+    while views.changed().await.is_ok() {
+        let Some(view) = views.borrow_and_update().clone() else {
+            continue;
+        };
+        let services = view.services.clone();
+        if published.as_ref() != Some(&services)
+            && let Ok(()) = daemon.follow_published().await
+        {
+            published = Some(services);
+        }
+        daemon.kernel.poke();
+    }
+}
+
+/// The host's addresses and resolvers may change at any time, and a conflict over a port may end.
+async fn look_around(daemon: Arc<Daemon>, upstreams: Upstreams, config: UpConfig) {
+    let mut known = (addresses(&daemon.host), underlay(&config, &daemon.host));
+    let mut ticks = tokio::time::interval(LOOK_AROUND);
+    loop {
+        ticks.tick().await;
+        let now = (addresses(&daemon.host), underlay(&config, &daemon.host));
+        if now != known {
+            info!(addresses = ?now.0, "the host's addresses changed");
+            known.clone_from(&now);
+            daemon
+                .kernel
+                .change(|around| around.host_addrs.clone_from(&now.0));
+            daemon.core.tell(Message::HostAddrs(now.0, now.1));
+            daemon.kernel.poke();
+        }
+        if let Ok(view) = daemon.view() {
+            let resolvers = dns::resolvers(&view.plan);
+            if resolvers != upstreams.list() {
+                daemon.kernel.change(|around| {
+                    around.resolvers = resolvers.iter().map(SocketAddr::ip).collect()
+                });
+                upstreams.set(resolvers);
+                daemon.kernel.poke();
+            }
+        }
+        if let Err(error) = daemon.follow_published().await {
+            warn!(error = %error.0, "published ports");
+        }
+    }
+}
+
+/// What the kernel tells of changes; without its word the routine pass still finds them.
+fn watch_kernel(daemon: &Daemon, heard: mpsc::UnboundedSender<KernelEvent>) -> Option<Watch> {
+    let watch = weft_kernel::watch(&daemon.host, &daemon.domain, move |event| {
+        // Fails only while the daemon stops.
+        let _ = heard.send(event);
+    });
+    match watch {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            warn!(%error, "can't watch the kernel; changes by others are found every few seconds only");
+            None
+        }
+    }
+}
+
+async fn follow_kernel(daemon: Arc<Daemon>, mut events: mpsc::UnboundedReceiver<KernelEvent>) {
+    while let Some(first) = events.recv().await {
+        let mut leg_gone = matches!(first, KernelEvent::LegGone(_));
+        while let Ok(more) = events.try_recv() {
+            leg_gone |= matches!(more, KernelEvent::LegGone(_));
+        }
+        if leg_gone {
+            daemon.drop_vanished().await;
+        }
+        daemon.kernel.poke();
+    }
+}
