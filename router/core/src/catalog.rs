@@ -488,14 +488,13 @@ impl Catalog {
             .filter_map(|w| self.held(w, slot))
             .collect();
         known.sort_by_key(|r| std::cmp::Reverse(rank(r)));
-        let covers = known.iter().take(MAX_COVERS).map(|r| {
-            let mut short = [0; 8];
-            short.copy_from_slice(&r.writer().0[..8]);
-            (short, r.sequence())
-        });
-        // A new object is born a moment before its record is stamped, on the same clock.
+        let covers = known
+            .iter()
+            .take(MAX_COVERS)
+            .map(|r| (short(&r.writer()), r.sequence()));
         Lineage {
-            born: born.unwrap_or_else(|| self.clock.clone().tick(wall)),
+            // A new object is born a moment before its record is stamped, on the same clock.
+            born: born.unwrap_or_else(|| (self.clock.clone().tick(wall), short(&self.me))),
             covers: covers.collect(),
         }
     }
@@ -725,6 +724,13 @@ impl Catalog {
     }
 }
 
+/// Enough of a writer's id to tell it from others in a lineage.
+fn short(id: &NodeId) -> [u8; 8] {
+    let mut short = [0; 8];
+    short.copy_from_slice(&id.0[..8]);
+    short
+}
+
 /// The order in which cluster-wide records win.
 fn rank(record: &Record) -> (Stamp, NodeId, (Generation, u64), [u8; 32]) {
     (
@@ -748,4 +754,4 @@ fn check_writer(record: &Record, roster: &Roster) -> Result<(), DropReason> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -121,8 +121,8 @@ pub enum Object {
 /// What one knew when one wrote a shared object: tells an edit from a second creation under the same name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lineage {
-    /// When the object was created; edits keep it.
-    pub(crate) born: Stamp,
+    /// When the object was created, and the first octets of who created it; edits keep both.
+    pub(crate) born: (Stamp, [u8; 8]),
     /// The records of other writers under this key that the writer knew: first octets of the writer, sequence.
     pub(crate) covers: Vec<([u8; 8], u64)>,
 }
