@@ -274,7 +274,7 @@ impl Planner<'_> {
     fn host_leg(&mut self, host_ip: Option<Ipv4Addr>) {
         self.gateway(HOST_LEG_FAR);
         let any4: IpNet = Ipv4Net::default().into();
-        self.to_host(
+        self.host_routes(
             any4,
             HOST_GATEWAY4.into(),
             host_ip.map(|ip| Ipv4Net::from(ip).into()),
@@ -282,11 +282,11 @@ impl Planner<'_> {
         if self.ipv6 {
             let any6: IpNet = Ipv6Net::default().into();
             let host6 = host_ip.map(|ip| Ipv6Net::from(self.addresses.v6(ip)).into());
-            self.to_host(any6, HOST_GATEWAY6.into(), host6);
+            self.host_routes(any6, HOST_GATEWAY6.into(), host6);
         }
     }
 
-    fn to_host(&mut self, any: IpNet, gateway: IpAddr, host: Option<IpNet>) {
+    fn host_routes(&mut self, any: IpNet, gateway: IpAddr, host: Option<IpNet>) {
         self.neighbour(HOST_LEG_FAR, gateway, HOST_LEG_MAC);
         let via = Via::Gateway(gateway, HOST_LEG_FAR.into());
         for to in std::iter::once(any).chain(host) {

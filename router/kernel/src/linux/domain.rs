@@ -121,10 +121,9 @@ impl Domain {
         self.with(|ns| {
             let mut report = Report::default();
             set_sysctls(&domain_sysctls(sysctl::ipv6_available()), &mut report);
-            if let Some(lo) = ns.rtnl.link("lo").doing(|| "find lo".into())? {
-                if !lo.up {
-                    ns.rtnl.set_up(lo.index).doing(|| "set lo up".into())?;
-                }
+            let lo = ns.rtnl.link("lo").doing(|| "find lo".into())?;
+            if let Some(lo) = lo.filter(|lo| !lo.up) {
+                ns.rtnl.set_up(lo.index).doing(|| "set lo up".into())?;
             }
             report.failures.into_iter().next().map_or(Ok(()), Err)
         })

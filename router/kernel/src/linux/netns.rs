@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, fstat};
@@ -114,7 +115,10 @@ fn open_pid(pid: u32) -> Result<OwnedFd, Refusal> {
         OFlag::O_RDONLY | OFlag::O_CLOEXEC,
         Mode::empty(),
     )
-    .map_err(|_| Refusal::NoProcess)?;
+    .map_err(|errno| match errno {
+        Errno::ENOENT | Errno::ESRCH => Refusal::NoProcess,
+        other => refused(other),
+    })?;
     // Still the process that we took hold of first, or its number may have gone to another in between.
     let ended = sys::readable(&[process.as_fd()], Some(Duration::ZERO)).map_err(refused)?;
     if ended.first() != Some(&false) {

@@ -32,25 +32,25 @@ const PROBE: &str = r#"
 table inet weft {
   set legs { type ifname . ipv4_addr . ether_addr; elements = { "wv0" . 10.32.0.1 . 02:78:00:00:00:01 }; }
   set ports { type ipv4_addr . inet_proto . inet_service; }
-  chain raw { type filter hook prerouting priority raw; policy accept;
+  chain probe_raw { type filter hook prerouting priority raw; policy accept;
     iifname "wv*" iifname . ip saddr . ether saddr @legs ct original zone set 7
   }
-  chain mark { type filter hook prerouting priority mangle; policy accept;
+  chain probe_mark { type filter hook prerouting priority mangle; policy accept;
     ct direction reply meta mark set ct mark and 0xfff
     ip daddr . meta l4proto . th dport @ports accept
   }
-  chain dnat { type nat hook prerouting priority dstnat; policy accept;
+  chain probe_dnat { type nat hook prerouting priority dstnat; policy accept;
     fib daddr type local tcp dport 1 dnat ip to 10.32.0.1:1
     tcp dport 2 meta mark set jhash ip saddr . tcp sport mod 31
   }
-  chain mss { type filter hook forward priority mangle; policy accept;
+  chain probe_mss { type filter hook forward priority mangle; policy accept;
     tcp flags syn tcp option maxseg size set rt mtu
     ct status dnat ct state established,related counter accept
   }
-  chain refuse { type filter hook input priority filter; policy accept;
+  chain probe_refuse { type filter hook input priority filter; policy accept;
     meta l4proto tcp reject with tcp reset
   }
-  chain snat { type nat hook postrouting priority srcnat; policy accept;
+  chain probe_snat { type nat hook postrouting priority srcnat; policy accept;
     oifname "x" masquerade
     ip saddr 10.32.0.1 snat ip to 10.47.0.1
   }

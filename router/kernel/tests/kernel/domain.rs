@@ -1,0 +1,433 @@
+//! The domain: legs, routes, filter, adoption, teardown.
+
+use std::fs;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::lab::{eventually, member, on_a_host, sh, snapshot};
+use weft_core::control::Target;
+use weft_core::layout::{peer_nexthop, peer_table};
+use weft_core::view::{Liveness, PeerNumber};
+use weft_kernel::nft::{self, Where};
+use weft_kernel::{
+    Domain, KernelError, KernelEvent, Origin, Refusal, leg_name, open_netns, plan_domain,
+    preflight, watch,
+};
+
+#[test]
+fn this_machine_has_all_that_weft_needs() {
+    assert_eq!(preflight(), vec![]);
+}
+
+#[test]
+fn two_containers_and_their_host_reach_each_other_on_both_families() {
+    on_a_host(|lab| {
+        let (a, b) = (lab.container([10, 32, 0, 2]), lab.container([10, 32, 0, 3]));
+        let attached = lab.attach(&a).unwrap();
+        assert_eq!(attached.ip6, Some(lab.view.plan.v6(a.ip)));
+        lab.attach(&b).unwrap();
+        lab.bring_up();
+        assert!(a.pings(b.ip), "IPv4");
+        assert!(b.pings(lab.view.plan.v6(a.ip)), "IPv6");
+        assert!(a.pings("10.32.0.1"), "the host's own address");
+        assert!(a.pings(lab.view.plan.v6([10, 32, 0, 1].into())));
+        assert!(a.pings("10.47.0.1"), "the DNS address");
+        sh(&format!("ping -n -c1 -W2 {}", a.ip));
+        sh(&format!("ping -n -c1 -W2 {}", lab.view.plan.v6(b.ip)));
+        lab.domain().check(&lab.spec(&a)).unwrap();
+    });
+}
+
+#[test]
+fn a_second_reconciliation_finds_nothing_to_do() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        fake_carrier(lab);
+        let (domain, _) = lab.bring_up();
+        assert!(domain.changes > 0, "{domain:?}");
+        let (domain, host) = lab.bring_up();
+        assert_eq!((domain.changes, host.report.changes), (0, 0), "{domain:?}");
+    });
+}
+
+#[test]
+fn a_container_sends_only_from_its_own_addresses_and_mac() {
+    on_a_host(|lab| {
+        let (a, b) = (lab.container([10, 32, 0, 2]), lab.container([10, 32, 0, 3]));
+        lab.attach(&a).unwrap();
+        lab.attach(&b).unwrap();
+        lab.bring_up();
+        assert!(a.pings(b.ip));
+        let forged6 = lab.view.plan.v6([10, 32, 0, 99].into());
+        a.run("ip addr add 10.32.0.99/32 dev eth0");
+        a.run(&format!("ip addr add {forged6}/128 dev eth0 nodad"));
+        assert!(a.pings_in_vain("-I 10.32.0.99 10.32.0.3"));
+        let b6 = lab.view.plan.v6(b.ip);
+        assert!(a.pings_in_vain(&format!("-I {forged6} {b6}")));
+        a.run("ip link set eth0 address 02:78:00:00:00:66");
+        assert!(a.pings_in_vain("10.32.0.3"), "another MAC");
+        let error = lab.domain().check(&lab.spec(&a)).unwrap_err();
+        assert!(matches!(error, KernelError::Broken { .. }), "{error}");
+    });
+}
+
+#[test]
+fn a_container_can_make_no_neighbours_and_reaches_nothing_else_in_the_domain() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        lab.bring_up();
+        a.run("ip neigh del 169.254.1.1 dev eth0; ip addr add 10.32.7.7/32 dev eth0");
+        assert!(a.pings_in_vain("10.32.0.1"), "no ARP is answered");
+        let neighbours = lab.in_domain("ip neigh show nud all");
+        assert!(!neighbours.contains("10.32.7.7"), "{neighbours}");
+        a.run("ip neigh replace 169.254.1.1 lladdr 02:77:fe:00:00:01 dev eth0 nud permanent");
+        let connect = "bash -c 'exec 3<>/dev/tcp/10.47.0.1/22' 2>&1";
+        let output = a.run(connect);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("refused"), "{text}");
+    });
+}
+
+#[test]
+fn a_domain_left_behind_is_adopted_and_its_containers_never_notice() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        lab.bring_up();
+        lab.domain = None;
+        let (domain, origin) = Domain::open_or_create(&lab.name).unwrap();
+        assert_eq!(origin, Origin::Adopted);
+        lab.domain = Some(domain);
+        assert_eq!(lab.domain().legs().unwrap().len(), 1);
+        assert!(!lab.domain().ensure_host_leg(&lab.host).unwrap());
+        assert!(a.pings("10.32.0.1"));
+        let (domain, host) = lab.bring_up();
+        assert_eq!((domain.changes, host.report.changes), (0, 0));
+    });
+}
+
+#[test]
+fn a_plain_file_left_by_a_crash_becomes_a_domain() {
+    on_a_host(|lab| {
+        lab.teardown();
+        fs::write(format!("/run/netns/{}", lab.name), "").unwrap();
+        let (domain, origin) = Domain::open_or_create(&lab.name).unwrap();
+        assert_eq!(origin, Origin::Fresh);
+        lab.domain = Some(domain);
+    });
+}
+
+#[test]
+fn an_attachment_is_made_whole_or_not_at_all() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        a.run("ip link add eth0 type veth peer name other");
+        let error = lab.attach(&a).unwrap_err();
+        assert!(matches!(error, KernelError::InterfaceExists(_)), "{error}");
+        assert_eq!(lab.domain().legs().unwrap(), vec![]);
+        a.run("ip link del eth0");
+        let leg = lab.attach(&a).unwrap().leg;
+        assert_eq!(leg, leg_name(&a.id));
+        let again = lab.domain().attach(&lab.spec(&a)).unwrap_err();
+        assert!(matches!(again, KernelError::InterfaceExists(_)), "{again}");
+        lab.domain().detach(&a.id).unwrap();
+        lab.domain().detach(&a.id).unwrap();
+        assert_eq!(lab.domain().legs().unwrap(), vec![]);
+        for bad in ["", "lo", "a/b", "../x", "sixteen-letters-", "a b"] {
+            let mut spec = lab.spec(&a);
+            spec.ifname = bad;
+            let error = lab.domain().attach(&spec).unwrap_err();
+            assert!(
+                matches!(error, KernelError::InterfaceName(_)),
+                "{bad}: {error}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_container_with_a_default_route_keeps_it_and_gets_the_range() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        a.run(
+            "ip link add net0 type veth peer name net1; ip link set net0 up; ip link set net1 up",
+        );
+        a.run("ip addr add 198.51.100.2/24 dev net0; ip route add default via 198.51.100.1");
+        lab.attach(&a).unwrap();
+        let routes = String::from_utf8(a.run("ip route").stdout).unwrap();
+        assert!(routes.contains("default via 198.51.100.1"), "{routes}");
+        assert!(routes.contains("10.32.0.0/12 via 169.254.1.1"), "{routes}");
+        assert!(a.pings("10.32.0.1"));
+    });
+}
+
+/// Stands for the TAP: a veth whose other end decides whether it has carrier.
+fn fake_carrier(lab: &crate::lab::Lab) {
+    lab.in_domain(
+        "ip link add wu0 type veth peer name wuf && ip link set wu0 up && ip link set wuf up",
+    );
+}
+
+#[test]
+fn routes_to_peers_come_and_go_with_the_carrier_and_the_floor_stays() {
+    on_a_host(|lab| {
+        let floor = |lab: &crate::lab::Lab| {
+            let v4 = lab.in_domain("ip -4 route show type blackhole");
+            let v6 = lab.in_domain("ip -6 route show type blackhole");
+            assert!(v4.contains("10.32.0.0/12"), "{v4}");
+            assert!(v6.contains(&lab.view.plan.range6().to_string()), "{v6}");
+        };
+        let (report, _) = lab.bring_up();
+        assert!(report.absent.contains("wu0"));
+        floor(lab);
+        fake_carrier(lab);
+        lab.bring_up();
+        let id = peer_nexthop(PeerNumber(1));
+        let routes = lab.in_domain("ip -4 route show 10.32.128.0/17");
+        assert!(routes.contains(&format!("nhid {id}")), "{routes}");
+        assert!(routes.contains("mtu 1400"), "{routes}");
+        let routes = lab.in_domain("ip -6 route show table all");
+        assert!(routes.contains(&format!("nhid {id}")), "{routes}");
+        let table = peer_table(PeerNumber(1));
+        let replies = lab.in_domain(&format!("ip -4 route show table {table}"));
+        assert!(replies.contains("default nhid"), "{replies}");
+        lab.in_domain("ip link set wuf down");
+        eventually("carrier lost", || {
+            lab.in_domain("ip -br link show wu0")
+                .contains("LOWERLAYERDOWN")
+        });
+        lab.bring_up();
+        floor(lab);
+        assert!(!lab.in_domain("ip -4 route").contains("nhid"));
+        lab.in_domain("ip link set wuf up");
+        eventually("carrier back", || {
+            lab.bring_up();
+            lab.in_domain("ip -4 route").contains("nhid")
+        });
+    });
+}
+
+#[test]
+fn a_peer_that_dies_turns_unreachable_and_a_new_path_mtu_is_taken_over() {
+    on_a_host(|lab| {
+        fake_carrier(lab);
+        lab.bring_up();
+        lab.view.members[1].mtu = Some(1300);
+        lab.bring_up();
+        assert!(
+            lab.in_domain("ip -4 route show 10.40.0.0/13")
+                .contains("mtu 1300")
+        );
+        lab.view.members[1].liveness = Liveness::Down;
+        lab.bring_up();
+        let routes = lab.in_domain("ip -4 route show type unreachable");
+        assert!(routes.contains("10.40.0.0/13"), "{routes}");
+        assert_eq!(lab.in_domain("ip nexthop"), "");
+        lab.view.members.truncate(1);
+        lab.bring_up();
+        assert!(!lab.in_domain("ip -4 route").contains("10.40.0.0/13"));
+        assert!(!lab.in_domain("ip rule").contains("fwmark 0x1/0xfff"));
+        lab.view.members.push(member(2, 1, &["10.32.0.0/12"]));
+        lab.bring_up();
+        let routes = lab.in_domain("ip -4 route show 10.32.0.0/12");
+        assert!(
+            routes.contains("nhid") && routes.contains("blackhole"),
+            "{routes}"
+        );
+    });
+}
+
+#[test]
+fn what_a_stranger_changed_is_put_back() {
+    on_a_host(|lab| {
+        fake_carrier(lab);
+        lab.bring_up();
+        let before = lab.in_domain("ip route; ip rule; ip nexthop; ip neigh show nud permanent");
+        lab.in_domain("ip nexthop flush; ip rule del pref 10000; ip neigh flush nud permanent; ip route flush proto 119");
+        sh(
+            "ip rule del pref 6783; ip route flush table 6783; ip addr flush dev weft0 scope global",
+        );
+        lab.bring_up();
+        let after = lab.in_domain("ip route; ip rule; ip nexthop; ip neigh show nud permanent");
+        assert_eq!(sorted(&before), sorted(&after));
+        assert!(sh("ip rule").contains("lookup 6783"));
+        assert!(sh("ip route show table 6783").contains("10.32.0.0/12 via 169.254.1.1 dev weft0"));
+        assert!(sh("ip addr show weft0").contains("10.32.0.1/32"));
+    });
+}
+
+fn sorted(text: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = text.lines().map(str::trim).collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn a_flushed_table_is_noticed() {
+    on_a_host(|lab| {
+        assert!(!nft::present(Where::Host(&lab.host)).unwrap());
+        lab.bring_up();
+        assert!(nft::present(Where::Host(&lab.host)).unwrap());
+        assert!(nft::present(Where::Domain(lab.domain())).unwrap());
+        sh("nft flush ruleset");
+        assert!(!nft::present(Where::Host(&lab.host)).unwrap());
+        lab.in_domain("nft flush table inet weft");
+        assert!(!nft::present(Where::Domain(lab.domain())).unwrap());
+        let refused = nft::apply(Where::Host(&lab.host), &["chain x { nonsense }"]);
+        assert!(refused.unwrap_err().to_string().contains("nonsense"));
+        nft::remove(Where::Host(&lab.host)).unwrap();
+        nft::remove(Where::Host(&lab.host)).unwrap();
+    });
+}
+
+#[test]
+fn the_end_of_a_container_and_a_flushed_ruleset_are_heard() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        lab.bring_up();
+        let (tell, heard) = mpsc::channel();
+        let watching = watch(&lab.host, lab.domain(), move |event| {
+            let _ = tell.send(event);
+        })
+        .unwrap();
+        a.run("ip link del eth0");
+        let wait_for = |wanted: KernelEvent| {
+            let mut seen = vec![];
+            while seen.last() != Some(&wanted) {
+                let event = heard.recv_timeout(Duration::from_secs(5));
+                seen.push(event.unwrap_or_else(|_| panic!("{wanted:?} not in {seen:?}")));
+            }
+        };
+        wait_for(KernelEvent::LegGone(leg_name(&a.id)));
+        sh("nft flush ruleset");
+        wait_for(KernelEvent::HostRules);
+        sh("ip rule del pref 6783");
+        wait_for(KernelEvent::Host);
+        drop(watching);
+    });
+}
+
+#[test]
+fn connections_of_what_is_gone_are_forgotten() {
+    on_a_host(|lab| {
+        let (a, b) = (lab.container([10, 32, 0, 2]), lab.container([10, 32, 0, 3]));
+        lab.attach(&a).unwrap();
+        lab.attach(&b).unwrap();
+        lab.bring_up();
+        assert!(a.pings(b.ip) && a.pings("10.32.0.1"));
+        let forgotten = lab.domain().forget_connections(&[b.ip.into()]).unwrap();
+        assert_eq!(forgotten, 1);
+        assert_eq!(lab.domain().forget_connections(&[b.ip.into()]).unwrap(), 0);
+    });
+}
+
+fn refusal(target: Target) -> Refusal {
+    match open_netns(&target) {
+        Err(KernelError::Target { why, .. }) => why,
+        other => panic!("{target:?}: {other:?}"),
+    }
+}
+
+#[test]
+fn only_network_namespaces_of_others_can_be_attached() {
+    on_a_host(|lab| {
+        let path = |text: &str| Target::Netns(text.to_owned());
+        let folder = std::env::temp_dir().join(&lab.name);
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("file");
+        fs::write(&file, "").unwrap();
+        let link = folder.join("link");
+        let netns = lab.namespace();
+        std::os::unix::fs::symlink(format!("/run/netns/{netns}"), &link).unwrap();
+
+        assert_eq!(refusal(path("../x")), Refusal::Path);
+        assert_eq!(refusal(path("/run/netns/../netns/x")), Refusal::Path);
+        assert_eq!(refusal(path(file.to_str().unwrap())), Refusal::NotNetns);
+        assert_eq!(refusal(path(link.to_str().unwrap())), Refusal::Link);
+        assert_eq!(refusal(path("/dev/zero")), Refusal::NotNetns);
+        assert_eq!(refusal(path("/proc/self/ns/mnt")), Refusal::NotNetns);
+        // Some sandboxes deny even root a look at process 1.
+        let first = [refusal(path("/proc/1/ns/net")), refusal(Target::Pid(1))];
+        for why in first {
+            assert!(matches!(why, Refusal::Host | Refusal::Open(_)), "{why}");
+        }
+        assert_eq!(refusal(Target::Pid(std::process::id())), Refusal::Host);
+        assert_eq!(refusal(path("/proc/thread-self/ns/net")), Refusal::Host);
+        assert!(matches!(refusal(path("/nowhere")), Refusal::Open(_)));
+        let domain = format!("/run/netns/{}", lab.name);
+        assert_eq!(refusal(path(&domain)), Refusal::Domain);
+        assert_eq!(refusal(Target::Pid(0)), Refusal::NoProcess);
+        assert_eq!(refusal(Target::Pid(u32::MAX)), Refusal::NoProcess);
+        open_netns(&path(&format!("/run/netns/{netns}"))).unwrap();
+        let mut child = std::process::Command::new("unshare")
+            .args(["-n", "sleep", "30"])
+            .spawn()
+            .unwrap();
+        eventually("a process in a namespace of its own", || {
+            open_netns(&Target::Pid(child.id())).is_ok()
+        });
+        open_netns(&path(&format!("/proc/{}/ns/net", child.id()))).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(refusal(Target::Pid(child.id())), Refusal::NoProcess);
+        fs::remove_dir_all(folder).unwrap();
+    });
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    on_a_host(|lab| {
+        let _lan = lab.lan();
+        let before = snapshot();
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        fake_carrier(lab);
+        let (_, host) = lab.bring_up();
+        assert!(host.host_changes.iter().any(|l| l.contains("ip_forward")));
+        assert_ne!(snapshot(), before);
+        let failures = lab.teardown();
+        assert!(failures.is_empty(), "{failures:?}");
+        assert_eq!(snapshot(), before);
+        assert!(!fs::exists(format!("/run/netns/{}", lab.name)).unwrap());
+        let links = String::from_utf8(a.run("ip -br link").stdout).unwrap();
+        assert!(!links.contains("eth0"), "{links}");
+        let failures = lab.teardown();
+        assert!(failures.is_empty(), "again: {failures:?}");
+    });
+}
+
+#[test]
+fn a_foreign_domain_and_its_weft0_are_left_alone() {
+    on_a_host(|lab| {
+        lab.bring_up();
+        let other = format!("{}b", lab.name);
+        let (second, _) = Domain::open_or_create(&other).unwrap();
+        let taken = second.ensure_host_leg(&lab.host).unwrap_err();
+        assert!(matches!(taken, KernelError::HostLegTaken(_)), "{taken}");
+        drop(second);
+        let mut nothing = weft_kernel::HostState::default();
+        let failures = lab.host.teardown(&other, &mut nothing);
+        assert!(failures.is_empty(), "{failures:?}");
+        assert!(sh("ip rule").contains("lookup 6783"));
+        sh("ping -n -c1 -W2 10.47.0.1");
+    });
+}
+
+#[test]
+fn the_plan_is_what_the_kernel_then_holds_for_many_peers() {
+    on_a_host(|lab| {
+        fake_carrier(lab);
+        for number in 2..60u16 {
+            let id = u8::try_from(number + 1).unwrap();
+            let net = format!("10.40.{number}.0/24");
+            lab.view.members.push(member(id, number, &[&net]));
+        }
+        lab.bring_up();
+        let plan = plan_domain(&lab.view, &lab.local);
+        let again = lab.domain().reconcile(&plan).unwrap();
+        assert_eq!((again.changes, again.failures.len()), (0, 0), "{again:?}");
+    });
+}
