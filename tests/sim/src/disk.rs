@@ -30,18 +30,18 @@ impl<B> Disk<B> {
         self.written.push_back((id, batch));
     }
 
-    /// Keeps for good all batches up to `id`. Says whether it had that one still to keep.
-    pub fn sync(&mut self, id: u64) -> bool {
-        if !self.written.iter().any(|(written, _)| *written == id) {
-            return false;
-        }
-        while let Some((written, batch)) = self.written.pop_front() {
+    /// Keeps for good all batches up to `id`, in order, and says which these were: each is to be acknowledged.
+    pub fn sync(&mut self, id: u64) -> Vec<u64> {
+        let Some(last) = self.written.iter().position(|(written, _)| *written == id) else {
+            return Vec::new();
+        };
+        let kept = self.written.drain(..=last);
+        let mut ids = Vec::new();
+        for (id, batch) in kept {
+            ids.push(id);
             self.durable.push(batch);
-            if written == id {
-                break;
-            }
         }
-        true
+        ids
     }
 
     /// The power goes. Of what was not synced some first part may have reached the disk, nobody knows how much; each
@@ -64,12 +64,12 @@ mod tests {
             let mut random = Random::from_seed([seed; 32]);
             let mut disk = Disk::default();
             (0..6).for_each(|id| disk.write(id, id));
-            assert!(disk.sync(2));
+            assert_eq!(disk.sync(2), [0, 1, 2]);
             disk.lose_power(&mut random);
             let found = disk.durable();
             assert!(found.len() >= 3);
             assert!(found.iter().copied().eq(0..found.len() as u64));
-            assert!(!disk.sync(5));
+            assert!(disk.sync(5).is_empty());
         }
     }
 }

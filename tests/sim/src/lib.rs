@@ -1,12 +1,17 @@
 //! The simulator: hosts, links, disks and faults in virtual time, all from one seed. Equal seeds give equal traces byte
 //! for byte, so a failing seed is a bug report.
 //!
-//! [`world`] knows nothing of weft but the three verbs of a sans-IO machine; [`members`] puts membership in it.
+//! [`world`] knows nothing of weft but the three verbs of a sans-IO machine. [`members`] puts membership alone in it,
+//! [`nodes`] whole nodes; [`clusters`] makes them found, join, attach and serve while things go wrong, and [`promises`]
+//! compares what each of them shows with what it promised.
 
 #![forbid(unsafe_code)]
 
+pub mod clusters;
 pub mod disk;
 pub mod faults;
 pub mod members;
 pub mod net;
+pub mod nodes;
+pub mod promises;
 pub mod world;

@@ -79,6 +79,8 @@ pub struct Host<M: Machine> {
     disk: Disk<M::Batch>,
     pauses: u32,
     socket: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Batches that are on disk and not acknowledged, while it is paused.
+    synced: VecDeque<u64>,
     wake: Option<Now>,
 }
 
@@ -118,6 +120,13 @@ pub struct World<M: Machine> {
     pub octets: u64,
 }
 
+impl<M: Machine> Host<M> {
+    /// How many times it was started.
+    pub fn boots(&self) -> u64 {
+        self.boots
+    }
+}
+
 impl<M: Machine> World<M> {
     /// A world of `hosts` hosts that are all off.
     pub fn new(seed: u64, hosts: usize, keep_trace: bool, maker: Maker<M>) -> Self {
@@ -131,6 +140,7 @@ impl<M: Machine> World<M> {
             disk: Disk::default(),
             pauses: 0,
             socket: VecDeque::new(),
+            synced: VecDeque::new(),
             wake: None,
         };
         Self {
@@ -236,11 +246,22 @@ impl<M: Machine> World<M> {
             Event::Deliver { to, from, bytes } => self.arrive(to, from, bytes),
             Event::Wake(host) => self.wake(host),
             Event::Synced { host, boots, id } => {
-                if self.hosts[host].boots == boots && self.hosts[host].disk.sync(id) {
-                    self.with(host, |machine, now, fx| machine.persisted(now, id, fx));
+                let this = &mut self.hosts[host];
+                if this.boots == boots {
+                    let ids = this.disk.sync(id);
+                    this.synced.extend(ids);
+                    self.acknowledge(host);
                 }
             }
             Event::Act(action) => self.act(action),
+        }
+    }
+
+    fn acknowledge(&mut self, host: usize) {
+        while self.hosts[host].pauses == 0
+            && let Some(id) = self.hosts[host].synced.pop_front()
+        {
+            self.with(host, |machine, now, fx| machine.persisted(now, id, fx));
         }
     }
 
@@ -271,7 +292,8 @@ impl<M: Machine> World<M> {
         self.with(host, |machine, now, fx| machine.expire(now, fx));
     }
 
-    fn act(&mut self, action: Action) {
+    /// Does something now.
+    pub fn act(&mut self, action: Action) {
         self.note(action.host(), &format!("! {action:?}"));
         match action {
             Action::Boot(host) => self.boot(host),
@@ -279,6 +301,7 @@ impl<M: Machine> World<M> {
                 let this = &mut self.hosts[host];
                 this.machine = None;
                 this.socket.clear();
+                this.synced.clear();
                 this.wake = None;
                 this.disk.lose_power(&mut self.random);
             }
@@ -318,6 +341,7 @@ impl<M: Machine> World<M> {
         if this.pauses > 0 {
             return;
         }
+        self.acknowledge(host);
         // Sockets before timers, as the daemon does.
         while let Some((from, bytes)) = self.hosts[host].socket.pop_front() {
             self.arrive(host, from, bytes);

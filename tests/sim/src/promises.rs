@@ -1,0 +1,258 @@
+//! What was promised to whom, and where a node shows something else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use weft_core::crypto::Random;
+use weft_core::model::{EndpointId, Label, NodeId, Now};
+use weft_core::view::{ADDRESS_REST, Endpoint, Liveness, View};
+
+use crate::nodes::Shell;
+use crate::world::World;
+
+/// What the nodes said they did.
+pub struct Ledger {
+    range: Ipv4Net,
+    /// Acknowledged and not taken back: the host and the address.
+    pub endpoints: BTreeMap<EndpointId, (usize, Ipv4Addr)>,
+    /// Acknowledged and not removed: who made it, and its address.
+    pub services: BTreeMap<Label, (usize, Ipv4Addr)>,
+    released: BTreeMap<Ipv4Addr, Now>,
+}
+
+impl Ledger {
+    /// Nothing promised yet.
+    pub fn new(range: Ipv4Net) -> Self {
+        Self {
+            range,
+            endpoints: BTreeMap::new(),
+            services: BTreeMap::new(),
+            released: BTreeMap::new(),
+        }
+    }
+
+    /// A host was given an endpoint. What is wrong with that?
+    pub fn attached(&mut self, now: Now, host: usize, endpoint: Endpoint) -> Option<String> {
+        let ip = endpoint.ip;
+        let twin = self
+            .endpoints
+            .values()
+            .find(|(_, other)| *other == ip)
+            .copied();
+        let rests = self
+            .released
+            .get(&ip)
+            .filter(|at| now.since(**at) < ADDRESS_REST)
+            .copied();
+        self.endpoints.insert(endpoint.id, (host, ip));
+        if let Some((other, _)) = twin {
+            return Some(format!("{ip} was given to {host} while {other} has it"));
+        }
+        rests.map(|at| {
+            let rested = now.since(at);
+            format!("{ip} was given to {host} after a rest of only {rested:?}")
+        })
+    }
+
+    /// A host is about to give an endpoint back.
+    pub fn released(&mut self, now: Now, id: &EndpointId) {
+        if let Some((_, ip)) = self.endpoints.remove(id) {
+            self.released.insert(ip, now);
+        }
+    }
+
+    /// A host made a service. What is wrong with that?
+    pub fn serves(&mut self, host: usize, name: &Label, vip: Ipv4Addr) -> Option<String> {
+        let twin = self.services.iter().find(|(_, (_, other))| *other == vip);
+        let wrong = twin.map(|(other, _)| format!("{name} and {other} both have {vip}"));
+        self.services.insert(name.clone(), (host, vip));
+        wrong
+    }
+
+    /// A host's endpoints.
+    pub fn of_host(&self, host: usize) -> Vec<EndpointId> {
+        let own = self
+            .endpoints
+            .iter()
+            .filter(|(_, (owner, _))| *owner == host);
+        own.map(|(id, _)| *id).collect()
+    }
+
+    /// An address of network `default`.
+    pub fn some_address(&self, random: &mut Random) -> Ipv4Addr {
+        let size = 1_u64 << (32 - self.range.prefix_len() - 4);
+        let offset = u32::try_from(random.range(size)).unwrap_or(0);
+        Ipv4Addr::from(u32::from(self.range.network()) + offset)
+    }
+
+    /// A service that is there.
+    pub fn some_service(&self, random: &mut Random) -> Option<Label> {
+        let index = random.range(self.services.len() as u64) as usize;
+        self.services.keys().nth(index).cloned()
+    }
+
+    /// Where the nodes that run show something else than was promised, now that all should agree.
+    pub fn broken(&self, world: &mut World<Shell>, dead: &BTreeSet<usize>) -> Vec<String> {
+        let truth: BTreeMap<NodeId, usize> = (0..world.hosts.len())
+            .filter_map(|host| Some((world.hosts[host].machine.as_ref()?.id(), host)))
+            .collect();
+        let mut lines = Vec::new();
+        let mut digests = BTreeMap::new();
+        let mut first: Option<(usize, View)> = None;
+        for host in 0..world.hosts.len() {
+            let Some(shell) = world.hosts[host].machine.as_mut() else {
+                if !dead.contains(&host) {
+                    lines.push(format!("{host} is off"));
+                }
+                continue;
+            };
+            let Some(view) = shell.view() else {
+                lines.push(format!("{host} is no member: {:?}", shell.failed));
+                continue;
+            };
+            digests.insert(host, shell.digest());
+            self.check_members(host, &view, &truth, &mut lines);
+            self.check_endpoints(host, &view, &truth, &mut lines);
+            self.check_services(host, &view, dead, &mut lines);
+            check_ring(host, &view, &mut lines);
+            match &first {
+                None => first = Some((host, view)),
+                Some((one, other)) => compare(*one, other, host, &view, &mut lines),
+            }
+        }
+        let values: BTreeSet<_> = digests.values().collect();
+        if values.len() > 1 {
+            lines.push(format!("digests differ: {digests:x?}"));
+        }
+        lines
+    }
+
+    fn check_members(
+        &self,
+        host: usize,
+        view: &View,
+        truth: &BTreeMap<NodeId, usize>,
+        lines: &mut Vec<String>,
+    ) {
+        for member in &view.members {
+            let lives = truth.contains_key(&member.id);
+            if lives != (member.liveness == Liveness::Alive) {
+                let (name, seen) = (&member.name, member.liveness);
+                lines.push(format!("{host} sees {name} {seen:?}, it lives: {lives}"));
+            }
+        }
+        let missing = truth.iter().filter(|(id, _)| view.member(id).is_none());
+        lines.extend(missing.map(|(_, other)| format!("{host} does not know {other}")));
+    }
+
+    /// What lives and was promised is shown, what is dead is hidden, and nothing else is there.
+    fn check_endpoints(
+        &self,
+        host: usize,
+        view: &View,
+        truth: &BTreeMap<NodeId, usize>,
+        lines: &mut Vec<String>,
+    ) {
+        let shown: BTreeMap<EndpointId, Ipv4Addr> = view
+            .endpoints
+            .iter()
+            .map(|endpoint| (endpoint.id, endpoint.ip))
+            .collect();
+        let living: BTreeSet<usize> = truth.values().copied().collect();
+        let promised: BTreeMap<EndpointId, Ipv4Addr> = self
+            .endpoints
+            .iter()
+            .filter(|(_, (owner, _))| living.contains(owner))
+            .map(|(id, (_, ip))| (*id, *ip))
+            .collect();
+        let missing = promised
+            .iter()
+            .filter(|(id, ip)| shown.get(*id) != Some(*ip));
+        lines.extend(missing.map(|(id, ip)| format!("{host} does not show {id} at {ip}")));
+        let extra = shown.iter().filter(|(id, _)| !promised.contains_key(*id));
+        lines
+            .extend(extra.map(|(id, ip)| format!("{host} shows {id} at {ip}, which is not there")));
+        let addresses: BTreeSet<Ipv4Addr> = shown.values().copied().collect();
+        if addresses.len() != shown.len() {
+            lines.push(format!("{host} shows one address twice"));
+        }
+    }
+
+    fn check_services(
+        &self,
+        host: usize,
+        view: &View,
+        dead: &BTreeSet<usize>,
+        lines: &mut Vec<String>,
+    ) {
+        // What its maker took to the grave before it told anybody is nobody's fault.
+        for (name, (_, vip)) in self
+            .services
+            .iter()
+            .filter(|(_, (by, _))| !dead.contains(by))
+        {
+            let shown = view.services.iter().find(|service| service.name == *name);
+            if shown.map(|service| service.vip) != Some(*vip) {
+                lines.push(format!("{host} does not show {name} at {vip}"));
+            }
+        }
+        let vips: BTreeSet<Ipv4Addr> = view.services.iter().map(|service| service.vip).collect();
+        if vips.len() != view.services.len() {
+            lines.push(format!("{host} shows one VIP twice"));
+        }
+    }
+}
+
+/// Every address outside the VIPs has exactly one owner.
+fn check_ring(host: usize, view: &View, lines: &mut Vec<String>) {
+    let mut parts: Vec<(u64, u64)> = view
+        .members
+        .iter()
+        .flat_map(|member| &member.prefixes)
+        .map(|net| {
+            (
+                u64::from(u32::from(net.network())),
+                u64::from(u32::from(net.broadcast())),
+            )
+        })
+        .collect();
+    parts.sort_unstable();
+    let mut next = u64::from(u32::from(view.plan.range.network()));
+    for (start, last) in parts {
+        if start != next {
+            let at = Ipv4Addr::from(start.min(next) as u32);
+            let what = if start > next {
+                "nobody owns"
+            } else {
+                "two own"
+            };
+            lines.push(format!("{host}: {what} {at}"));
+        }
+        next = last + 1;
+    }
+    if next != u64::from(u32::from(view.plan.vips().network())) {
+        lines.push(format!(
+            "{host}: nobody owns {}",
+            Ipv4Addr::from(next as u32)
+        ));
+    }
+}
+
+fn compare(one: usize, a: &View, other: usize, b: &View, lines: &mut Vec<String>) {
+    let mut differ = |what: &str, equal: bool| {
+        if !equal {
+            lines.push(format!("{one} and {other} show different {what}"));
+        }
+    };
+    differ("endpoints", a.endpoints == b.endpoints);
+    differ("services", a.services == b.services);
+    differ("names", a.names == b.names);
+    let owned = |view: &View| -> Vec<(NodeId, Vec<Ipv4Net>)> {
+        view.members
+            .iter()
+            .map(|member| (member.id, member.prefixes.clone()))
+            .collect()
+    };
+    differ("owners", owned(a) == owned(b));
+}
