@@ -13,7 +13,8 @@ use crate::table::Table;
 /// Something the core has to know. Called from the packet threads: the callee must not block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CarrierEvent {
-    /// A handshake or cookie datagram, of right version and length and nothing more is known. Rate-limited.
+    /// A handshake or cookie datagram, or a data datagram of a newcomer's session (the core opens those): of right version and
+    /// length, and nothing more is known. Rate-limited.
     Handshake {
         /// Its source.
         from: SocketAddr,

@@ -3,8 +3,9 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -20,7 +21,8 @@ const SEND_PATIENCE_MS: i32 = 100;
 #[derive(Debug)]
 pub(crate) struct UdpPort {
     socket: Socket,
-    state: UdpSocketState,
+    /// Replaced when segmentation was given up for no good reason.
+    state: ArcSwap<UdpSocketState>,
 }
 
 impl UdpPort {
@@ -32,24 +34,21 @@ impl UdpPort {
         socket.bind(&SockAddr::from(addr))?;
         grow(&socket, libc::SO_RCVBUFFORCE, Socket::set_recv_buffer_size);
         grow(&socket, libc::SO_SNDBUFFORCE, Socket::set_send_buffer_size);
-        let state = UdpSocketState::new((&socket).into())?;
+        let state = ArcSwap::from_pointee(UdpSocketState::new((&socket).into())?);
         Ok(Self { socket, state })
     }
 
     /// How many datagrams one send may carry.
     pub(crate) fn max_run(&self) -> usize {
-        self.state.max_gso_segments().max(1)
+        self.state.load().max_gso_segments().max(1)
     }
 
     /// Sends `run`: datagrams of `stride` octets, the last perhaps shorter. Waits for room.
     pub(crate) fn send(&self, to: SocketAddr, run: &[u8], stride: usize) -> io::Result<()> {
         for part in run.chunks(stride * self.max_run()) {
             let result = self.send_part(to, part, stride);
-            let cut_again = part.len() > stride && self.max_run() == 1;
-            if result.is_err() && cut_again {
-                // The device does not segment after all; quinn-udp has noticed and won't ask it again.
-                part.chunks(stride)
-                    .try_for_each(|one| self.send_part(to, one, stride))?;
+            if result.is_err() && part.len() > stride && self.max_run() == 1 {
+                self.send_one_by_one(to, part, stride)?;
             } else {
                 result?;
             }
@@ -57,10 +56,24 @@ impl UdpPort {
         Ok(())
     }
 
+    /// The kernel refused to cut, and quinn-udp won't ask it again.
+    fn send_one_by_one(&self, to: SocketAddr, part: &[u8], stride: usize) -> io::Result<()> {
+        let result = part
+            .chunks(stride)
+            .try_for_each(|one| self.send_part(to, one, stride));
+        // Linux before 6.13 says EINVAL to a run of datagrams that are too large: nothing is wrong with segmentation then.
+        let too_large = |err: &io::Error| err.raw_os_error() == Some(libc::EMSGSIZE);
+        if result.as_ref().is_err_and(too_large) {
+            let state = UdpSocketState::new((&self.socket).into())?;
+            self.state.store(Arc::new(state));
+        }
+        result
+    }
+
     fn send_part(&self, to: SocketAddr, part: &[u8], stride: usize) -> io::Result<()> {
         let transmit = transmit(to, part, stride);
         loop {
-            match self.state.try_send((&self.socket).into(), &transmit) {
+            match self.state.load().try_send((&self.socket).into(), &transmit) {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                     if !sys::wait_writable(self.socket.as_fd(), SEND_PATIENCE_MS)? {
                         return Err(err);
@@ -73,7 +86,7 @@ impl UdpPort {
 
     /// Sends one datagram or fails at once: for the core, which does not wait.
     pub(crate) fn send_now(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        self.state.try_send(
+        self.state.load().try_send(
             (&self.socket).into(),
             &transmit(to, datagram, datagram.len()),
         )
@@ -85,7 +98,7 @@ impl UdpPort {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> io::Result<usize> {
-        self.state.recv((&self.socket).into(), buffers, meta)
+        self.state.load().recv((&self.socket).into(), buffers, meta)
     }
 }
 
@@ -238,5 +251,24 @@ mod tests {
             got.extend_from_slice(&buffer[..meta[0].len]);
         }
         assert_eq!(got, run);
+    }
+
+    #[test]
+    fn a_run_too_large_for_the_path_does_not_end_segmentation() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+            let narrow = ["link", "set", "lo", "up", "mtu", "1300"];
+            let status = std::process::Command::new("ip").args(narrow).status();
+            assert!(status.unwrap().success());
+            let underlay = any().unwrap();
+            let to = SocketAddr::from((Ipv4Addr::LOCALHOST, underlay.port()));
+            let before = underlay.v4.max_run();
+            let refused = underlay.v4.send(to, &[7; 14_000], 1400).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EMSGSIZE));
+            assert_eq!(underlay.v4.max_run(), before);
+            underlay.v4.send(to, &[7; 10_000], 1000).unwrap();
+        })
+        .join()
+        .unwrap();
     }
 }

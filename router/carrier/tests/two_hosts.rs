@@ -95,6 +95,28 @@ fn tcp_and_udp_of_both_versions_cross_both_underlays() {
 }
 
 #[test]
+fn datagrams_that_the_sender_leaves_to_be_cut_arrive_one_by_one() {
+    let mut pair = Pair::new(Under::V4);
+    pair.connect();
+    let (from, to) = sockets(&pair);
+    let state = quinn_udp::UdpSocketState::new((&from).into()).unwrap();
+    let contents = payload(30_500);
+    let transmit = quinn_udp::Transmit {
+        destination: to.local_addr().unwrap(),
+        ecn: None,
+        contents: &contents,
+        segment_size: Some(1000),
+        src_ip: None,
+    };
+    state.try_send((&from).into(), &transmit).unwrap();
+    for expected in contents.chunks(1000) {
+        let mut buffer = [0; 2000];
+        let len = to.recv(&mut buffer).expect("it did not arrive");
+        assert!(&buffer[..len] == expected);
+    }
+}
+
+#[test]
 fn a_first_packet_waits_for_the_session() {
     let mut pair = Pair::new(Under::V4);
     let (from, to) = sockets(&pair);

@@ -184,6 +184,30 @@ fn another_address_is_told_only_when_the_datagram_is_authentic() {
 }
 
 #[test]
+fn what_belongs_to_a_newcomer_goes_to_the_core_unopened() {
+    let mut rig = rig(true);
+    let index = (0..32)
+        .map(|bit| 1 << bit)
+        .find(|i| is_join_index(*i))
+        .unwrap();
+    let header = DataHeader {
+        receiver: index,
+        counter: 1,
+    };
+    let mut datagram = header.to_bytes().to_vec();
+    datagram.resize(100, 3);
+    assert!(rig.take(&datagram, home()).is_empty());
+    let expected = CarrierEvent::Handshake {
+        from: home(),
+        bytes: datagram.clone(),
+    };
+    assert_eq!(rig.events.try_recv(), Ok(expected));
+    datagram.resize(MAX_DATAGRAM + 1, 3);
+    rig.take(&datagram, home());
+    assert_eq!(rig.drops(), [(Dropped::UnknownSession, 1)]);
+}
+
+#[test]
 fn handshakes_are_bounded_in_length_and_number() {
     let mut rig = rig(true);
     let hello =
