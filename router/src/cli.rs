@@ -92,6 +92,9 @@ pub(crate) enum Command {
     /// The daemon, as `weft up` starts it.
     #[command(name = crate::background::COMMAND, hide = true)]
     Background,
+    /// The demo's own small programs: a web server, its client.
+    #[command(name = crate::demo::PART, hide = true, subcommand)]
+    DemoPart(crate::demo::Part),
     /// The half of `weft run` inside the new namespace.
     #[command(name = crate::run::INSIDE, hide = true)]
     RunInside(crate::run::InsideArgs),

@@ -54,11 +54,14 @@ impl Place {
 /// Does what was asked.
 pub(crate) fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
-        // Neither reads the configuration: the one got it handed over, the other needs none.
+        // None reads the configuration: they got it handed over, or need none.
         Command::Background => return background_half(),
         Command::RunInside(args) => return run::inside(args),
+        Command::DemoPart(part) => return demo::run_part(part).map(done),
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "weft", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "weft", &mut script);
+            show::line(String::from_utf8_lossy(&script).trim_end());
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}
@@ -316,7 +319,7 @@ fn attach(args: &AttachArgs, client: &Client) -> anyhow::Result<()> {
         ip: args.endpoint.ip,
         ifname: args.ifname.clone(),
         labels: service::selector(&args.endpoint.labels)?,
-        container_id: found.container_id,
+        container_id: None,
     };
     let attached: Attached = client
         .patient(ATTACH_PATIENCE)
@@ -328,10 +331,7 @@ fn attach(args: &AttachArgs, client: &Client) -> anyhow::Result<()> {
 fn detach(args: &DetachArgs, client: &Client) -> anyhow::Result<()> {
     let which = match (args.id, args.target.find()?) {
         (Some(id), _) => Which::Id(id),
-        (None, Some(found)) => match found.container_id {
-            Some(container) => Which::Container(container, args.ifname.clone()),
-            None => Which::Target(found.target, args.ifname.clone()),
-        },
+        (None, Some(found)) => Which::Target(found.target, args.ifname.clone()),
         (None, None) => bail!(
             "say what to detach: an endpoint's id from `weft ps`, or --netns, --pid or --container"
         ),
