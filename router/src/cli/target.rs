@@ -15,8 +15,6 @@ use super::TargetArgs;
 pub(crate) struct Found {
     /// Its namespace.
     pub(crate) target: Target,
-    /// The container's full id.
-    pub(crate) container_id: Option<String>,
     /// The container's name, if it can be one in DNS.
     pub(crate) name: Option<Label>,
 }
@@ -24,11 +22,7 @@ pub(crate) struct Found {
 impl TargetArgs {
     /// Looks up what the flags mean; `None` when none is given.
     pub(crate) fn find(&self) -> anyhow::Result<Option<Found>> {
-        let plain = |target| Found {
-            target,
-            container_id: None,
-            name: None,
-        };
+        let plain = |target| Found { target, name: None };
         if let Some(netns) = &self.netns {
             return Ok(Some(plain(Target::Netns(netns_path(netns)?))));
         }
@@ -63,8 +57,6 @@ fn netns_path(text: &str) -> anyhow::Result<String> {
 
 #[derive(Debug, Deserialize)]
 struct Inspected {
-    #[serde(rename = "Id")]
-    id: String,
     #[serde(rename = "Name", default)]
     name: String,
     #[serde(rename = "State")]
@@ -133,7 +125,6 @@ fn found(id: &str, inspected: Inspected) -> anyhow::Result<Found> {
     }
     Ok(Found {
         target: Target::Pid(inspected.state.pid),
-        container_id: Some(inspected.id),
         name: Label::parse(inspected.name.trim_start_matches('/')).ok(),
     })
 }
@@ -158,15 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn an_inspected_container_gives_its_process_id_and_name() {
+    fn an_inspected_container_gives_its_process_and_name() {
         let inspected = |pid| Inspected {
-            id: "abcdef0123".to_owned(),
             name: "/web-1".to_owned(),
             state: InspectedState { pid },
         };
         let got = found("abc", inspected(42)).unwrap();
         assert_eq!(got.target, Target::Pid(42));
-        assert_eq!(got.container_id.as_deref(), Some("abcdef0123"));
         assert_eq!(got.name.unwrap().as_str(), "web-1");
         assert!(
             found("abc", inspected(0))
