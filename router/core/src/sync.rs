@@ -18,9 +18,11 @@
 //! After a start this node is not [`Sync::ready`] to write before a peer showed how much of this node's own log it
 //! knows: what a restored disk lost comes back first.
 
+mod burst;
 mod frame;
+mod peer;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::catalog::{Catalog, DropReason, SHARED, WriterState};
@@ -31,18 +33,15 @@ use crate::record::Record;
 use crate::roster::{Head, Roster, RosterError};
 use crate::store::Batch;
 
+use burst::{next_burst, start_of};
 pub use frame::MAX_BODY;
 use frame::{Frame, Span, Want, What, pack, spans};
+use peer::{Differing, Job, MAX_JOBS, Peer};
 
 /// One random peer is asked so often.
 const GOSSIP: Duration = Duration::from_millis(500);
 /// Queued bursts go on so often.
 const PUMP: Duration = Duration::from_millis(50);
-/// Octets per second and octets at once of bulk towards one peer.
-const BULK_RATE: u64 = 64 << 10;
-const BULK_BURST: u64 = 32 << 10;
-/// Records per second taken of one peer: a signature costs some 70 µs.
-const INTAKE_RATE: u64 = 2000;
 /// Heads and states go to one peer at most so often.
 const SUMMARY_GAP: Duration = Duration::from_millis(150);
 /// Two logs that are known equally far and differ are exchanged whole when it lasts so long,
@@ -55,7 +54,6 @@ const OWN_LOG_WAIT: Duration = Duration::from_secs(30);
 const SMALL: usize = 8;
 /// News of others are passed on to so many in larger clusters.
 const PASS_ON: usize = 3;
-const MAX_JOBS: usize = 1024;
 const MAX_ALARMS: usize = 256;
 
 /// An effect of the sync machine.
@@ -81,99 +79,6 @@ pub enum SyncEvent {
     },
     /// Something a person must know.
     Alarm(String),
-}
-
-#[derive(Clone, Debug)]
-struct Peer {
-    jobs: VecDeque<Job>,
-    bulk: Bucket,
-    intake: Bucket,
-    summary_at: Option<Now>,
-    differing: BTreeMap<NodeId, Differing>,
-    whole_sent: BTreeMap<NodeId, Now>,
-    /// By how much its clock is ahead of ours, microseconds.
-    ahead: Option<i64>,
-}
-
-/// Something that is sent in bursts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Job {
-    what: What,
-    id: NodeId,
-    /// Sequence, index, or position: what comes after is to be sent.
-    at: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Differing {
-    sums: (u64, u64),
-    since: Now,
-    asked: Option<Now>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    rate: u64,
-    size: u64,
-    level: u64,
-    at: Now,
-}
-
-impl Bucket {
-    fn full(rate: u64, size: u64, at: Now) -> Self {
-        Self {
-            rate,
-            size,
-            level: size,
-            at,
-        }
-    }
-
-    fn refill(&mut self, now: Now) {
-        let gained = now.since(self.at).as_millis() as u64 * self.rate / 1000;
-        if gained > 0 {
-            self.level = (self.level + gained).min(self.size);
-            self.at = now;
-        }
-    }
-
-    fn take(&mut self, now: Now, amount: u64) -> bool {
-        self.refill(now);
-        let enough = self.level >= amount;
-        if enough {
-            self.level -= amount;
-        }
-        enough
-    }
-}
-
-impl Peer {
-    fn new(now: Now) -> Self {
-        Self {
-            jobs: VecDeque::new(),
-            bulk: Bucket::full(BULK_RATE, BULK_BURST, now),
-            intake: Bucket::full(INTAKE_RATE, INTAKE_RATE, now),
-            summary_at: None,
-            differing: BTreeMap::new(),
-            whole_sent: BTreeMap::new(),
-            ahead: None,
-        }
-    }
-
-    fn queue(&mut self, job: Job) {
-        let known = self
-            .jobs
-            .iter()
-            .any(|j| j.what == job.what && j.id == job.id);
-        if known || self.jobs.len() >= MAX_JOBS {
-            return;
-        }
-        // Roster records go before data: without them the data is refused.
-        match job.what {
-            What::Chain => self.jobs.push_front(job),
-            What::Log | What::Whole => self.jobs.push_back(job),
-        }
-    }
 }
 
 /// What the machine works on during one call.
@@ -844,57 +749,6 @@ fn join<T: Copy>(span: &Span<T>, ours: &BTreeMap<NodeId, T>, nothing: T) -> Vec<
             (id, value(ours), value(&theirs))
         })
         .collect()
-}
-
-/// The next frame of a job, which is moved on behind it; `None` when it is done.
-fn next_burst(job: &mut Job, stores: &Stores<'_>) -> Option<Frame> {
-    match job.what {
-        What::Chain => {
-            let index = u32::try_from(job.at).ok()?;
-            let records = pack(stores.roster.records_from(&job.id, index), 1);
-            job.at += records.len() as u64;
-            (!records.is_empty()).then_some(Frame::Roster(records))
-        }
-        What::Whole => {
-            let all = stores.catalog.records_that_count(&job.id);
-            let rest = all.iter().skip(job.at as usize).map(Record::bytes);
-            let records = pack(rest, 1);
-            job.at += records.len() as u64;
-            (!records.is_empty()).then_some(Frame::Records(records))
-        }
-        What::Log => next_delta(job, stores.catalog),
-    }
-}
-
-fn next_delta(job: &mut Job, catalog: &Catalog) -> Option<Frame> {
-    // More than one frame holds, so that the last of them is never taken for the log's last.
-    let rest = catalog.next_records(&job.id, job.at, MAX_BODY / 100);
-    let records = pack(rest.iter().map(Record::bytes), 49);
-    let last = rest.get(records.len().checked_sub(1)?)?.sequence();
-    let complete = catalog.state_of(&job.id).complete;
-    // Behind the last record nothing is missing up to where we know the log ourselves.
-    let upto = if records.len() == rest.len() {
-        complete
-    } else {
-        last.min(complete)
-    };
-    let frame = Frame::Delta {
-        writer: job.id,
-        from: job.at,
-        upto,
-        records,
-    };
-    job.at = last;
-    Some(frame)
-}
-
-/// Where the job stood before this frame.
-fn start_of(frame: &Frame, job: &Job) -> u64 {
-    match frame {
-        Frame::Delta { from, .. } => *from,
-        Frame::Roster(records) | Frame::Records(records) => job.at - records.len() as u64,
-        _ => job.at,
-    }
 }
 
 #[cfg(test)]

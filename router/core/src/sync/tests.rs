@@ -1,3 +1,4 @@
+use super::peer::{BULK_BURST, BULK_RATE};
 use super::*;
 use crate::catalog::tests::{NOON, catalog, endpoint, identity, label, later, roster, service};
 use crate::model::{AddressPlan, Generation};

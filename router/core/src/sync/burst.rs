@@ -1,0 +1,59 @@
+//! Cuts what a peer lacks into frames.
+
+use crate::catalog::Catalog;
+use crate::record::Record;
+
+use super::Stores;
+use super::frame::{Frame, MAX_BODY, What, pack};
+use super::peer::Job;
+
+/// The next frame of a job, which is moved on behind it; `None` when it is done.
+pub(super) fn next_burst(job: &mut Job, stores: &Stores<'_>) -> Option<Frame> {
+    match job.what {
+        What::Chain => {
+            let index = u32::try_from(job.at).ok()?;
+            let records = pack(stores.roster.records_from(&job.id, index), 1);
+            job.at += records.len() as u64;
+            (!records.is_empty()).then_some(Frame::Roster(records))
+        }
+        What::Whole => {
+            let all = stores.catalog.records_that_count(&job.id);
+            let rest = all.iter().skip(job.at as usize).map(Record::bytes);
+            let records = pack(rest, 1);
+            job.at += records.len() as u64;
+            (!records.is_empty()).then_some(Frame::Records(records))
+        }
+        What::Log => next_delta(job, stores.catalog),
+    }
+}
+
+fn next_delta(job: &mut Job, catalog: &Catalog) -> Option<Frame> {
+    // More than one frame holds, so that the last of them is never taken for the log's last.
+    let rest = catalog.next_records(&job.id, job.at, MAX_BODY / 100);
+    let records = pack(rest.iter().map(Record::bytes), 49);
+    let last = rest.get(records.len().checked_sub(1)?)?.sequence();
+    let complete = catalog.state_of(&job.id).complete;
+    // Behind the last record nothing is missing up to where we know the log ourselves.
+    let upto = if records.len() == rest.len() {
+        complete
+    } else {
+        last.min(complete)
+    };
+    let frame = Frame::Delta {
+        writer: job.id,
+        from: job.at,
+        upto,
+        records,
+    };
+    job.at = last;
+    Some(frame)
+}
+
+/// Where the job stood before this frame.
+pub(super) fn start_of(frame: &Frame, job: &Job) -> u64 {
+    match frame {
+        Frame::Delta { from, .. } => *from,
+        Frame::Roster(records) | Frame::Records(records) => job.at - records.len() as u64,
+        _ => job.at,
+    }
+}
