@@ -354,7 +354,7 @@ impl Link {
             && self.seal(FrameKind::Control, &body, path, desk, out)
         {
             // Nothing heard for a while: ask now, not at the next keepalive.
-            let is_quiet = now.since(self.last_heard) > KEEPALIVE_BUSY * 4;
+            let is_quiet = now.since(self.last_heard) > KEEPALIVE_BUSY * 2;
             let is_due = self
                 .last_probe
                 .is_none_or(|at| now.since(at) >= KEEPALIVE_BUSY);

@@ -386,9 +386,10 @@ impl JoinResponder {
         let Some(applicant) = self.applicants.get_mut(key) else {
             return;
         };
-        let (Some(verdict), Some(mut waiting)) =
-            (applicant.verdict.clone(), applicant.waiting.take())
-        else {
+        let Some(verdict) = applicant.verdict.clone() else {
+            return;
+        };
+        let Some(mut waiting) = applicant.waiting.take() else {
             return;
         };
         let is_accepted = verdict == Verdict::Accepted;
