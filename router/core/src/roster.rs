@@ -1,6 +1,6 @@
 //! Who belongs to the cluster: a hash chain of signed records per issuer, rooted in the founding record.
 //!
-//! INVARIANT: what holds is a function of the set of records alone ([`verdict`]); two rosters with the same records
+//! INVARIANT: what holds is a function of the set of records alone (`verdict.rs`); two rosters with the same records
 //! agree. Nothing is ever removed.
 //!
 //! INVARIANT: a chain is contiguous and each record names the hash of the one before. Of a forked chain (two records of
