@@ -128,17 +128,23 @@ fn detach(client: &Client, attached: &Attached) {
 
 /// Signals wait in the descriptor from now on, so none is lost between here and the command's start.
 fn take_signals() -> anyhow::Result<SignalFd> {
-    let mut set: SigSet = FORWARDED.iter().copied().collect();
-    set.add(Signal::SIGCHLD);
+    let set = taken();
     set.thread_block().context("can't take over signals")?;
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).context("can't read signals")
+}
+
+fn taken() -> SigSet {
+    let mut set: SigSet = FORWARDED.iter().copied().collect();
+    set.add(Signal::SIGCHLD);
+    set
 }
 
 /// The half inside, and the pipes to it.
 struct Inside {
     child: Child,
     status: File,
-    orders: File,
+    /// Closed with the order: its end tells the half inside that the order is whole.
+    orders: Option<File>,
 }
 
 enum Started {
@@ -169,7 +175,7 @@ impl Inside {
         let mut inside = Self {
             child,
             status: File::from(status),
-            orders: File::from(orders),
+            orders: Some(File::from(orders)),
         };
         drop((its_status, its_orders));
         let mut word = [0; READY.len()];
@@ -199,6 +205,8 @@ impl Inside {
     fn order(&mut self, resolv_conf: &Path) -> anyhow::Result<Started> {
         use std::os::unix::ffi::OsStrExt;
         self.orders
+            .take()
+            .context("the order was given already")?
             .write_all(&[resolv_conf.as_os_str().as_bytes(), b"\n"].concat())
             .context("the command's namespace is gone")?;
         let mut said = String::new();
@@ -267,6 +275,10 @@ fn exit_code(status: ExitStatus) -> ExitCode {
 
 /// The half inside. It returns only if the command could not be started.
 pub(crate) fn inside(args: &InsideArgs) -> anyhow::Result<ExitCode> {
+    // A new process inherits what its parent has blocked.
+    taken()
+        .thread_unblock()
+        .context("can't give signals back")?;
     // Reopened, they are ours to close on exec; the inherited numbers must not leak into the command.
     let mut status = take_over(args.status_fd, File::options().write(true))?;
     let mut orders = take_over(args.orders_fd, File::options().read(true))?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::CommandFactory;
+use nix::sys::signal::SigSet;
 use weft_core::control::{
     AttachRequest, Attached, DetachRequest, Detached, EndpointRow, NameRow, NameSpec, NodeRow,
     PeerRow, ServiceRow, Status, TokenReply, TokenRequest, Which,
@@ -173,6 +174,10 @@ fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
             "weft: note: plain VXLAN between trusted subnets comes with a later release; until then all tunnels are encrypted"
         );
     }
+    // Blocked signals are inherited, and a daemon that never hears SIGTERM can't be stopped.
+    SigSet::all()
+        .thread_unblock()
+        .context("can't unblock signals")?;
     if config.foreground {
         background::prepare_run_dir(&config.run_dir)?;
         logfile::init(None, &config.log, config.log_json)?;
