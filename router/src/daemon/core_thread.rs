@@ -366,6 +366,7 @@ impl Worker {
     fn perform(&mut self, out: &mut Vec<Output>) {
         let (mut tunnels, mut view) = (false, false);
         let mut replies = Vec::new();
+        let mut notices = Vec::new();
         for output in out.drain(..) {
             match output {
                 // A datagram that the kernel refuses is a lost datagram; the sender's timers deal with it.
@@ -374,26 +375,22 @@ impl Worker {
                 Output::Tunnels => tunnels = true,
                 Output::View => view = true,
                 Output::Reply(id, answer) => replies.push((id, answer)),
-                Output::CheckPublish { ask, ports } => {
-                    self.notify(Notice::CheckPublish(ask, ports))
-                }
-                Output::Ready => self.notify(Notice::Ready),
-                Output::JoinFailed(why) => self.notify(Notice::JoinFailed(why)),
+                Output::CheckPublish { ask, ports } => notices.push(Notice::CheckPublish(ask, ports)),
+                Output::Ready => notices.push(Notice::Ready),
+                Output::JoinFailed(why) => notices.push(Notice::JoinFailed(why)),
                 Output::Alarm(text) => self.alarm(text),
-                Output::Left => self.notify(Notice::Left),
+                Output::Left => notices.push(Notice::Left),
             }
         }
         if tunnels {
             self.publish_tunnels();
-            let now = self.clock.now();
-            let mut more = Vec::new();
-            self.measure_paths(now, &mut more);
-            out.append(&mut more);
+            self.measure_paths(self.clock.now(), out);
         }
         if tunnels || view {
             self.view.send_replace(self.node.view().map(Arc::new));
         }
-        // Answers go last: whoever gets one finds the view already changed.
+        // Answers and notices go last: whoever gets one finds the view already changed.
+        notices.into_iter().for_each(|notice| self.notify(notice));
         for (id, answer) in replies {
             if let Some(waiting) = self.replies.remove(&id) {
                 let _ = waiting.send(answer);
