@@ -42,10 +42,10 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// Makes the open `/dev/net/tun` a queue of the TAP `name`: with virtio headers, without packet information.
+/// Makes the open `/dev/net/tun` the one queue of the TAP `name`: with virtio headers, without packet information.
 pub(crate) fn attach_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let mut request = request(name)?;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     ioctl_request(tun, libc::TUNSETIFF, &mut request)
 }
@@ -98,11 +98,20 @@ pub(crate) fn set_mtu(socket: BorrowedFd<'_>, name: &str, mtu: u32) -> io::Resul
 /// Brings the device up.
 pub(crate) fn set_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let mut request = request(name)?;
+    request.ifr_ifru.ifru_flags = flags(socket, name)? | libc::IFF_UP as libc::c_short;
+    ioctl_request(socket, libc::SIOCSIFFLAGS as libc::Ioctl, &mut request)
+}
+
+/// Has the kernel begun to send over the device?
+pub(crate) fn is_running(socket: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
+    Ok(flags(socket, name)? & libc::IFF_RUNNING as libc::c_short != 0)
+}
+
+fn flags(socket: BorrowedFd<'_>, name: &str) -> io::Result<libc::c_short> {
+    let mut request = request(name)?;
     ioctl_request(socket, libc::SIOCGIFFLAGS as libc::Ioctl, &mut request)?;
     // SAFETY: the call just made has filled this member of the union.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
-    ioctl_request(socket, libc::SIOCSIFFLAGS as libc::Ioctl, &mut request)
+    Ok(unsafe { request.ifr_ifru.ifru_flags })
 }
 
 /// A counter that wakes whoever polls it.

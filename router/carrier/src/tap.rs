@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
@@ -13,15 +14,18 @@ use crate::error::CarrierError;
 use crate::sys;
 use crate::vnet::VNET_LEN;
 
-/// One queue of the TAP.
+/// How long a start waits for the kernel, or for a predecessor to let go.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The TAP, read and written by any thread.
 #[derive(Debug)]
 pub(crate) struct Tap(File);
 
 impl Tap {
     /// Opens the TAP `name` in the namespace `domain`; one that is there already goes on as it is.
     pub(crate) fn open(domain: &OwnedFd, name: &str, mtu: u32) -> Result<Self, CarrierError> {
-        // A namespace belongs to a thread, so the caller's stays where it is. A queue that is opened outside would not
-        // fail: it would make a second device there.
+        // A namespace belongs to a thread, so the caller's stays where it is. A device that is opened outside would not
+        // fail: it would be made a second time, there.
         std::thread::scope(|scope| {
             let inside = std::thread::Builder::new()
                 .name("weft-tap".to_owned())
@@ -68,7 +72,13 @@ fn open_here(name: &str, mtu: u32) -> Result<Tap, CarrierError> {
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")
         .map_err(CarrierError::NoTun)?;
-    sys::attach_tap(file.as_fd(), name).map_err(failed("attach"))?;
+    // Busy while another process reads it: one queue only, so that a daemon that is still going down can't take packets
+    // into the grave with it.
+    until(|| match sys::attach_tap(file.as_fd(), name) {
+        Err(err) if err.kind() == io::ErrorKind::ResourceBusy => Ok(false),
+        other => other.map(|()| true),
+    })
+    .map_err(failed("attach: does another weft use it?"))?;
     sys::set_persistent(file.as_fd()).map_err(failed("make persistent"))?;
     sys::set_vnet_length(file.as_fd(), VNET_LEN as libc::c_int).map_err(failed("header length"))?;
     set_offloads(file.as_fd()).map_err(failed("offloads"))?;
@@ -76,7 +86,21 @@ fn open_here(name: &str, mtu: u32) -> Result<Tap, CarrierError> {
     sys::set_mac(socket.as_fd(), name, UDP_CARRIER_MAC).map_err(failed("MAC"))?;
     sys::set_mtu(socket.as_fd(), name, mtu).map_err(failed("MTU"))?;
     sys::set_up(socket.as_fd(), name).map_err(failed("up"))?;
+    // A little later than the link: until then the kernel drops what is routed over it.
+    until(|| sys::is_running(socket.as_fd(), name)).map_err(failed("run"))?;
     Ok(Tap(file))
+}
+
+/// Asks until the answer is yes, for [`PATIENCE`] and no longer.
+fn until(mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !done()? {
+        if Instant::now() > end {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn set_offloads(tap: BorrowedFd<'_>) -> io::Result<()> {

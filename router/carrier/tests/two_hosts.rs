@@ -4,7 +4,7 @@
 
 mod pair;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,19 @@ use weft_carrier::{Carrier, CarrierConfig, CarrierError, CarrierEvent, Dropped};
 /// Sends `text` from A's domain to B's and waits for it there.
 fn pass(from: &UdpSocket, to: &UdpSocket, text: &[u8]) {
     from.send_to(text, to.local_addr().unwrap()).unwrap();
-    let mut buffer = [0; 65536];
-    let (len, _) = to.recv_from(&mut buffer).expect("it did not arrive");
-    assert_eq!(&buffer[..len], text);
+    assert!(receive(to) == text);
+}
+
+/// The next datagram.
+fn receive(socket: &UdpSocket) -> Vec<u8> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        match socket.recv(&mut buffer) {
+            Ok(len) => return buffer[..len].to_vec(),
+            Err(err) if err.kind() == ErrorKind::Interrupted => {}
+            Err(err) => panic!("it did not arrive: {err}"),
+        }
+    }
 }
 
 fn sockets(pair: &Pair) -> (UdpSocket, UdpSocket) {
@@ -110,9 +120,7 @@ fn datagrams_that_the_sender_leaves_to_be_cut_arrive_one_by_one() {
     };
     state.try_send((&from).into(), &transmit).unwrap();
     for expected in contents.chunks(1000) {
-        let mut buffer = [0; 2000];
-        let len = to.recv(&mut buffer).expect("it did not arrive");
-        assert!(&buffer[..len] == expected);
+        assert!(receive(&to) == expected);
     }
 }
 
@@ -125,9 +133,7 @@ fn a_first_packet_waits_for_the_session() {
     let wanted = CarrierEvent::Wanted(pair.a.number);
     pair.a.event(|event| *event == wanted);
     pair.connect();
-    let mut buffer = [0; 16];
-    assert_eq!(to.recv(&mut buffer).unwrap(), 5);
-    assert_eq!(&buffer[..5], b"first");
+    assert_eq!(receive(&to), b"first");
 }
 
 #[test]
@@ -316,6 +322,15 @@ fn a_narrow_path_is_reported_and_its_mtu_known() {
     pair.a.route_to(pair.b.overlay, &pair.plan, 1300 - 28 - 33);
     pass(&from, &to, &payload(1200));
     assert_eq!(pair.a.carrier().counters().dropped(Dropped::TooBig), 1);
+}
+
+#[test]
+fn a_device_in_use_is_not_shared() {
+    let pair = Pair::new(Under::V4);
+    let config = CarrierConfig::new(pair.a.domain.fd(), 0);
+    let again = pair.a.host.run(|| Carrier::start(config, Box::new(drop)));
+    let error = again.expect_err("two readers would each get half of the packets");
+    assert!(matches!(error, CarrierError::Tap { .. }), "{error}");
 }
 
 #[test]

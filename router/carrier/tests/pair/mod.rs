@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
-use weft_carrier::{Carrier, CarrierConfig, CarrierEvent, PeerEntry, PeerTable};
+use weft_carrier::{Carrier, CarrierConfig, CarrierError, CarrierEvent, PeerEntry, PeerTable};
 use weft_core::crypto::{Cipher, Secret};
 use weft_core::layout;
 use weft_core::model::{AddressPlan, ClusterId, NodeId};
@@ -127,10 +127,19 @@ impl Side {
     pub fn start(&mut self) {
         self.carrier = None;
         let (sender, events) = mpsc::channel();
-        let config = CarrierConfig::new(self.domain.fd(), PORT);
-        let carrier = self.host.run(|| {
-            Carrier::start(config, Box::new(move |event| drop(sender.send(event)))).unwrap()
-        });
+        let start = || {
+            let sender = sender.clone();
+            let config = CarrierConfig::new(self.domain.fd(), PORT);
+            Carrier::start(config, Box::new(move |event| drop(sender.send(event))))
+        };
+        let end = Instant::now() + PATIENCE;
+        let carrier = loop {
+            match self.host.run(start) {
+                // For an instant the programs that other tests start hold copies of all descriptors.
+                Err(CarrierError::PortTaken { .. }) if Instant::now() < end => {}
+                started => break started.unwrap(),
+            }
+        };
         self.carrier = Some(carrier);
         self.events = events;
     }
