@@ -43,6 +43,8 @@ pub const DATA_HEADER: usize = 16;
 pub const OVERHEAD: usize = DATA_HEADER + 16 + 1;
 /// Longest body of a control frame.
 pub const MAX_CONTROL: usize = 1120;
+/// Longest octets inside any [`Message`]: what is left beside its variant, id and length.
+pub const MAX_BODY: usize = MAX_CONTROL - 13;
 /// Longest thing [`decode`] looks at, and the most it allocates.
 pub const MAX_DECODE: usize = 64 * 1024;
 
@@ -231,6 +233,13 @@ mod tests {
         ] {
             assert_eq!(decode::<Message>(&encode(&message)), Ok(message));
         }
+    }
+
+    #[test]
+    fn the_longest_body_fits_a_control_frame() {
+        let body = vec![0; MAX_BODY];
+        let id = u64::MAX;
+        assert_eq!(encode(&Message::Ask { id, body }).len(), MAX_CONTROL);
     }
 
     #[test]

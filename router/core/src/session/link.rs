@@ -12,21 +12,18 @@
 //! INVARIANT: the path moves only to an address from which a sealed echo came that was asked for there, or through which
 //! a whole handshake went.
 
+mod watch;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::cookie::Cookie;
 use super::desk::Desk;
 use super::drops::DropReason;
 use super::handshake::Capabilities;
 use super::noise::Noise;
-use super::timers::{
-    AT_ONCE, BUSY_FOR, CALL_AFTER, CHALLENGE_EVERY, Dial, GIVE_UP_AFTER, HALF_OPEN, IDLE_AFTER,
-    KEEPALIVE_BUSY, KEEPALIVE_IDLE, LINGER, REKEY_AFTER, REKEY_RESPONDER, Rtt, SILENT_AFTER,
-    YIELD_FOR,
-};
+use super::timers::{AT_ONCE, CHALLENGE_EVERY, Dial, KEEPALIVE_BUSY, LINGER, Rtt, YIELD_FOR};
 use super::transport::Transport;
 use super::{Probe, SessionEvent};
 use crate::model::{Generation, NodeId, Now};
@@ -516,132 +513,6 @@ impl Link {
     /// A frame that is no probe came or went.
     pub(super) fn on_used(&mut self, now: Now) {
         self.last_used = now;
-    }
-
-    /// The regular look at counters and times.
-    pub(super) fn poll(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) -> Wish {
-        self.look(now, desk, out);
-        self.forget(now, desk, out);
-        self.keep_alive(now, desk, out);
-        self.dial_if_due(now);
-        let is_hopeless = self
-            .dial
-            .is_some_and(|dial| now.since(dial.since) >= GIVE_UP_AFTER);
-        let is_idle = self.current.is_some() && now.since(self.last_used) >= IDLE_AFTER;
-        match is_hopeless || is_idle {
-            true => Wish::Close,
-            false => Wish::Nothing,
-        }
-    }
-
-    /// The carrier opens packets without telling: the counters do.
-    fn look(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
-        let confirmed = self
-            .pending
-            .iter()
-            .rev()
-            .map(|p| &p.live.transport)
-            .find(|transport| transport.counters().rx_datagrams > 0)
-            .map(|transport| transport.local_index());
-        if let Some(index) = confirmed {
-            self.confirm(now, index, desk, out);
-        }
-        let (mut heard, mut packets) = (false, false);
-        for former in &mut self.former {
-            let (rx, traffic) = former.live.look();
-            if rx {
-                former.retire = now.plus(LINGER);
-            }
-            heard |= rx;
-            packets |= traffic;
-        }
-        if let Some(live) = &mut self.current {
-            let (rx, traffic) = live.look();
-            heard |= rx;
-            packets |= traffic;
-        }
-        if heard {
-            self.on_heard(now, out);
-        }
-        if packets {
-            self.on_wanted(now);
-        }
-    }
-
-    fn forget(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
-        self.former.retain(|former| {
-            let keep = now < former.retire && now.since(former.live.since) < REKEY_AFTER * 2;
-            if !keep {
-                desk.retire(&former.live, out);
-            }
-            keep
-        });
-        self.pending.retain(|pending| {
-            let keep = now.since(pending.live.since) < HALF_OPEN;
-            if !keep {
-                desk.retire(&pending.live, out);
-            }
-            keep
-        });
-        self.attempts.retain(|attempt| {
-            let keep = now.since(attempt.sent) < HALF_OPEN;
-            if !keep {
-                desk.release(attempt.index);
-            }
-            keep
-        });
-    }
-
-    fn keep_alive(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
-        if self.current.is_none() {
-            return;
-        }
-        let overdue = self
-            .unanswered
-            .filter(|at| now.since(*at) >= KEEPALIVE_BUSY);
-        let is_busy = self.last_packet.is_some_and(|at| now.since(at) < BUSY_FOR);
-        self.fast_since = match (self.fast_since, overdue) {
-            (Some(since), Some(_)) => Some(since),
-            (since, _) if is_busy => Some(since.unwrap_or(now)),
-            (_, overdue) => overdue,
-        };
-        let every = match self.fast_since {
-            Some(_) => KEEPALIVE_BUSY,
-            None => KEEPALIVE_IDLE,
-        };
-        if self.last_probe.is_none_or(|at| now.since(at) >= every) {
-            self.probe(now, desk, out);
-        }
-        if !self.silent && self.silence(now) > SILENT_AFTER {
-            self.silent = true;
-            let peer = self.peer;
-            out.push(SessionEvent::Silent { peer });
-        }
-    }
-
-    /// For how long the peer has owed an answer.
-    fn silence(&self, now: Now) -> Duration {
-        match (self.fast_since, self.unanswered) {
-            (Some(since), Some(_)) => now
-                .since(self.last_heard.max(since))
-                .saturating_sub(self.rtt.slack()),
-            _ => Duration::ZERO,
-        }
-    }
-
-    fn dial_if_due(&mut self, now: Now) {
-        let Some(live) = &self.current else {
-            return;
-        };
-        let age = now.since(live.since);
-        let due = match live.initiated {
-            true => age >= REKEY_AFTER || live.transport.is_worn(),
-            // The initiator sees its own counter only; ours may wear out first.
-            false => age >= REKEY_RESPONDER || live.transport.is_worn(),
-        };
-        if due || self.silence(now) > CALL_AFTER {
-            self.start_dial(now);
-        }
     }
 
     /// Forgets all keys and what waits. True when there was anything to lose.

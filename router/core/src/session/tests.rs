@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::*;
+use crate::crypto::{Cipher, Secret};
+use crate::model::{ClusterId, Generation};
 
 const SECRET: [u8; 32] = [77; 32];
 
@@ -517,6 +519,35 @@ fn handshakes_cut_short_or_altered_get_no_byte_and_do_no_harm() {
     net.deliver(addr(0), addr(1), init);
     net.run(secs(1));
     assert_eq!(net.nodes[1].messages(), [b"x"]);
+}
+
+#[test]
+fn a_holder_of_the_secret_that_sends_garbage_gets_no_byte() {
+    let mut net = Net::pair(27);
+    let macs = MacKeys::new(&Secret::new(SECRET));
+    let (own, _) = net.keys(1);
+    net.log.clear();
+    for round in 0..5_000u32 {
+        let kind = [
+            DatagramType::Init,
+            DatagramType::Response,
+            DatagramType::Cookie,
+        ];
+        let mut datagram = kind[round as usize % 3].head().to_vec();
+        let mut rest = vec![0; net.random.range(400) as usize];
+        net.random.fill(&mut rest);
+        if let Some(index) = rest.get_mut(4..8) {
+            index.copy_from_slice(&own.to_le_bytes());
+        }
+        datagram.extend_from_slice(&rest);
+        macs.finish(&mut datagram, None);
+        // Slowly, or a cookie would be asked for.
+        net.now = net.now.plus(millis(60));
+        net.deliver(addr(50), addr(1), datagram);
+    }
+    assert_eq!(net.log.len(), 0);
+    assert_eq!(net.nodes[1].sessions.drops().of(DropReason::NoSecret), 0);
+    assert!(net.nodes[1].sessions.drops().of(DropReason::BadHandshake) > 1000);
 }
 
 #[test]

@@ -86,6 +86,9 @@ struct Session {
     hash: Vec<u8>,
 }
 
+/// One use of one invitation: the joiner, and the invitation's id.
+type Key = (NodeId, [u8; 16]);
+
 /// A first message that waits for the verdict.
 struct Waiting {
     noise: Noise,
@@ -116,7 +119,7 @@ pub struct JoinResponder {
     random: Random,
     gate: Gate,
     drops: Drops,
-    applicants: BTreeMap<(NodeId, [u8; 16]), Applicant>,
+    applicants: BTreeMap<Key, Applicant>,
     serial: u64,
 }
 
@@ -232,7 +235,7 @@ impl JoinResponder {
         &self.drops
     }
 
-    fn key(&self, handle: JoinHandle) -> Option<(NodeId, [u8; 16])> {
+    fn key(&self, handle: JoinHandle) -> Option<Key> {
         self.applicants
             .iter()
             .find(|(_, applicant)| applicant.request.handle == handle)
@@ -332,7 +335,7 @@ impl JoinResponder {
     fn note(
         &mut self,
         now: Now,
-        key: (NodeId, [u8; 16]),
+        key: Key,
         request: JoinRequest,
         secret: Secret<32>,
         waiting: Waiting,
@@ -370,7 +373,7 @@ impl JoinResponder {
     }
 
     /// Tells the caller of a new joiner, once.
-    fn request(&mut self, key: &(NodeId, [u8; 16]), out: &mut Vec<JoinEvent>) {
+    fn request(&mut self, key: &Key, out: &mut Vec<JoinEvent>) {
         if let Some(applicant) = self.applicants.get_mut(key)
             && applicant.verdict.is_none()
             && !std::mem::replace(&mut applicant.is_asked, true)
@@ -380,7 +383,7 @@ impl JoinResponder {
     }
 
     /// Answers the joiner's latest first message, once there is a verdict.
-    fn respond(&mut self, key: &(NodeId, [u8; 16]), out: &mut Vec<JoinEvent>) {
+    fn respond(&mut self, key: &Key, out: &mut Vec<JoinEvent>) {
         let index = self.draw();
         let capabilities = self.capabilities;
         let Some(applicant) = self.applicants.get_mut(key) else {
@@ -431,7 +434,7 @@ impl JoinResponder {
         }
     }
 
-    fn find(&self, index: u32) -> Option<((NodeId, [u8; 16]), Arc<Transport>)> {
+    fn find(&self, index: u32) -> Option<(Key, Arc<Transport>)> {
         self.applicants.iter().find_map(|(key, applicant)| {
             let session = applicant.session(index)?;
             Some((*key, session.transport.clone()))
