@@ -19,8 +19,9 @@ pub(crate) fn path(run_dir: &Path) -> PathBuf {
 
 /// Sets up tracing: into the run directory's file, or on standard error when there is none.
 pub(crate) fn init(run_dir: Option<&Path>, filter: &str, json: bool) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)
-        .with_context(|| format!("\"{filter}\" is no log filter; try: info, or weft=debug,info"))?;
+    let filter = EnvFilter::try_new(filter).map_err(|_| {
+        anyhow::anyhow!("\"{filter}\" is no log filter; try: info, or weft=debug,info")
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(true);

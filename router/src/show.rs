@@ -102,7 +102,7 @@ pub(crate) fn status(status: &Status) -> String {
 }
 
 /// `weft peers`.
-pub(crate) fn peers(rows: &Vec<PeerRow>) -> String {
+pub(crate) fn peers(rows: &[PeerRow]) -> String {
     let head = [
         "NAME",
         "NODE",
@@ -136,7 +136,7 @@ pub(crate) fn peers(rows: &Vec<PeerRow>) -> String {
 }
 
 /// `weft ps`.
-pub(crate) fn endpoints(rows: &Vec<EndpointRow>) -> String {
+pub(crate) fn endpoints(rows: &[EndpointRow]) -> String {
     let head = ["ENDPOINT", "NAMES", "ADDRESS", "NETWORK", "NODE", "LABELS"];
     let cells = rows.iter().map(|row| {
         let names = match row.kind {
@@ -158,7 +158,7 @@ pub(crate) fn endpoints(rows: &Vec<EndpointRow>) -> String {
 }
 
 /// `weft node ls`.
-pub(crate) fn nodes(rows: &Vec<NodeRow>) -> String {
+pub(crate) fn nodes(rows: &[NodeRow]) -> String {
     let head = ["NAME", "NODE", "STATE", "HOST ADDRESSES", "OWNS"];
     let cells = rows.iter().map(|row| {
         let me = if row.me { " *" } else { "" };
@@ -174,7 +174,7 @@ pub(crate) fn nodes(rows: &Vec<NodeRow>) -> String {
 }
 
 /// `weft service ls`.
-pub(crate) fn services(rows: &Vec<ServiceRow>) -> String {
+pub(crate) fn services(rows: &[ServiceRow]) -> String {
     let head = [
         "NAME",
         "ADDRESS",
@@ -230,7 +230,7 @@ pub(crate) fn name(row: &NameRow) -> String {
 }
 
 /// `weft dns ls`.
-pub(crate) fn names(rows: &Vec<NameRow>) -> String {
+pub(crate) fn names(rows: &[NameRow]) -> String {
     let cells = rows
         .iter()
         .map(|row| vec![format!("{}.weft.internal", row.name), row.ip.to_string()]);
@@ -412,10 +412,10 @@ mod tests {
 
     #[test]
     fn empty_lists_say_so() {
-        assert!(peers(&vec![]).contains("weft token"));
-        assert!(endpoints(&vec![]).contains("nothing is attached"));
-        assert!(services(&vec![]).contains("no services"));
-        assert!(nodes(&vec![]).contains("no nodes"));
+        assert!(peers(&[]).contains("weft token"));
+        assert!(endpoints(&[]).contains("nothing is attached"));
+        assert!(services(&[]).contains("no services"));
+        assert!(nodes(&[]).contains("no nodes"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use weft_core::control::{
     PeerRow, ServiceRow, Status, TokenReply, TokenRequest, Which,
 };
 use weft_core::model::ServiceName;
+use weft_core::token;
 
 use super::{
     AttachArgs, Cli, Command, DetachArgs, DnsCommand, NodeCommand, PsArgs, ServiceCommand,
@@ -98,7 +99,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Commands that are one question to the daemon, or two.
 fn ask(command: Command, client: &Client) -> anyhow::Result<()> {
     match command {
-        Command::Token(args) => token(&args, client),
+        Command::Token(args) => invite(&args, client),
         Command::Status(json) => {
             show::data(
                 json.json,
@@ -109,7 +110,7 @@ fn ask(command: Command, client: &Client) -> anyhow::Result<()> {
         }
         Command::Peers(json) => {
             let rows: Vec<PeerRow> = client.get("/v1/peers")?;
-            show::data(json.json, &rows, show::peers);
+            show::data(json.json, &rows, |rows| show::peers(rows));
             Ok(())
         }
         Command::Ps(args) => ps(&args, client),
@@ -119,7 +120,7 @@ fn ask(command: Command, client: &Client) -> anyhow::Result<()> {
         Command::Dns(command) => dns(command, client),
         Command::Node(NodeCommand::Ls(json)) => {
             let rows: Vec<NodeRow> = client.get("/v1/nodes")?;
-            show::data(json.json, &rows, show::nodes);
+            show::data(json.json, &rows, |rows| show::nodes(rows));
             Ok(())
         }
         _ => bail!("this command does not speak to the daemon"),
@@ -196,11 +197,17 @@ fn already_up(config: &UpConfig) -> anyhow::Result<Option<Summary>> {
         Err(error) if error.is_not_running() => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if config.join.is_some() {
-        bail!(
-            "weft is already up on this host, in cluster {}; to join another: weft reset, then weft up --join",
-            status.cluster
-        );
+    if let Some(token) = &config.join {
+        let token = token::Token::parse(token.expose())?;
+        // Joining again where it already is: what provisioning tools do on every run.
+        if token.body().cluster.to_string() != status.cluster {
+            bail!(
+                "weft is already up on this host, in cluster {}, and the token is for cluster {}; to change over: \
+                 weft reset, then weft up --join",
+                status.cluster,
+                token.body().cluster
+            );
+        }
     }
     Ok(Some(Summary {
         name: status.name,
@@ -290,7 +297,7 @@ fn reset(place: &Place, args: &StateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn token(args: &TokenArgs, client: &Client) -> anyhow::Result<()> {
+fn invite(args: &TokenArgs, client: &Client) -> anyhow::Result<()> {
     let request = TokenRequest {
         ttl_secs: args.ttl.as_secs(),
         uses: args.uses,
@@ -304,7 +311,7 @@ fn token(args: &TokenArgs, client: &Client) -> anyhow::Result<()> {
 fn ps(args: &PsArgs, client: &Client) -> anyhow::Result<()> {
     let mut rows: Vec<EndpointRow> = client.get("/v1/endpoints")?;
     rows.retain(|row| row.local || !args.local);
-    show::data(args.json.json, &rows, show::endpoints);
+    show::data(args.json.json, &rows, |rows| show::endpoints(rows));
     Ok(())
 }
 
@@ -363,7 +370,7 @@ fn service_command(command: ServiceCommand, client: &Client) -> anyhow::Result<(
         }
         ServiceCommand::Ls(json) => {
             let rows: Vec<ServiceRow> = client.get("/v1/services")?;
-            show::data(json.json, &rows, show::services);
+            show::data(json.json, &rows, |rows| show::services(rows));
         }
         ServiceCommand::Inspect { name, json } => {
             show::data(json.json, &find_service(client, &name)?, show::service);
@@ -394,7 +401,7 @@ fn dns(command: DnsCommand, client: &Client) -> anyhow::Result<()> {
         }
         DnsCommand::Ls(json) => {
             let rows: Vec<NameRow> = client.get("/v1/names")?;
-            show::data(json.json, &rows, show::names);
+            show::data(json.json, &rows, |rows| show::names(rows));
         }
         DnsCommand::Rm { name } => client.delete(&format!("/v1/names/{name}"))?,
         DnsCommand::Lookup { name, json } => {
