@@ -750,6 +750,13 @@ fn goodbye_ends_the_session_on_the_other_side() {
     net.run(millis(50));
     assert!(net.nodes[1].info().is_none());
     assert_eq!(net.nodes[1].count(is_lost), 1);
+    let mut out = Vec::new();
+    let id = net.nodes[0].id;
+    net.nodes[1].sessions.drop_peer(&id, &mut out);
+    assert!(out.is_empty(), "nothing left to drop");
+    net.say(1, 0, "are you back?");
+    net.run(secs(1));
+    assert_eq!(net.nodes[0].messages(), [b"are you back?"]);
 }
 
 #[test]
