@@ -375,7 +375,9 @@ impl Worker {
                 Output::Tunnels => tunnels = true,
                 Output::View => view = true,
                 Output::Reply(id, answer) => replies.push((id, answer)),
-                Output::CheckPublish { ask, ports } => notices.push(Notice::CheckPublish(ask, ports)),
+                Output::CheckPublish { ask, ports } => {
+                    notices.push(Notice::CheckPublish(ask, ports))
+                }
                 Output::Ready => notices.push(Notice::Ready),
                 Output::JoinFailed(why) => notices.push(Notice::JoinFailed(why)),
                 Output::Alarm(text) => self.alarm(text),

@@ -187,7 +187,8 @@ impl Worker {
             &weft_lb::LocalFacts {
                 host_addrs: around.host_addrs,
                 published_here: around.published,
-                resolvers: around.resolvers,
+                // The base filter turns queries to the host's resolvers already.
+                resolvers: Vec::new(),
                 ipv6: self.ipv6,
             },
         );

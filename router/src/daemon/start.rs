@@ -493,7 +493,7 @@ async fn serve(running: Running, ready: &Ready) -> Result<()> {
         summary,
         threads,
         listener,
-        name_server,
+        mut name_server,
         upstreams,
         socket,
         run_config,
@@ -502,7 +502,7 @@ async fn serve(running: Running, ready: &Ready) -> Result<()> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(api::serve(listener, daemon.clone()));
     tasks.spawn(follow_view(daemon.clone()));
-    tasks.spawn(look_around(daemon.clone(), upstreams, run_config));
+    tasks.spawn(look_around(daemon.clone(), upstreams.clone(), run_config));
     let (heard, events) = mpsc::unbounded_channel();
     let watch = watch_kernel(&daemon, heard);
     tasks.spawn(follow_kernel(daemon.clone(), events));
@@ -516,6 +516,17 @@ async fn serve(running: Running, ready: &Ready) -> Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = daemon.stop.asked.notified() => break,
+            () = name_server.failed() => {
+                warn!("the name server broke; starting it anew");
+                let view = daemon.core.view().context("a member has a view")?;
+                match start_dns(&daemon.domain, &daemon.core, &view, &upstreams) {
+                    Ok(server) => name_server = server,
+                    Err(error) => {
+                        failure = Some(format!("the name server can't be started again: {error:#}"));
+                        break;
+                    }
+                }
+            }
             notice = notices.recv() => match notice {
                 Some(Notice::CheckPublish(ask, ports)) => {
                     let owner = daemon.placeholders.lock().await.owner_of(&ports);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::asks::Asks;
 use super::io::{Input, NodeConfig, Output, Reply};
@@ -16,7 +17,7 @@ use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
 use crate::membership::{Membership, MembershipEvent};
-use crate::model::{AddressPlan, ClusterId, Generation, NodeId, Now};
+use crate::model::{AddressPlan, ClusterId, Generation, NodeId, Now, WallMicros};
 use crate::record::Record;
 use crate::roster::Roster;
 use crate::session::join::{JoinEvent, JoinHandle, JoinResponder, Verdict, is_join_index};
@@ -27,6 +28,10 @@ use crate::sync::{Stores, Sync, SyncEvent};
 use crate::value::{NodeInfo, Object};
 use crate::view::Liveness;
 use crate::wire::{DataHeader, DatagramType, Message};
+
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// Things that people were told once; more would be a flood.
+const MAX_TOLD: usize = 256;
 
 /// What happens once a batch can't be lost any more.
 pub(super) enum Then {
@@ -90,6 +95,9 @@ pub(super) struct Cluster {
     tunnels_changed: bool,
     leaving: bool,
     pub(super) last_now: Now,
+    housekeeping: Now,
+    next_due: Option<WallMicros>,
+    told: BTreeSet<String>,
 }
 
 impl Cluster {
@@ -165,11 +173,16 @@ impl Cluster {
             tunnels_changed: true,
             leaving: false,
             last_now: now,
+            housekeeping: now.plus(HOUSEKEEPING),
+            next_due: None,
+            told: BTreeSet::new(),
         };
         let seeds = cluster.meta.seeds.clone();
         for (peer, addresses) in seeds {
             cluster.sessions.set_addresses(now, peer, addresses);
         }
+        let pruned = cluster.catalog.prune(&cluster.meta.roster);
+        cluster.persist(now, pruned, Vec::new(), out);
         cluster.on_roster(now, out);
         cluster.on_catalog(now, out);
         Ok(cluster)
@@ -258,6 +271,8 @@ impl Cluster {
         let rested = self.allocator.expire(now);
         self.persist(now, rested, Vec::new(), out);
         self.expire_asks(now, out);
+        self.apply_due(now);
+        self.keep_house(now, out);
         self.pump(now, out);
     }
 
@@ -551,7 +566,10 @@ impl Cluster {
         match event {
             SyncEvent::Send { to, bytes } => self.send(now, &to, &Message::Sync(bytes)),
             SyncEvent::Persist(batch) => self.persist(now, batch, Vec::new(), out),
-            SyncEvent::Changed => self.on_catalog(now, out),
+            SyncEvent::Changed => {
+                self.repair(now, out);
+                self.on_catalog(now, out);
+            }
             SyncEvent::RosterChanged { .. } => {
                 self.on_roster(now, out);
                 self.view_changed = true;
@@ -618,9 +636,92 @@ impl Cluster {
         let used = self.catalog.used_addresses(self.wall.micros(now));
         let resting = self.allocator.update(now, self.ring.clone(), &used, &[]);
         self.persist(now, resting, Vec::new(), out);
+        self.next_due = self.catalog.next_due(self.wall.micros(now));
+        self.tell_duplicates(now, out);
         self.view_changed = true;
         self.tunnels_changed = true;
         self.retry_waiting(now, out);
+    }
+
+    /// Own records came back that this start has written over: what it wrote is written once more, above them.
+    fn repair(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.catalog.needs_repair() {
+            return;
+        }
+        let wall = self.wall.micros(now);
+        match self.catalog.repair(&self.identity, wall) {
+            Ok(written) => self.publish(now, written, Vec::new(), out),
+            Err(error) => out.push(Output::Alarm(format!(
+                "own records could not be written again: {error}"
+            ))),
+        }
+    }
+
+    /// What needs doing from time to time: forget what all have forgotten, bring near who was admitted by too many hands.
+    fn keep_house(&mut self, now: Now, out: &mut Vec<Output>) {
+        if now < self.housekeeping || !self.ready {
+            return;
+        }
+        self.housekeeping = now.plus(HOUSEKEEPING);
+        let settled = self.sync.settled(&self.catalog, &self.meta.roster);
+        let collected = self.catalog.collect(self.wall.micros(now), settled);
+        self.persist(now, collected, Vec::new(), out);
+        self.flatten_chains(now, out);
+    }
+
+    /// Handshakes carry at most three links of an admission; who hangs deeper is admitted anew by a member further up.
+    fn flatten_chains(&mut self, now: Now, out: &mut Vec<Output>) {
+        let near = self
+            .meta
+            .roster
+            .member(&self.me)
+            .is_some_and(|me| me.depth < 2);
+        let deep: Vec<_> = match near {
+            true => self.meta.roster.too_deep().into_iter().cloned().collect(),
+            false => Vec::new(),
+        };
+        for member in deep {
+            let issued = self.meta.roster.admit(
+                &self.identity,
+                member.id,
+                member.noise,
+                member.name.clone(),
+                member.rights,
+            );
+            if let Ok(issued) = issued {
+                self.persist(
+                    now,
+                    issued.change.batch,
+                    vec![Then::PublishRoster(issued.bytes)],
+                    out,
+                );
+            }
+        }
+    }
+
+    /// Records from a clock ahead of ours are applied when their time has come.
+    fn apply_due(&mut self, now: Now) {
+        let wall = self.wall.micros(now);
+        if self.next_due.is_some_and(|due| wall >= due) {
+            self.next_due = self.catalog.next_due(wall);
+            self.view_changed = true;
+        }
+    }
+
+    /// Two objects created under one name during a split: one holds, and a person must hear of the other.
+    fn tell_duplicates(&mut self, now: Now, out: &mut Vec<Output>) {
+        for duplicate in self.catalog.duplicates(self.wall.micros(now)) {
+            let text = format!(
+                "{} was created twice while the nodes did not hear each other: the one of node {} holds, the one of \
+                 node {} does not; update or remove it to settle this",
+                object_text(&duplicate.object),
+                self.name_of(&duplicate.kept),
+                self.name_of(&duplicate.lost)
+            );
+            if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
+                out.push(Output::Alarm(text));
+            }
+        }
     }
 
     fn become_ready(&mut self, now: Now, out: &mut Vec<Output>) {
@@ -723,5 +824,14 @@ impl Cluster {
             Liveness::Alive if self.silent.contains(id) => Liveness::Silent,
             liveness => liveness,
         }
+    }
+}
+
+fn object_text(object: &Object) -> String {
+    match object {
+        Object::Service(service) => format!("service \"{}\"", service.name),
+        Object::Name(name) => format!("name \"{}\"", name.name),
+        Object::Network(network) => format!("network \"{}\"", network.name),
+        _ => "an object".to_owned(),
     }
 }

@@ -51,6 +51,21 @@ impl Cluster {
                 "this node still fetches its own records from the others; try again in a moment";
             return fail(id, ErrorKind::Unavailable, text.to_owned(), out);
         }
+        let shared = matches!(
+            command,
+            Command::CreateService(_)
+                | Command::UpdateService(_)
+                | Command::RemoveService(_)
+                | Command::AddName(_)
+                | Command::RemoveName(_)
+        );
+        if let Some(off) = self.sync.clock_error().filter(|_| shared) {
+            let text = format!(
+                "this host's clock is {} s off the other nodes': set it right (NTP) before changing services and names",
+                off.as_secs()
+            );
+            return fail(id, ErrorKind::Conflict, text, out);
+        }
         match command {
             Command::Attach {
                 kind,
