@@ -1,0 +1,247 @@
+//! `weft down` leaves the host as it found it; other firewalls beside weft.
+
+use std::path::Path;
+
+use weft_lab::{Host, Lab, Snapshot};
+
+/// A busy host: attached containers, a service with published ports, egress.
+fn be_busy(lab: &Lab, h1: &Host, h2: &Host) {
+    let (a, b) = (h1.serve("a", &["web"]), h2.serve("b", &["web"]));
+    h1.weft(&[
+        "service",
+        "create",
+        "web",
+        "--port",
+        "80",
+        "--publish",
+        "8080:80",
+        "--publish",
+        "8443:80",
+    ])
+    .ok();
+    lab.wait("containers talk", 20, || {
+        a.ask("tcp", &format!("{}:80", b.ip())).is_ok()
+    });
+    let to = format!("{}:8080", h1.v4());
+    lab.wait("the published port answers", 20, || {
+        h2.tool(&["ask", "tcp", &to, "--wait", "2"]).is_ok()
+    });
+}
+
+fn assert_clean(host: &Host, before: &Snapshot, domain: &str, what: &str) {
+    let difference = before.difference(&Snapshot::take(host));
+    assert!(difference.is_empty(), "{what}:\n{difference}");
+    assert!(
+        !Path::new("/run/netns").join(domain).exists(),
+        "{what}: the domain {domain} is still there"
+    );
+    assert!(!host.socket().exists(), "{what}: the socket is still there");
+}
+
+#[test]
+fn down_leaves_the_host_as_it_was() {
+    let lab = Lab::new("down");
+    let (h1, h2) = (
+        lab.host("h1", &lab.subnet("a")),
+        lab.host("h2", &lab.subnet("b")),
+    );
+    let before = Snapshot::take(&h1);
+    lab.cluster(&[h1.clone(), h2.clone()]);
+    be_busy(&lab, &h1, &h2);
+    let domain = h1.status()["netns"].as_str().unwrap().to_owned();
+    assert!(
+        Path::new("/run/netns").join(&domain).exists(),
+        "the domain should be /run/netns/{domain}"
+    );
+    h1.weft(&["down"]).ok();
+    assert_clean(&h1, &before, &domain, "after down");
+    h1.weft(&["down"]).ok();
+    assert!(h1.state_dir().exists(), "the state is kept");
+    h1.up(&[]);
+    lab.wait_members(&[h1.clone(), h2.clone()]);
+    h1.weft(&["down"]).ok();
+    assert_clean(&h1, &before, &domain, "after a second round");
+}
+
+#[test]
+fn down_after_kill_9_and_up_leaves_the_host_as_it_was() {
+    let lab = Lab::new("downkill");
+    let (h1, h2) = (
+        lab.host("h1", &lab.subnet("a")),
+        lab.host("h2", &lab.subnet("b")),
+    );
+    let before = Snapshot::take(&h1);
+    lab.cluster(&[h1.clone(), h2.clone()]);
+    be_busy(&lab, &h1, &h2);
+    let domain = h1.status()["netns"].as_str().unwrap().to_owned();
+    h1.kill9();
+    h1.up(&[]);
+    h1.weft(&["down"]).ok();
+    assert_clean(&h1, &before, &domain, "after kill -9, up, down");
+}
+
+#[test]
+fn down_without_a_daemon_clears_what_a_killed_one_left() {
+    let lab = Lab::new("downdead");
+    let host = lab.host("h1", &lab.subnet("a"));
+    let before = Snapshot::take(&host);
+    host.up(&[]);
+    let domain = host.status()["netns"].as_str().unwrap().to_owned();
+    host.kill9();
+    host.weft(&["down"]).ok();
+    assert_clean(&host, &before, &domain, "after kill -9 and down");
+}
+
+#[test]
+fn reset_forgets_the_cluster() {
+    let lab = Lab::new("reset");
+    let host = lab.host("h1", &lab.subnet("a"));
+    let before = Snapshot::take(&host);
+    host.up(&[]);
+    let status = host.status();
+    let domain = status["netns"].as_str().unwrap().to_owned();
+    host.weft(&["reset"]).ok();
+    assert_clean(&host, &before, &domain, "after reset");
+    host.up(&[]);
+    assert_ne!(host.status()["node"], status["node"], "a new identity");
+}
+
+/// Docker's chains as it lays them out, with its policy.
+const DOCKER: &[&[&str]] = &[
+    &["-P", "FORWARD", "DROP"],
+    &["-N", "DOCKER-USER"],
+    &["-N", "DOCKER"],
+    &["-A", "FORWARD", "-j", "DOCKER-USER"],
+    &["-A", "FORWARD", "-o", "docker0", "-j", "DOCKER"],
+    &["-A", "DOCKER-USER", "-j", "RETURN"],
+];
+
+fn be_docker(host: &Host) {
+    for tool in ["iptables", "ip6tables"] {
+        for rule in DOCKER {
+            let args: Vec<&str> = std::iter::once(tool).chain(rule.iter().copied()).collect();
+            host.run(&args).ok();
+        }
+    }
+    host.space().sysctl("net.ipv4.ip_forward", "1");
+}
+
+#[test]
+fn beside_docker_s_forward_drop_everything_works_and_down_takes_its_rule_back() {
+    let lab = Lab::new("docker");
+    let (h1, h2) = (
+        lab.host("h1", &lab.subnet("a")),
+        lab.host("h2", &lab.subnet("b")),
+    );
+    let outside = lab.host("outside", &lab.subnet("o"));
+    be_docker(&h1);
+    let before = Snapshot::take(&h1);
+    lab.cluster(&[h1.clone(), h2.clone()]);
+    let (a, b) = (h1.serve("a", &[]), h2.serve("web", &[]));
+    lab.wait("containers talk", 20, || {
+        a.ask("tcp", &format!("{}:80", b.ip())).is_ok()
+    });
+    h1.weft(&[
+        "service",
+        "create",
+        "web",
+        "--port",
+        "80",
+        "--publish",
+        "8080:80",
+    ])
+    .ok();
+    for to in [format!("{}:8080", h1.v4()), format!("[{}]:8080", h1.v6())] {
+        lab.wait(&format!("{to} answers from outside"), 20, || {
+            outside.tool(&["ask", "tcp", &to, "--wait", "2"]).is_ok()
+        });
+    }
+    let mut server = outside.spawn_tool("server", &["serve", "--name", "outside", "--port", "80"]);
+    server.wait_for("ready", std::time::Duration::from_secs(5));
+    let answer = a.ask("tcp", &format!("{}:80", outside.v4())).ok();
+    assert!(
+        answer.contains(&h1.v4().to_string()),
+        "egress is masqueraded as the host: {answer}"
+    );
+    let said = h1.status()["host_changes"].to_string();
+    assert!(
+        said.contains("DOCKER-USER"),
+        "status should say what was added: {said}"
+    );
+    let domain = h1.status()["netns"].as_str().unwrap().to_owned();
+    drop(a);
+    h1.weft(&["down"]).ok();
+    assert_clean(&h1, &before, &domain, "after down beside docker");
+}
+
+#[test]
+fn docker_that_comes_later_is_noticed() {
+    let lab = Lab::new("dockerlate");
+    let (h1, h2) = (
+        lab.host("h1", &lab.subnet("a")),
+        lab.host("h2", &lab.subnet("b")),
+    );
+    lab.cluster(&[h1.clone(), h2.clone()]);
+    let (a, b) = (h1.serve("a", &["web"]), h2.serve("b", &[]));
+    h1.weft(&[
+        "service",
+        "create",
+        "web",
+        "--port",
+        "80",
+        "--publish",
+        "8080:80",
+    ])
+    .ok();
+    lab.wait("containers talk", 20, || a.pings(&b.ip().to_string()));
+    be_docker(&h1);
+    assert!(
+        a.pings(&b.ip().to_string()),
+        "traffic between containers never notices"
+    );
+    let to = format!("{}:8080", h1.v4());
+    lab.wait("the published port answers again", 20, || {
+        h2.tool(&["ask", "tcp", &to, "--wait", "2"]).is_ok()
+    });
+}
+
+#[test]
+fn a_forwarding_switch_that_somebody_else_needs_stays_up() {
+    let lab = Lab::new("forward");
+    let host = lab.host("h1", &lab.subnet("a"));
+    host.space().sysctl("net.ipv4.ip_forward", "1");
+    host.up(&[]);
+    host.weft(&[
+        "service",
+        "create",
+        "web",
+        "--port",
+        "80",
+        "--publish",
+        "8080:80",
+    ])
+    .ok();
+    host.weft(&["down"]).ok();
+    assert_eq!(host.run(&["sysctl", "-n", "net.ipv4.ip_forward"]).ok(), "1");
+}
+
+#[test]
+fn containers_reach_the_outside_through_their_host() {
+    let lab = Lab::new("egress");
+    let host = lab.host("h1", &lab.subnet("a"));
+    let outside = lab.host("outside", &lab.subnet("o"));
+    let mut server = outside.spawn_tool("server", &["serve", "--name", "outside", "--port", "80"]);
+    server.wait_for("ready", std::time::Duration::from_secs(5));
+    host.up(&[]);
+    let a = host.serve("a", &[]);
+    for (to, seen) in [
+        (format!("{}:80", outside.v4()), host.v4().to_string()),
+        (format!("[{}]:80", outside.v6()), host.v6().to_string()),
+    ] {
+        lab.wait(&format!("{to} answers"), 20, || {
+            a.tool(&["ask", "tcp", &to, "--wait", "2"]).is_ok()
+        });
+        let answer = a.ask("udp", &to).ok();
+        assert_eq!(answer.split(' ').nth(1), Some(seen.as_str()), "{answer}");
+    }
+}
