@@ -124,7 +124,17 @@ impl Domain {
             ip: spec.ip,
         };
         let wanted = plan_leg(spec.addresses, ipv6, &local);
-        self.with(|ns| ns.put(&wanted))?;
+        self.with(|ns| {
+            ns.put(&wanted)?;
+            ns.rtnl
+                .wait_running(leg)
+                .doing(|| format!("see {leg} running"))
+        })?;
+        in_target(spec, |ns| {
+            ns.rtnl
+                .wait_running(spec.ifname)
+                .doing(|| format!("see {} running inside the container", spec.ifname))
+        })?;
         tracing::debug!(leg, ip = %spec.ip, "attached");
         Ok(())
     }

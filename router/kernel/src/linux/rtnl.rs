@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -18,7 +19,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -30,9 +31,14 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction as KernelAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::sys;
 use crate::state::{Family, ROUTE_PROTOCOL, Route, RouteKey, Rule, RuleAction, Selector, Via};
 
 const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// The queue that drops everything, until the kernel's worker for links puts the real one in its place.
+const NO_QUEUE_YET: &str = "noop";
+/// The kernel's worker for links runs at most once a second when it is pressed.
+const PATIENCE: Duration = Duration::from_secs(3);
 const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
 /// One device.
@@ -45,6 +51,8 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     /// Up, and the other side is there.
     pub(crate) carrier: bool,
+    /// The kernel has noticed the carrier and lets packets out: before, they vanish in a queue that is none.
+    pub(crate) running: bool,
     pub(crate) loopback: bool,
     pub(crate) kind: Option<InfoKind>,
     /// It is a port of a bridge, bond or VRF.
@@ -144,8 +152,21 @@ impl Rtnl {
             .collect())
     }
 
+    /// Asks for one device. Unlike the list of all, since Linux 6.8 the answer is given only after the kernel has acted
+    /// on a carrier that just came.
     pub(crate) fn link(&self, name: &str) -> io::Result<Option<Link>> {
-        Ok(self.links()?.into_iter().find(|l| l.name == name))
+        let mut message = LinkMessage::default();
+        message
+            .attributes
+            .push(LinkAttribute::IfName(name.to_owned()));
+        let answers = match self.talk(RouteNetlinkMessage::GetLink(message), NLM_F_ACK) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+            other => other?,
+        };
+        Ok(answers.into_iter().find_map(|m| match m {
+            RouteNetlinkMessage::NewLink(link) => read_link(link),
+            _ => None,
+        }))
     }
 
     /// Makes a veth pair, both ends with their final names, MACs and MTU: udev would rewrite a MAC set later.
@@ -170,6 +191,19 @@ impl Rtnl {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         self.act(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Waits until a device whose both ends were just set up lets packets out. The kernel does that on a worker of its
+    /// own, a moment after it has answered.
+    pub(crate) fn wait_running(&self, name: &str) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.link(name)?.is_some_and(|l| l.running) {
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            sys::readable(&[], Some(Duration::from_millis(1)))?;
+        }
+        Ok(())
     }
 
     /// Deletes a device by name; that it is gone already is no error.
@@ -344,12 +378,16 @@ fn read_link(message: LinkMessage) -> Option<Link> {
         mac: Vec::new(),
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        running: false,
         loopback: flags.contains(LinkFlags::Loopback),
         kind: None,
         enslaved: false,
     };
+    let (mut operational, mut queue) = (false, String::new());
     for attribute in message.attributes {
         match attribute {
+            LinkAttribute::OperState(state) => operational = state == State::Up,
+            LinkAttribute::Qdisc(name) => queue = name,
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Address(mac) => link.mac = mac,
             LinkAttribute::Controller(index) => link.enslaved = index != 0,
@@ -362,6 +400,8 @@ fn read_link(message: LinkMessage) -> Option<Link> {
             _ => {}
         }
     }
+    // The flag IFF_RUNNING says yes also while the state is still unknown.
+    link.running = link.carrier && operational && queue != NO_QUEUE_YET;
     (!link.name.is_empty()).then_some(link)
 }
 

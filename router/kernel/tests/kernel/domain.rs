@@ -1,16 +1,18 @@
 //! The domain: legs, routes, filter, adoption, teardown.
 
 use std::fs;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::lab::{eventually, member, on_a_host, sh, snapshot};
+use crate::lab::{eventually, member, on_a_host, run, sh, snapshot};
 use weft_core::control::Target;
-use weft_core::layout::{peer_nexthop, peer_table};
+use weft_core::layout::{UDP_CARRIER_MAC, mac_text, peer_mac, peer_nexthop, peer_table};
 use weft_core::view::{Liveness, PeerNumber};
 use weft_kernel::nft::{self, Where};
 use weft_kernel::{
-    Domain, KernelError, KernelEvent, Origin, Refusal, leg_name, open_netns, plan_domain,
+    Domain, KernelError, KernelEvent, Origin, Refusal, inside, leg_name, open_netns, plan_domain,
     preflight, watch,
 };
 
@@ -354,7 +356,13 @@ fn only_network_namespaces_of_others_can_be_attached() {
         for why in first {
             assert!(matches!(why, Refusal::Host | Refusal::Open(_)), "{why}");
         }
-        assert_eq!(refusal(Target::Pid(std::process::id())), Refusal::Host);
+        let mut here = std::process::Command::new("sleep")
+            .arg("30")
+            .spawn()
+            .unwrap();
+        assert_eq!(refusal(Target::Pid(here.id())), Refusal::Host);
+        here.kill().unwrap();
+        here.wait().unwrap();
         assert_eq!(refusal(path("/proc/thread-self/ns/net")), Refusal::Host);
         assert!(matches!(refusal(path("/nowhere")), Refusal::Open(_)));
         let domain = format!("/run/netns/{}", lab.name);
@@ -429,5 +437,188 @@ fn the_plan_is_what_the_kernel_then_holds_for_many_peers() {
         let plan = plan_domain(&lab.view, &lab.local);
         let again = lab.domain().reconcile(&plan).unwrap();
         assert_eq!((again.changes, again.failures.len()), (0, 0), "{again:?}");
+    });
+}
+
+/// A peer behind the carrier: its far end in a namespace that has these addresses.
+fn fake_peer(lab: &mut crate::lab::Lab, addresses: &[&str]) -> String {
+    let peer = lab.namespace();
+    let mac = mac_text(peer_mac(PeerNumber(1)));
+    let own = mac_text(UDP_CARRIER_MAC);
+    lab.in_domain(&format!(
+        "ip link add wu0 address {own} mtu 9000 type veth peer name wuf address {mac} mtu 9000 netns {peer} && ip link set wu0 up"
+    ));
+    sh(&format!(
+        "ip -n {peer} link set wuf up; ip -n {peer} link set lo up"
+    ));
+    for address in addresses {
+        let at_once = if address.contains(':') { "nodad" } else { "" };
+        sh(&format!(
+            "ip -n {peer} addr add {address} dev wuf {at_once}"
+        ));
+    }
+    sh(&format!(
+        "ip -n {peer} neigh add 169.254.9.9 lladdr {own} dev wuf nud permanent && ip -n {peer} neigh add fe80::9 lladdr {own} dev wuf nud permanent"
+    ));
+    sh(&format!(
+        "ip -n {peer} route add default via 169.254.9.9 dev wuf onlink && ip -n {peer} route add default via fe80::9 dev wuf"
+    ));
+    peer
+}
+
+#[test]
+fn from_a_peer_comes_only_what_concerns_this_host() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        let theirs = lab.view.plan.v6([10, 32, 128, 5].into());
+        let address6 = format!("{theirs}/128");
+        let peer = fake_peer(
+            lab,
+            &[
+                "10.32.128.5/32",
+                "198.51.100.9/32",
+                "10.40.0.5/32",
+                &address6,
+            ],
+        );
+        lab.bring_up();
+        let ping = |what: &str| {
+            run(&format!(
+                "ip netns exec {peer} ping -n -c2 -i0.1 -W1 {what}"
+            ))
+            .status
+            .success()
+        };
+        assert!(ping("-I 10.32.128.5 10.32.0.2"), "a container");
+        assert!(ping("-I 10.32.128.5 10.32.0.1"), "the host's leg");
+        let a6 = lab.view.plan.v6(a.ip);
+        assert!(ping(&format!("-I {theirs} {a6}")), "IPv6");
+        assert!(a.pings("10.32.128.5") && a.pings(theirs), "and back");
+        assert!(!ping("-I 198.51.100.9 10.32.0.2"), "a stranger's source");
+        assert!(!ping("-I 10.32.128.5 10.47.0.1"), "the domain itself");
+        assert!(!ping("-I 10.32.128.5 10.40.0.9"), "transit");
+        assert!(!ping("-I 10.32.128.5 10.32.0.77"), "nobody");
+    });
+}
+
+#[test]
+fn a_strangers_source_reaches_published_targets_and_nothing_else() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        let peer = fake_peer(lab, &["198.51.100.9/32"]);
+        lab.bring_up();
+        let published = "set published4 { type ipv4_addr . inet_proto . inet_service; elements = { 10.32.0.2 . udp . 7 }; }
+set published6 { type ipv6_addr . inet_proto . inet_service; }";
+        let base = weft_kernel::filter::domain_filter(&lab.view, &lab.local);
+        nft::apply(Where::Domain(lab.domain()), &[published, &base]).unwrap();
+        let open = |port: u16| a_udp_socket(&a, port);
+        let (seven, eight) = (open(7), open(8));
+        let target = Target::Netns(format!("/run/netns/{peer}"));
+        let fd = open_netns(&target).unwrap();
+        let client = inside(fd.as_fd(), || {
+            let socket = UdpSocket::bind("198.51.100.9:0").unwrap();
+            socket.send_to(b"no", "10.32.0.2:8").unwrap();
+            socket.send_to(b"yes", "10.32.0.2:7").unwrap();
+            socket.local_addr().unwrap()
+        })
+        .unwrap();
+        let mut buffer = [0; 16];
+        let (length, from) = seven.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from), (&b"yes"[..], client));
+        eight.set_nonblocking(true).unwrap();
+        assert!(
+            eight.recv_from(&mut buffer).is_err(),
+            "the first was dropped"
+        );
+    });
+}
+
+fn a_udp_socket(container: &crate::lab::Container, port: u16) -> UdpSocket {
+    let bind = || UdpSocket::bind(("0.0.0.0", port)).unwrap();
+    let socket = inside(container.fd.as_fd(), bind).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    socket
+}
+
+#[test]
+fn too_large_packets_learn_the_paths_mtu() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        let theirs = lab.view.plan.v6([10, 32, 128, 5].into());
+        fake_peer(lab, &["10.32.128.5/32", &format!("{theirs}/128")]);
+        lab.bring_up();
+        for to in ["10.32.128.5".to_owned(), theirs.to_string()] {
+            a.run(&format!("ping -n -c1 -W1 -M do -s 3000 {to}"));
+            let route = String::from_utf8(a.run(&format!("ip route get {to}")).stdout).unwrap();
+            assert!(route.contains("mtu 1400"), "{route}");
+        }
+    });
+}
+
+#[test]
+fn queries_to_the_hosts_resolvers_are_turned_to_weft() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        lab.local.resolvers = vec![
+            "192.0.2.53".parse().unwrap(),
+            "127.0.0.53".parse().unwrap(),
+            "2001:db8::53".parse().unwrap(),
+        ];
+        lab.attach(&a).unwrap();
+        let server = lab
+            .domain()
+            .run(|| UdpSocket::bind("10.47.0.1:53").unwrap())
+            .unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let client = a_udp_socket(&a, 0);
+        client.send_to(b"query", "192.0.2.53:53").unwrap();
+        let mut buffer = [0; 16];
+        let (length, from) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.ip().to_string(), "10.32.0.2");
+        server.send_to(&buffer[..length], from).unwrap();
+        let (_, from) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!(
+            from.to_string(),
+            "192.0.2.53:53",
+            "as if it had answered itself"
+        );
+    });
+}
+
+#[test]
+fn without_ipv6_peers_are_reached_by_ipv4_next_hops() {
+    on_a_host(|lab| {
+        lab.local.ipv6 = false;
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        fake_peer(lab, &["10.32.128.5/32"]);
+        lab.bring_up();
+        let (report, _) = lab.bring_up();
+        assert_eq!(report.changes, 0, "{report:?}");
+        let hops = lab.in_domain("ip nexthop");
+        assert!(
+            hops.contains("via 169.254.16.1 dev wu0") && hops.contains("onlink"),
+            "{hops}"
+        );
+        assert!(a.pings("10.32.128.5"));
+    });
+}
+
+#[test]
+fn weft_has_ipv6_where_the_host_and_the_container_switched_it_off_by_default() {
+    on_a_host(|lab| {
+        sh("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
+        let a = lab.container([10, 32, 0, 2]);
+        a.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        lab.attach(&a).unwrap();
+        lab.bring_up();
+        assert!(a.pings(lab.view.plan.v6([10, 32, 0, 1].into())));
     });
 }

@@ -234,3 +234,60 @@ fn only_addresses_that_others_can_use_are_the_hosts() {
         assert_eq!(lab.host.addresses().unwrap().len(), 3, "a bridge as uplink");
     });
 }
+
+#[test]
+fn an_uplink_that_lives_on_router_advertisements_keeps_its_default_route() {
+    on_a_host(|lab| {
+        let _lan = lab.lan();
+        sh("sysctl -qw net.ipv6.conf.up0.accept_ra=1");
+        sh("ip -6 route add default via fe80::99 dev up0 proto ra metric 1024");
+        let before = snapshot();
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        let (_, report) = lab.bring_up();
+        let accept = "/proc/sys/net/ipv6/conf/up0/accept_ra";
+        assert_eq!(read(accept).unwrap(), "2\n");
+        assert!(
+            report
+                .host_changes
+                .iter()
+                .any(|l| l.contains("up0.accept_ra"))
+        );
+        assert!(sh("ip -6 route show default").contains("proto ra"));
+        assert!(lab.teardown().is_empty());
+        assert_eq!(snapshot(), before);
+    });
+}
+
+#[test]
+fn a_start_after_a_crash_undoes_with_the_saved_state_alone() {
+    on_a_host(|lab| {
+        let _lan = lab.lan();
+        let before = snapshot();
+        let a = lab.container([10, 32, 0, 2]);
+        lab.attach(&a).unwrap();
+        lab.bring_up();
+        // All that is left of a killed daemon is what it wrote to disk.
+        let text = serde_json::to_string(lab.saved.last().unwrap()).unwrap();
+        lab.state = serde_json::from_str(&text).unwrap();
+        assert!(lab.teardown().is_empty());
+        assert_eq!(snapshot(), before);
+    });
+}
+
+#[test]
+fn with_ufw_like_tables_and_no_rules_of_weft_the_host_is_left_as_found() {
+    on_a_host(|lab| {
+        sh(
+            "nft 'add table ip6 filter; add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }'",
+        );
+        let before = snapshot();
+        lab.bring_up();
+        assert!(
+            !sh("nft list table ip6 filter").contains("weft"),
+            "nothing is published, nobody goes out"
+        );
+        assert!(lab.teardown().is_empty());
+        assert_eq!(snapshot(), before);
+    });
+}
