@@ -121,7 +121,9 @@ fn detach(client: &Client, attached: &Attached) {
     let request = DetachRequest {
         which: Which::Id(attached.id),
     };
-    if let Err(error) = client.post::<Detached>("/v1/detach", &request) {
+    if let Err(error) = client.post::<Detached>("/v1/detach", &request)
+        && !error.is_not_running()
+    {
         eprintln!("weft: can't detach {}: {error}", attached.id);
     }
 }

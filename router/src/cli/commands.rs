@@ -164,10 +164,12 @@ fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
     let config = raw.check(place.file, &kernel_hostname())?;
     need_root("weft up")?;
     if let Some(summary) = already_up(&config)? {
-        if !json {
-            show::line("weft is already up on this host; stop it with: weft down\n");
-        }
-        show::up(&summary, json);
+        show::data(json, &summary, |summary| {
+            format!(
+                "weft is already up on this host: {} in cluster {}; see: weft status",
+                summary.name, summary.cluster
+            )
+        });
         return Ok(ExitCode::SUCCESS);
     }
     if !config.trusted_subnets.is_empty() {
@@ -192,10 +194,8 @@ fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
 
 /// What to say when a daemon is there already; an error when something else was asked of it.
 fn already_up(config: &UpConfig) -> anyhow::Result<Option<Summary>> {
-    let status: Status = match Client::new(&config.run_dir).get("/v1/status") {
-        Ok(status) => status,
-        Err(error) if error.is_not_running() => return Ok(None),
-        Err(error) => return Err(error.into()),
+    let Some(status) = daemon_status(&Client::new(&config.run_dir))? else {
+        return Ok(None);
     };
     if let Some(token) = &config.join {
         let token = token::Token::parse(token.expose())?;
@@ -224,6 +224,22 @@ fn already_up(config: &UpConfig) -> anyhow::Result<Option<Summary>> {
     }))
 }
 
+/// What the daemon says of itself; `None` when there is none. One that was killed this very moment still accepts and
+/// then breaks off, so a broken connection is tried again until nobody answers.
+fn daemon_status(client: &Client) -> anyhow::Result<Option<Status>> {
+    let begun = Instant::now();
+    loop {
+        match client.get("/v1/status") {
+            Ok(status) => return Ok(Some(status)),
+            Err(error) if error.is_not_running() => return Ok(None),
+            Err(ClientError::Lost { .. }) if begun.elapsed() < EXIT_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 fn down(place: &Place, args: &StateArgs) -> anyhow::Result<()> {
     need_root("weft down")?;
     let state_dir = place.state_dir(args)?;
@@ -233,9 +249,9 @@ fn down(place: &Place, args: &StateArgs) -> anyhow::Result<()> {
 
 fn take_down(state_dir: &Path, run_dir: &Path) -> anyhow::Result<()> {
     let client = Client::new(run_dir);
-    let status: Status = match client.get("/v1/status") {
-        Ok(status) => status,
-        Err(error) if error.is_not_running() => {
+    let status = match daemon_status(&client)? {
+        Some(status) => status,
+        None => {
             let found = daemon::remove_leftovers(state_dir, run_dir)?;
             show::line(if found {
                 "weft was not running; what an earlier one left in the kernel is removed"
@@ -244,7 +260,6 @@ fn take_down(state_dir: &Path, run_dir: &Path) -> anyhow::Result<()> {
             });
             return Ok(());
         }
-        Err(error) => return Err(error.into()),
     };
     let empty = serde_json::json!({});
     match client
@@ -406,8 +421,9 @@ fn dns(command: DnsCommand, client: &Client) -> anyhow::Result<()> {
         DnsCommand::Rm { name } => client.delete(&format!("/v1/names/{name}"))?,
         DnsCommand::Lookup { name, json } => {
             let status: Status = client.get("/v1/status")?;
-            let found = lookup::ask(status.dns.into(), &name)?
-                .with_context(|| format!("nothing is known by {name}"))?;
+            let found = lookup::ask(status.dns.into(), &name)?.with_context(|| {
+                format!("weft's name server knows no {name}; see: weft ps, weft dns ls")
+            })?;
             show::data(json.json, &found, show::looked_up);
         }
     }

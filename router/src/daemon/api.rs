@@ -32,7 +32,7 @@ use super::Daemon;
 /// Clients served at the same time; more wait at the door.
 const MAX_CLIENTS: usize = 64;
 /// A client that has not sent its request's head by then is let go.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a handler gives back.
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -146,6 +146,8 @@ async fn talk(stream: UnixStream, router: Router) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        // A client that has said all may close its half and still wants the answer.
+        .half_close(true)
         .max_buf_size(64 * 1024)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {

@@ -75,12 +75,18 @@ impl Daemon {
                 .map(|(proto, _, port)| format!("{port}/{proto}"))
                 .collect();
             let text = format!(
-                "can't publish {}: held on this host by {owner}; choose another port or stop it",
-                ports.join(", ")
+                "can't publish {}: held on this host, {}, by {owner}; choose another port or stop it",
+                ports.join(", "),
+                self.name()?
             );
             return Err(ApiError::new(ErrorKind::Conflict, text));
         }
         Ok(())
+    }
+
+    fn name(&self) -> Result<Label, ApiError> {
+        let view = self.view()?;
+        Ok(rows::node_name(&view, &view.me))
     }
 
     async fn finish_service(&self, reply: Reply) -> Result<ServiceRow, ApiError> {

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
-use weft_carrier::{Carrier, CarrierConfig};
+use weft_carrier::{Carrier, CarrierConfig, CarrierError};
 use weft_core::control::SOCKET;
 use weft_core::crypto::{Cipher, Random};
 use weft_core::model::{Label, NodeName};
@@ -33,7 +33,7 @@ use super::core_thread::{Clock, Core, Inbox, Message, Notice};
 use super::disk::Disk;
 use super::kernel_thread::{HostRecord, Kernel};
 use super::publish::Placeholders;
-use super::state::StateDir;
+use super::state::{PREDECESSOR, StateDir};
 use super::stop::{self, domain_name};
 use super::{Daemon, Stop, api, dns};
 use crate::background::{Origin, Ready, Summary};
@@ -145,7 +145,7 @@ fn choose_start(config: &UpConfig, host: &Host, stored: &Stored) -> Result<(Star
     let mine = node::cluster_of(stored);
     match (mine, token) {
         (Some(mine), Some(token)) if token.body().cluster != mine => bail!(
-            "this host belongs to cluster {mine} and the token is for cluster {}; to leave the old one: weft reset",
+            "this host belongs to another cluster, {mine}; the token is for {}; to leave the old one first: weft reset",
             token.body().cluster
         ),
         (Some(_), _) => {
@@ -346,8 +346,20 @@ async fn bring_up(
 }
 
 fn start_carrier(config: &UpConfig, domain: &Domain, inbox: &Inbox) -> Result<Carrier> {
-    let config = CarrierConfig::new(domain.fd()?, config.port);
-    Ok(Carrier::start(config, inbox.carrier())?)
+    let begun = Instant::now();
+    loop {
+        match Carrier::start(
+            CarrierConfig::new(domain.fd()?, config.port),
+            inbox.carrier(),
+        ) {
+            Ok(carrier) => return Ok(carrier),
+            // A daemon that was just killed may still hold it.
+            Err(CarrierError::PortTaken { .. }) if begun.elapsed() < PREDECESSOR => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn start_dns(

@@ -4,12 +4,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use weft_core::crypto::{self, Random, Secret};
 use weft_core::identity::Identity;
 use weft_core::model::NodeId;
+
+/// How long a predecessor that is going down may keep what this daemon needs.
+pub(crate) const PREDECESSOR: Duration = Duration::from_secs(2);
 
 /// The opened and locked state directory.
 pub(crate) struct StateDir {
@@ -30,12 +34,7 @@ impl StateDir {
         }
         check_private(path, 0o700)?;
         let lock = private_file(&path.join("lock"))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| {
-            anyhow::anyhow!(
-                "another weft daemon uses {}: see `weft status`, or give this one its own --state-dir and --run-dir",
-                path.display()
-            )
-        })?;
+        let lock = lock_patiently(lock, path)?;
         Ok(Self {
             path: path.to_owned(),
             _lock: lock,
@@ -76,6 +75,22 @@ impl StateDir {
         }
         write_durable(&binding_path, &binding)?;
         Ok(identity)
+    }
+}
+
+/// A daemon that was just killed holds its lock for a moment more.
+fn lock_patiently(mut file: File, path: &Path) -> Result<Flock<File>> {
+    let begun = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, _)) if begun.elapsed() < PREDECESSOR => file = back,
+            Err(_) => bail!(
+                "another weft daemon uses {}: see `weft status`, or give this one its own --state-dir and --run-dir",
+                path.display()
+            ),
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -346,6 +346,13 @@ impl Cluster {
     }
 
     fn add_name(&mut self, now: Now, id: u64, spec: &NameSpec, out: &mut Vec<Output>) {
+        if let Some(holder) = self.holder_of(spec) {
+            let text = format!(
+                "the name \"{}\" is taken by {holder}; choose another, or remove it first",
+                spec.name
+            );
+            return fail(id, ErrorKind::Conflict, text, out);
+        }
         let name = ManualName {
             name: spec.name.clone(),
             ip: spec.ip,
@@ -354,6 +361,31 @@ impl Cluster {
         if let Err(error) = self.put(now, &Object::Name(name), then, out) {
             out.push(Output::Reply(id, Err(error)));
         }
+    }
+
+    /// What already answers to a name, but for the very same binding.
+    fn holder_of(&self, spec: &NameSpec) -> Option<String> {
+        let wall = self.wall_now();
+        if self
+            .catalog
+            .services(wall)
+            .iter()
+            .any(|service| service.name == spec.name)
+        {
+            return Some("a service".to_owned());
+        }
+        let endpoints = self.catalog.endpoints(&BTreeSet::new());
+        if endpoints
+            .iter()
+            .any(|endpoint| endpoint.names.contains(&spec.name))
+        {
+            return Some("an endpoint".to_owned());
+        }
+        let names = self.catalog.names(wall);
+        let bound = names
+            .iter()
+            .find(|name| name.name == spec.name && name.ip != spec.ip)?;
+        Some(format!("{}", bound.ip))
     }
 
     fn remove_shared(
