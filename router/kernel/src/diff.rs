@@ -1,5 +1,6 @@
 //! From what is wanted and what is there to the steps between, in an order the kernel accepts.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -29,6 +30,32 @@ pub enum Op {
     AddRule(Rule),
     /// Deletes it.
     DelRule(Rule),
+}
+
+/// In words that follow "can't".
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Op::AddAddress(device, net) => write!(f, "add {net} to {device}"),
+            Op::DelAddress(device, net) => write!(f, "take {net} from {device}"),
+            Op::SetNeighbour(device, ip, _) => write!(f, "set the neighbour {ip} on {device}"),
+            Op::DelNeighbour(device, ip) => write!(f, "forget the neighbour {ip} on {device}"),
+            Op::SetNextHop(id, hop) => {
+                write!(
+                    f,
+                    "set the next hop {id} by {} on {}",
+                    hop.gateway, hop.device
+                )
+            }
+            Op::DelNextHop(id) => write!(f, "delete the next hop {id}"),
+            Op::SetRoute(key, _) => write!(f, "set the route to {} in table {}", key.to, key.table),
+            Op::DelRoute(key) => {
+                write!(f, "delete the route to {} in table {}", key.to, key.table)
+            }
+            Op::AddRule(rule) => write!(f, "add the ip rule with priority {}", rule.priority),
+            Op::DelRule(rule) => write!(f, "delete the ip rule with priority {}", rule.priority),
+        }
+    }
 }
 
 /// The steps from `observed` to `wanted`.

@@ -82,7 +82,7 @@ impl Namespace {
             match self.step(op, &indices) {
                 Ok(()) => report.changes += 1,
                 Err(source) => report.failures.push(KernelError::System {
-                    doing: format!("{op:?}"),
+                    doing: op.to_string(),
                     source,
                 }),
             }

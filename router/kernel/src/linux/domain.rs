@@ -147,11 +147,11 @@ impl Domain {
             }
         };
         host.with(|ns| host_leg_up(&ns.rtnl, HOST_LEG).doing(doing))?;
-        self.with(|ns| {
-            host_leg_up(&ns.rtnl, HOST_LEG_FAR).doing(doing)?;
-            ns.rtnl.wait_running(HOST_LEG_FAR).doing(doing)
-        })?;
-        host.with(|ns| ns.rtnl.wait_running(HOST_LEG).doing(doing))?;
+        self.with(|ns| host_leg_up(&ns.rtnl, HOST_LEG_FAR).doing(doing))?;
+        if made {
+            host.with(|ns| ns.rtnl.wait_running(HOST_LEG).doing(doing))?;
+            self.with(|ns| ns.rtnl.wait_running(HOST_LEG_FAR).doing(doing))?;
+        }
         Ok(made)
     }
 

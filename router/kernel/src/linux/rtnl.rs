@@ -3,14 +3,16 @@
 //! The one module that names rtnetlink, whose interface changes every few months. A [`Rtnl`] belongs to the namespace
 //! of the thread that opened it and brings its own small runtime, so it must not be used on a thread of tokio's.
 
-use std::collections::BTreeMap;
+mod route;
+mod rule;
+
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
@@ -24,15 +26,15 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-    RouteType,
-};
-use netlink_packet_route::rule::{RuleAction as KernelAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+pub(crate) use self::route::KernelRoute;
+use self::route::{read_route, route_message};
+use self::rule::{read_rule, rule_message};
 use super::sys;
-use crate::state::{Family, ROUTE_PROTOCOL, Route, RouteKey, Rule, RuleAction, Selector, Via};
+use crate::state::{Family, Route, RouteKey, Rule};
 
 const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// The queue that drops everything, until the kernel's worker for links puts the real one in its place.
@@ -73,21 +75,6 @@ pub(crate) struct VethEnd<'a> {
     pub(crate) mac: [u8; 6],
     /// Born in this namespace; the socket's when absent.
     pub(crate) namespace: Option<BorrowedFd<'a>>,
-}
-
-/// A route as the kernel holds it, also those that are not weft's.
-#[derive(Clone, Debug)]
-pub(crate) struct KernelRoute {
-    pub(crate) table: u32,
-    pub(crate) to: IpNet,
-    pub(crate) metric: u32,
-    pub(crate) protocol: RouteProtocol,
-    pub(crate) kind: RouteType,
-    pub(crate) gateway: Option<IpAddr>,
-    pub(crate) device: Option<u32>,
-    next_hop: Option<u32>,
-    mtu: Option<u32>,
-    source: Option<IpAddr>,
 }
 
 pub(crate) struct Rtnl {
@@ -299,7 +286,7 @@ impl Rtnl {
             .collect())
     }
 
-    /// Adds or replaces a route. `index` tells the index of a device by its name.
+    /// Adds or replaces a route; `device` is the index of the one that it names.
     pub(crate) fn set_route(
         &self,
         key: &RouteKey,
@@ -485,201 +472,4 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<(u32, IpAddr, [u8; 6])> 
         }
     }
     Some((message.header.ifindex, ip?, mac?))
-}
-
-fn route_message(key: &RouteKey, what: Option<(&Route, Option<u32>)>) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    let header = &mut message.header;
-    header.address_family = address_family(Family::of_net(&key.to));
-    header.destination_prefix_length = key.to.prefix_len();
-    // Tables above 255 are named by the attribute alone.
-    header.table = u8::try_from(key.table).unwrap_or(0);
-    header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
-    header.scope = RouteScope::Universe;
-    let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Table(key.table));
-    attributes.push(RouteAttribute::Priority(key.metric));
-    if key.to.prefix_len() > 0 {
-        attributes.push(RouteAttribute::Destination(key.to.network().into()));
-    }
-    let Some((route, device)) = what else {
-        header.scope = RouteScope::NoWhere;
-        return message;
-    };
-    header.kind = match route.via {
-        Via::Unreachable => RouteType::Unreachable,
-        Via::Blackhole => RouteType::BlackHole,
-        _ => RouteType::Unicast,
-    };
-    match &route.via {
-        Via::NextHop(id) => attributes.push(RouteAttribute::NhId(*id)),
-        Via::Device(_) => header.scope = RouteScope::Link,
-        Via::Gateway(gateway, _) => {
-            header.flags = RouteFlags::Onlink;
-            attributes.push(RouteAttribute::Gateway((*gateway).into()));
-        }
-        Via::Unreachable | Via::Blackhole => {}
-    }
-    attributes.extend(device.map(RouteAttribute::Oif));
-    attributes.extend(
-        route
-            .mtu
-            .map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])),
-    );
-    attributes.extend(
-        route
-            .source
-            .map(|source| RouteAttribute::PrefSource(source.into())),
-    );
-    message
-}
-
-fn read_route(message: RouteMessage) -> Option<KernelRoute> {
-    let any: IpNet = match message.header.address_family {
-        AddressFamily::Inet => Ipv4Net::default().into(),
-        AddressFamily::Inet6 => Ipv6Net::default().into(),
-        _ => return None,
-    };
-    let mut route = KernelRoute {
-        table: message.header.table.into(),
-        to: any,
-        metric: 0,
-        protocol: message.header.protocol,
-        kind: message.header.kind,
-        gateway: None,
-        device: None,
-        next_hop: None,
-        mtu: None,
-        source: None,
-    };
-    let bits = message.header.destination_prefix_length;
-    for attribute in message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => {
-                route.to = IpNet::new(address_of(&address)?, bits).ok()?;
-            }
-            RouteAttribute::Table(table) => route.table = table,
-            RouteAttribute::Priority(metric) => route.metric = metric,
-            RouteAttribute::Gateway(address) => route.gateway = address_of(&address),
-            RouteAttribute::Oif(index) => route.device = Some(index),
-            RouteAttribute::NhId(id) => route.next_hop = Some(id),
-            RouteAttribute::PrefSource(address) => route.source = address_of(&address),
-            RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|m| match m {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    Some(route)
-}
-
-fn address_of(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some((*ip).into()),
-        RouteAddress::Inet6(ip) => Some((*ip).into()),
-        _ => None,
-    }
-}
-
-impl KernelRoute {
-    /// Weft put it there.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-    }
-
-    /// In the plan's words; `names` are the devices by index.
-    pub(crate) fn planned(&self, names: &BTreeMap<u32, String>) -> Option<(RouteKey, Route)> {
-        let via = match (self.kind, self.next_hop) {
-            (RouteType::Unreachable, _) => Via::Unreachable,
-            (RouteType::BlackHole, _) => Via::Blackhole,
-            (_, Some(id)) => Via::NextHop(id),
-            (_, None) => {
-                let device = names.get(&self.device?)?.clone();
-                match self.gateway {
-                    Some(gateway) => Via::Gateway(gateway, device),
-                    None => Via::Device(device),
-                }
-            }
-        };
-        let key = RouteKey {
-            table: self.table,
-            to: self.to,
-            metric: self.metric,
-        };
-        let (mtu, source) = (self.mtu, self.source);
-        Some((key, Route { via, mtu, source }))
-    }
-}
-
-fn rule_message(rule: &Rule) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    message.header.family = address_family(rule.family);
-    let attributes = &mut message.attributes;
-    attributes.push(RuleAttribute::Priority(rule.priority));
-    attributes.push(RuleAttribute::Protocol(RouteProtocol::Other(
-        ROUTE_PROTOCOL,
-    )));
-    match rule.selector {
-        Selector::To(net) => {
-            message.header.dst_len = net.prefix_len();
-            attributes.push(RuleAttribute::Destination(net.network()));
-        }
-        Selector::Mark { mark, mask } => {
-            attributes.push(RuleAttribute::FwMark(mark));
-            attributes.push(RuleAttribute::FwMask(mask));
-        }
-    }
-    match rule.action {
-        RuleAction::Lookup(table) => {
-            message.header.action = KernelAction::ToTable;
-            attributes.push(RuleAttribute::Table(table));
-        }
-        RuleAction::Goto(priority) => {
-            message.header.action = KernelAction::Goto;
-            attributes.push(RuleAttribute::Goto(priority));
-        }
-    }
-    message
-}
-
-/// Weft's own rules only.
-fn read_rule(family: Family, message: &RuleMessage) -> Option<Rule> {
-    let mut ours = false;
-    let (mut priority, mut to, mut mark, mut mask) = (0, None, 0, None);
-    let (mut table, mut target) = (u32::from(message.header.table), None);
-    for attribute in &message.attributes {
-        match attribute {
-            RuleAttribute::Protocol(protocol) => {
-                ours = *protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
-            }
-            RuleAttribute::Priority(value) => priority = *value,
-            RuleAttribute::Destination(ip) => {
-                to = IpNet::new(*ip, message.header.dst_len).ok();
-            }
-            RuleAttribute::FwMark(value) => mark = *value,
-            RuleAttribute::FwMask(value) => mask = Some(*value),
-            RuleAttribute::Table(value) => table = *value,
-            RuleAttribute::Goto(value) => target = Some(*value),
-            _ => {}
-        }
-    }
-    let selector = match (to, mask) {
-        (Some(net), _) => Selector::To(net),
-        (None, Some(mask)) => Selector::Mark { mark, mask },
-        (None, None) => return None,
-    };
-    let action = match (message.header.action, target) {
-        (KernelAction::Goto, Some(priority)) => RuleAction::Goto(priority),
-        (KernelAction::ToTable, _) => RuleAction::Lookup(table),
-        _ => return None,
-    };
-    ours.then_some(Rule {
-        family,
-        priority,
-        selector,
-        action,
-    })
 }
