@@ -64,10 +64,13 @@ pub(crate) struct Findings {
     pub(crate) warnings: Vec<String>,
 }
 
+/// Keeps the host's state durably.
+pub(crate) type Save = Box<dyn FnMut(&HostState) -> std::io::Result<()> + Send>;
+
 /// How the host was before weft changed it, and how that is kept.
 pub(crate) struct HostRecord {
     pub(crate) state: HostState,
-    pub(crate) save: Box<dyn FnMut(&HostState) -> std::io::Result<()> + Send>,
+    pub(crate) save: Save,
 }
 
 impl Kernel {
