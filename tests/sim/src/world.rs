@@ -121,6 +121,11 @@ pub struct World<M: Machine> {
 }
 
 impl<M: Machine> Host<M> {
+    /// Does it stand still?
+    pub fn is_paused(&self) -> bool {
+        self.pauses > 0
+    }
+
     /// How many times it was started.
     pub fn boots(&self) -> u64 {
         self.boots
