@@ -25,6 +25,9 @@ const DRAIN: usize = 1024;
 /// How often the wall clock and the paths' MTU are read anew.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 
+/// A wall clock further than this from where it should be has jumped.
+const JUMP: Duration = Duration::from_secs(5);
+
 /// What the core thread is told.
 pub(crate) enum Message {
     /// From the carrier.
@@ -129,6 +132,7 @@ impl Core {
             replies: BTreeMap::new(),
             next_reply: 0,
             alarms,
+            clocks: (clock.now(), Clock::wall()),
         };
         let thread = std::thread::Builder::new()
             .name("weft-core".to_owned())
@@ -214,6 +218,8 @@ struct Worker {
     replies: BTreeMap<u64, oneshot::Sender<Result<Reply, CommandError>>>,
     next_reply: u64,
     alarms: Arc<Mutex<Vec<String>>>,
+    /// The last readings of both clocks.
+    clocks: (Now, WallMicros),
 }
 
 impl Worker {
@@ -344,9 +350,30 @@ impl Worker {
     }
 
     fn keep_house(&mut self, now: Now, out: &mut Vec<Output>) {
-        self.node.handle(now, Input::Wall(Clock::wall()), out);
+        let wall = Clock::wall();
+        self.notice_jump(now, wall, out);
+        self.node.handle(now, Input::Wall(wall), out);
         self.measure_paths(now, out);
         self.perform(out);
+    }
+
+    /// A wall clock that jumps against the monotonic one is what a resumed snapshot sees. Two copies of one memory
+    /// would seal under the same nonces, so keys go even where it was only somebody setting the clock.
+    fn notice_jump(&mut self, now: Now, wall: WallMicros, out: &mut Vec<Output>) {
+        let (last_now, last_wall) = std::mem::replace(&mut self.clocks, (now, wall));
+        let passed = u64::try_from(now.since(last_now).as_micros()).unwrap_or(u64::MAX);
+        let jump = Duration::from_micros(wall.0.abs_diff(last_wall.0.saturating_add(passed)));
+        if jump <= JUMP {
+            return;
+        }
+        info!(
+            seconds = jump.as_secs(),
+            "the clock jumped; all tunnels get new keys"
+        );
+        match super::start::os_seed() {
+            Ok(seed) => self.node.handle(now, Input::Snapshot(seed), out),
+            Err(error) => self.fatal(format!("no randomness for new keys: {error:#}")),
+        }
     }
 
     fn measure_paths(&mut self, now: Now, out: &mut Vec<Output>) {

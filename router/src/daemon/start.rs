@@ -46,6 +46,7 @@ const LOOK_AROUND: Duration = Duration::from_secs(5);
 
 /// Runs a daemon until it is asked to stop.
 pub(crate) fn run(config: UpConfig, ready: Ready) -> Result<()> {
+    keep_memory_private()?;
     let missing = weft_kernel::preflight();
     if !missing.is_empty() {
         let lines: Vec<String> = missing
@@ -63,6 +64,14 @@ pub(crate) fn run(config: UpConfig, ready: Ready) -> Result<()> {
     let outcome = runtime.block_on(live(config, ready));
     runtime.shutdown_timeout(Duration::from_secs(2));
     outcome
+}
+
+/// Keys are in this process's memory: it must not end in a core file, and no other process may look into it.
+fn keep_memory_private() -> Result<()> {
+    nix::sys::prctl::set_dumpable(false)
+        .context("can't keep other processes out of the daemon's memory")?;
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)
+        .context("can't switch core files off")
 }
 
 async fn live(config: UpConfig, ready: Ready) -> Result<()> {
@@ -128,7 +137,7 @@ fn prepare(config: &UpConfig, host: &Host) -> Result<Begun> {
     })
 }
 
-fn os_seed() -> Result<[u8; 32]> {
+pub(super) fn os_seed() -> Result<[u8; 32]> {
     let mut seed = [0; 32];
     fs::File::open("/dev/urandom")
         .and_then(|mut f| f.read_exact(&mut seed))
@@ -227,6 +236,7 @@ async fn bring_up(
     let cipher = fast_cipher();
     let node_config = NodeConfig {
         name: node_name(config),
+        rename: config.name.is_some(),
         cipher,
         host_addrs: addresses(&host),
         underlay: underlay(config, &host),

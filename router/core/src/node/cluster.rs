@@ -17,7 +17,7 @@ use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
 use crate::membership::{Membership, MembershipEvent};
-use crate::model::{AddressPlan, ClusterId, Generation, NodeId, Now, WallMicros};
+use crate::model::{AddressPlan, ClusterId, Generation, NodeId, NodeName, Now, WallMicros};
 use crate::record::Record;
 use crate::roster::Roster;
 use crate::session::join::{JoinEvent, JoinHandle, JoinResponder, Verdict, is_join_index};
@@ -119,6 +119,10 @@ impl Cluster {
         let plan = AddressPlan::new(meta.range, &meta.cluster).map_err(|_| MetaError::Damaged)?;
         let mut catalog = Catalog::new(me, meta.cluster, plan, generation);
         catalog.restore(stored, wall.micros(now));
+        let config = NodeConfig {
+            name: own_name(&config, &catalog, &meta, &me),
+            ..config
+        };
         let session_config = SessionConfig {
             cluster: meta.cluster,
             cluster_secret: meta.secret.clone(),
@@ -250,6 +254,7 @@ impl Cluster {
             Input::PublishChecked { ask, owner } => self.on_publish_checked(now, ask, owner),
             Input::Conflicts(list) => self.set_conflicts(now, list, out),
             Input::Leave => self.leave(now, out),
+            Input::Snapshot(seed) => self.rekey(now, seed),
             Input::Wall(_) | Input::HostAddrs { .. } => {}
         }
         self.pump(now, out);
@@ -420,6 +425,13 @@ impl Cluster {
                 );
             }
         }
+    }
+
+    fn rekey(&mut self, now: Now, seed: [u8; 32]) {
+        self.random = Random::from_seed(seed);
+        let fresh = self.random.fork();
+        self.sessions
+            .rekey_all(now, fresh, &self.meta.roster, &mut self.buffers.sessions);
     }
 
     fn knock(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8]) {
@@ -825,6 +837,18 @@ impl Cluster {
             liveness => liveness,
         }
     }
+}
+
+/// A name stays until a person asks for another one.
+fn own_name(config: &NodeConfig, catalog: &Catalog, meta: &Meta, me: &NodeId) -> NodeName {
+    if config.rename {
+        return config.name.clone();
+    }
+    let written = catalog.nodes().remove(me).map(|info| info.name);
+    let admitted = || meta.roster.member(me).map(|member| member.name.clone());
+    written
+        .or_else(admitted)
+        .unwrap_or_else(|| config.name.clone())
 }
 
 fn object_text(object: &Object) -> String {

@@ -18,8 +18,10 @@ use crate::view::{Endpoint, EndpointKind, PeerNumber, PublishConflict, Service};
 /// What a node is told at birth.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// Its name for people.
+    /// Its name for people when it has none yet.
     pub name: NodeName,
+    /// The name was asked for: it replaces the one that the node had.
+    pub rename: bool,
     /// The AEAD it prefers (the shell knows whether the CPU has AES).
     pub cipher: Cipher,
     /// Addresses of the host for published ports.
@@ -79,6 +81,9 @@ pub enum Input<'a> {
     Persisted(u64),
     /// The wall clock's reading now; the shell gives it at least every few seconds.
     Wall(WallMicros),
+    /// This may be a copy of a machine that goes on elsewhere (a snapshot resumed, a clock that jumped): all keys and
+    /// the generator are made anew from this seed before anything else is sent.
+    Snapshot([u8; 32]),
     /// The host's addresses changed.
     HostAddrs {
         /// For published ports.
