@@ -381,10 +381,14 @@ impl Host {
     }
 }
 
+/// Dead with all its threads, and only not waited for: a leader alone can be a zombie while others still hold sockets.
 fn is_zombie(process: &Path) -> bool {
     let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
-    stat.rsplit_once(')')
-        .is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+    let threads = std::fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+    threads <= 1
+        && stat
+            .rsplit_once(')')
+            .is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// A binary of this project: `WEFT_BIN_DIR`, or where cargo put it (two levels above the running test).

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::time::{Duration, Instant};
 
 use crate::host::Host;
 
@@ -40,7 +41,18 @@ const VOLATILE: &[&str] = &[
 
 impl Snapshot {
     /// Looks at `host` now.
+    ///
+    /// Duplicate address detection of the lab's own links must be over by then: it is the kernel's change, nobody's fault.
     pub fn take(host: &Host) -> Self {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !host
+            .run(&["ip", "-6", "-o", "addr", "show", "tentative"])
+            .stdout
+            .is_empty()
+        {
+            assert!(Instant::now() < end, "addresses stay tentative");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let mut all = BTreeMap::new();
         for command in COMMANDS {
             let args: Vec<&str> = command.split(' ').collect();
