@@ -10,11 +10,13 @@ use weft_core::view::View;
 use weft_dns::{Config, Handle, Limits, Sockets, Upstreams};
 use weft_kernel::Domain;
 
+use super::core_thread::Core;
+
 const PORT: u16 = 53;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Begins to serve on the domain's DNS addresses, which must be there.
-pub(crate) fn serve(
+fn serve(
     domain: &Domain,
     plan: AddressPlan,
     ipv6: bool,
@@ -36,6 +38,24 @@ pub(crate) fn serve(
         limits,
         ipv6,
     })?)
+}
+
+/// Serves what the core's newest view says.
+pub(super) fn follow(
+    domain: &Domain,
+    core: &Core,
+    view: &Arc<View>,
+    upstreams: &Upstreams,
+) -> Result<weft_dns::Handle> {
+    let (core, first) = (core.clone(), view.clone());
+    let newest = move || core.view().unwrap_or_else(|| first.clone());
+    serve(
+        domain,
+        view.plan,
+        weft_kernel::ipv6_available(),
+        newest,
+        upstreams.clone(),
+    )
 }
 
 /// The host's resolvers, without weft's own address.

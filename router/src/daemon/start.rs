@@ -10,13 +10,12 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::warn;
 use weft_carrier::{Carrier, CarrierConfig, CarrierError};
 use weft_core::control::SOCKET;
 use weft_core::crypto::{Cipher, Random};
@@ -26,13 +25,15 @@ use weft_core::store::Stored;
 use weft_core::token::Token;
 use weft_core::view::{EndpointKind, View};
 use weft_dns::Upstreams;
-use weft_kernel::{Domain, Host, HostState, KernelEvent, Watch};
+use weft_kernel::{Domain, Host, HostState};
 
 use super::attachments::Attachments;
 use super::core_thread::{Clock, Core, Inbox, Message, Notice};
 use super::disk::Disk;
+use super::host_facts::{addresses, underlay};
 use super::kernel_thread::{HostRecord, Kernel};
 use super::publish::Placeholders;
+use super::serve::{self, Running};
 use super::state::{PREDECESSOR, StateDir};
 use super::stop::{self, domain_name};
 use super::{Daemon, Stop, api, dns};
@@ -41,8 +42,6 @@ use crate::config::UpConfig;
 
 /// A join takes this long at most: the joiner itself gives up sooner and says why.
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
-/// How often the host's addresses and resolvers are read anew.
-const LOOK_AROUND: Duration = Duration::from_secs(5);
 
 /// Runs a daemon until it is asked to stop.
 pub(crate) fn run(config: UpConfig, ready: Ready) -> Result<()> {
@@ -80,7 +79,7 @@ async fn live(config: UpConfig, ready: Ready) -> Result<()> {
     let name = begun.domain_name.clone();
     let fresh = begun.fresh;
     match bring_up(&config, &ready, host, begun).await {
-        Ok(running) => serve(running, &ready).await,
+        Ok(running) => serve::serve(running, &ready).await,
         Err(error) => {
             if fresh {
                 take_back(&config, &name);
@@ -206,23 +205,6 @@ fn check_range(host: &Host, range: ipnet::Ipv4Net, peers: &[IpAddr]) -> Result<V
         .collect())
 }
 
-/// A daemon that is up, with what only its end needs.
-struct Running {
-    daemon: Arc<Daemon>,
-    notices: mpsc::UnboundedReceiver<Notice>,
-    summary: Summary,
-    threads: (
-        std::thread::JoinHandle<()>,
-        std::thread::JoinHandle<HostState>,
-    ),
-    listener: tokio::net::UnixListener,
-    name_server: weft_dns::Handle,
-    upstreams: Upstreams,
-    socket: std::path::PathBuf,
-    run_config: UpConfig,
-    _state: StateDir,
-}
-
 async fn bring_up(
     config: &UpConfig,
     ready: &Ready,
@@ -302,7 +284,7 @@ async fn bring_up(
         .apply()
         .await
         .map_err(|error| anyhow!("can't set up the kernel: {error}"))?;
-    let name_server = start_dns(&domain, &core, &view, &upstreams)?;
+    let name_server = dns::follow(&domain, &core, &view, &upstreams)?;
     let socket = config.run_dir.join(SOCKET);
     let listener = api::listen(&socket)?;
     let daemon = Arc::new(Daemon {
@@ -372,23 +354,6 @@ fn start_carrier(config: &UpConfig, domain: &Domain, inbox: &Inbox) -> Result<Ca
     }
 }
 
-fn start_dns(
-    domain: &Domain,
-    core: &Core,
-    view: &Arc<View>,
-    upstreams: &Upstreams,
-) -> Result<weft_dns::Handle> {
-    let (core, first) = (core.clone(), view.clone());
-    let newest = move || core.view().unwrap_or_else(|| first.clone());
-    dns::serve(
-        domain,
-        view.plan,
-        weft_kernel::ipv6_available(),
-        newest,
-        upstreams.clone(),
-    )
-}
-
 /// AES-GCM where the CPU has instructions for it; without them ChaCha20-Poly1305 is faster and leaks no timing.
 fn fast_cipher() -> Cipher {
     #[cfg(target_arch = "x86_64")]
@@ -419,23 +384,6 @@ fn node_name(config: &UpConfig) -> NodeName {
         .name
         .clone()
         .unwrap_or_else(|| config.hostname.clone())
-}
-
-/// Where peers may reach this host: what a person said first, then what the interfaces have.
-fn underlay(config: &UpConfig, host: &Host) -> Vec<SocketAddr> {
-    let mut found = config.advertise.clone();
-    for ip in addresses(host) {
-        let addr = SocketAddr::new(ip, config.port);
-        if !found.contains(&addr) {
-            found.push(addr);
-        }
-    }
-    found
-}
-
-/// The host's own addresses; none where they can't be read, which the next look around mends.
-fn addresses(host: &Host) -> Vec<IpAddr> {
-    host.addresses().unwrap_or_default()
 }
 
 async fn wait_until_member(notices: &mut mpsc::UnboundedReceiver<Notice>) -> Result<()> {
@@ -505,213 +453,4 @@ fn save_host_state(path: &Path, state: &HostState) -> io::Result<()> {
         .open(path)?;
     file.write_all(&bytes)?;
     file.sync_all()
-}
-
-/// Serves until a signal or `weft down`.
-async fn serve(running: Running, ready: &Ready) -> Result<()> {
-    let Running {
-        daemon,
-        mut notices,
-        summary,
-        threads,
-        listener,
-        mut name_server,
-        upstreams,
-        socket,
-        run_config,
-        _state,
-    } = running;
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(api::serve(listener, daemon.clone()));
-    tasks.spawn(follow_view(daemon.clone()));
-    tasks.spawn(look_around(daemon.clone(), upstreams.clone(), run_config));
-    let (heard, events) = mpsc::unbounded_channel();
-    let watch = watch_kernel(&daemon, heard);
-    tasks.spawn(follow_kernel(daemon.clone(), events));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    info!(node = %summary.node, cluster = %summary.cluster, "up");
-    ready.up(summary);
-    let mut failure = None;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            () = daemon.stop.asked.notified() => break,
-            () = name_server.failed() => {
-                warn!("the name server broke; starting it anew");
-                let view = daemon.core.view().context("a member has a view")?;
-                match start_dns(&daemon.domain, &daemon.core, &view, &upstreams) {
-                    Ok(server) => name_server = server,
-                    Err(error) => {
-                        failure = Some(format!("the name server can't be started again: {error:#}"));
-                        break;
-                    }
-                }
-            }
-            notice = notices.recv() => match notice {
-                Some(Notice::CheckPublish(ask, ports)) => {
-                    let owner = daemon.placeholders.lock().await.owner_of(&ports);
-                    daemon.core.tell(Message::PublishChecked(ask, owner));
-                }
-                Some(Notice::Fatal(text)) => {
-                    failure = Some(text);
-                    break;
-                }
-                Some(Notice::Ready | Notice::JoinFailed(_) | Notice::Left) => {}
-                None => {
-                    failure = Some("the core ended".to_owned());
-                    break;
-                }
-            },
-        }
-    }
-    drop(watch);
-    finish(daemon, notices, tasks, threads, name_server, &socket).await;
-    match failure {
-        Some(text) => {
-            error!("{text}");
-            Err(anyhow!(text))
-        }
-        None => Ok(()),
-    }
-}
-
-async fn finish(
-    daemon: Arc<Daemon>,
-    mut notices: mpsc::UnboundedReceiver<Notice>,
-    mut tasks: tokio::task::JoinSet<()>,
-    threads: (
-        std::thread::JoinHandle<()>,
-        std::thread::JoinHandle<HostState>,
-    ),
-    name_server: weft_dns::Handle,
-    socket: &Path,
-) {
-    let down = daemon
-        .stop
-        .down
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
-    if down.is_some() {
-        let left = async { while !matches!(notices.recv().await, Some(Notice::Left) | None) {} };
-        let _ = tokio::time::timeout(stop::FAREWELL, left).await;
-    }
-    let _ = fs::remove_file(socket);
-    name_server.shutdown().await;
-    daemon.kernel.stop();
-    daemon.core.tell(Message::Stop);
-    let (core_thread, kernel_thread) = threads;
-    let state = tokio::task::spawn_blocking(move || {
-        let _ = core_thread.join();
-        kernel_thread.join()
-    })
-    .await;
-    *daemon.placeholders.lock().await = Placeholders::default();
-    // The last handle of the carrier: its threads end and the TAP is let go.
-    drop(
-        daemon
-            .carrier
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(),
-    );
-    if let Some(answer) = down {
-        let mut state = match state {
-            Ok(Ok(state)) => state,
-            _ => stop::load_host_state(&daemon.state_dir).unwrap_or_default(),
-        };
-        let (name, host) = (daemon.netns.clone(), daemon.host.clone());
-        let errors = tokio::task::spawn_blocking(move || host.teardown(&name, &mut state))
-            .await
-            .unwrap_or_default();
-        if errors.is_empty() {
-            let _ = fs::remove_file(daemon.state_dir.join(stop::HOST_STATE));
-        }
-        let _ = answer.send(errors.iter().map(ToString::to_string).collect());
-        // The answer is on its way through the API's task; let it out before the tasks end.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    tasks.abort_all();
-    while tasks.join_next().await.is_some() {}
-    info!("stopped");
-}
-
-/// Every change of the view goes to placeholders and kernel.
-async fn follow_view(daemon: Arc<Daemon>) {
-    let mut views = daemon.core.watch();
-    let mut published = None;
-    while views.changed().await.is_ok() {
-        let Some(view) = views.borrow_and_update().clone() else {
-            continue;
-        };
-        let services = view.services.clone();
-        if published.as_ref() != Some(&services)
-            && let Ok(()) = daemon.follow_published().await
-        {
-            published = Some(services);
-        }
-        daemon.kernel.poke();
-    }
-}
-
-/// The host's addresses and resolvers may change at any time, and a conflict over a port may end.
-async fn look_around(daemon: Arc<Daemon>, upstreams: Upstreams, config: UpConfig) {
-    let mut known = (addresses(&daemon.host), underlay(&config, &daemon.host));
-    let mut ticks = tokio::time::interval(LOOK_AROUND);
-    loop {
-        ticks.tick().await;
-        let now = (addresses(&daemon.host), underlay(&config, &daemon.host));
-        if now != known {
-            info!(addresses = ?now.0, "the host's addresses changed");
-            known.clone_from(&now);
-            daemon
-                .kernel
-                .change(|around| around.host_addrs.clone_from(&now.0));
-            daemon.core.tell(Message::HostAddrs(now.0, now.1));
-            daemon.kernel.poke();
-        }
-        if let Ok(view) = daemon.view() {
-            let resolvers = dns::resolvers(&view.plan);
-            if resolvers != upstreams.list() {
-                daemon.kernel.change(|around| {
-                    around.resolvers = resolvers.iter().map(SocketAddr::ip).collect()
-                });
-                upstreams.set(resolvers);
-                daemon.kernel.poke();
-            }
-        }
-        if let Err(error) = daemon.follow_published().await {
-            warn!(error = %error.0, "published ports");
-        }
-    }
-}
-
-/// What the kernel tells of changes; without its word the routine pass still finds them.
-fn watch_kernel(daemon: &Daemon, heard: mpsc::UnboundedSender<KernelEvent>) -> Option<Watch> {
-    let watch = weft_kernel::watch(&daemon.host, &daemon.domain, move |event| {
-        // Fails only while the daemon stops.
-        let _ = heard.send(event);
-    });
-    match watch {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            warn!(%error, "can't watch the kernel; changes by others are found every few seconds only");
-            None
-        }
-    }
-}
-
-async fn follow_kernel(daemon: Arc<Daemon>, mut events: mpsc::UnboundedReceiver<KernelEvent>) {
-    while let Some(first) = events.recv().await {
-        let mut leg_gone = matches!(first, KernelEvent::LegGone(_));
-        while let Ok(more) = events.try_recv() {
-            leg_gone |= matches!(more, KernelEvent::LegGone(_));
-        }
-        if leg_gone {
-            daemon.drop_vanished().await;
-        }
-        daemon.kernel.poke();
-    }
 }

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::cluster::{Cluster, Then};
+use super::cluster::Cluster;
 use super::commands::AttachRequest;
+use super::durable::Then;
 use super::io::{Answer, Ask, CommandError, Output};
 use crate::control::ErrorKind;
 use crate::ipam::ExactError;

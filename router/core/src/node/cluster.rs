@@ -4,50 +4,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::Wall;
 use super::asks::Asks;
-use super::io::{Input, NodeConfig, Output, Reply};
+use super::durable::Then;
+use super::io::{Input, NodeConfig, Output};
 use super::meta::{Meta, MetaError};
 use super::numbers::Numbers;
 use super::tokens::Tokens;
-use super::{CommandError, Wall};
+use super::upkeep::HOUSEKEEPING;
 use crate::catalog::Catalog;
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
 use crate::membership::{Membership, MembershipEvent};
 use crate::model::{AddressPlan, ClusterId, Generation, NodeId, NodeName, Now, WallMicros};
-use crate::record::Record;
 use crate::roster::Roster;
-use crate::session::join::{JoinEvent, JoinHandle, JoinResponder, Verdict, is_join_index};
+use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
 use crate::session::{SessionConfig, SessionEvent, Sessions};
-use crate::store::{Batch, Stored};
+use crate::store::Stored;
 use crate::sync::{Stores, Sync, SyncEvent};
-use crate::value::{NodeInfo, Object};
 use crate::view::Liveness;
 use crate::wire::{DataHeader, DatagramType, Message};
-
-const HOUSEKEEPING: Duration = Duration::from_secs(60);
-/// Things that people were told once; more would be a flood.
-const MAX_TOLD: usize = 256;
-
-/// What happens once a batch can't be lost any more.
-pub(super) enum Then {
-    /// Tell the others.
-    Publish(Vec<Record>),
-    /// Answer a command.
-    Reply(u64, Reply),
-    /// Let a newcomer in: its admission is on disk.
-    Welcome(JoinHandle),
-    /// A use of an invitation is counted.
-    LetIn(JoinHandle),
-    /// Tell the others of a roster record.
-    PublishRoster(Vec<u8>),
-    /// Answer another member's question.
-    Answer(NodeId, u64, super::io::Answer),
-}
 
 #[derive(Default)]
 pub(super) struct Buffers {
@@ -79,25 +58,25 @@ pub(super) struct Cluster {
     pub(super) generation: Generation,
     pub(super) buffers: Buffers,
     /// What waits for which batch.
-    held: BTreeMap<u64, Vec<Then>>,
-    next_persist: u64,
+    pub(super) held: BTreeMap<u64, Vec<Then>>,
+    pub(super) next_persist: u64,
     /// Sessions that may still be received on.
     pub(super) receivers: BTreeMap<u32, Arc<Transport>>,
     pub(super) silent: BTreeSet<NodeId>,
     pub(super) path_mtu: BTreeMap<SocketAddr, u16>,
     /// It may write and allocate.
     pub(super) ready: bool,
-    announced_ready: bool,
+    pub(super) announced_ready: bool,
     pub(super) revision: u64,
-    seen_revision: Option<u64>,
-    conflicts: Vec<(crate::model::Proto, u16, String)>,
-    view_changed: bool,
-    tunnels_changed: bool,
-    leaving: bool,
+    pub(super) seen_revision: Option<u64>,
+    pub(super) conflicts: Vec<(crate::model::Proto, u16, String)>,
+    pub(super) view_changed: bool,
+    pub(super) tunnels_changed: bool,
+    pub(super) leaving: bool,
     pub(super) last_now: Now,
-    housekeeping: Now,
-    next_due: Option<WallMicros>,
-    told: BTreeSet<String>,
+    pub(super) housekeeping: Now,
+    pub(super) next_due: Option<WallMicros>,
+    pub(super) told: BTreeSet<String>,
 }
 
 impl Cluster {
@@ -308,105 +287,6 @@ impl Cluster {
         self.pump(now, out);
     }
 
-    /// Queues a batch; what is in `then` happens when it is durable. An empty batch is durable at once.
-    pub(super) fn persist(
-        &mut self,
-        now: Now,
-        batch: Batch,
-        then: Vec<Then>,
-        out: &mut Vec<Output>,
-    ) {
-        let pending = self.held.keys().next_back().copied();
-        if batch.is_empty() {
-            // Nothing to write, but what was queued before must not be overtaken.
-            match pending {
-                Some(last) => self.held.entry(last).or_default().extend(then),
-                None => self.perform(now, then, out),
-            }
-            return;
-        }
-        let id = self.next_persist;
-        self.next_persist += 1;
-        self.held.insert(id, then);
-        out.push(Output::Persist(id, batch));
-    }
-
-    /// Writes an object and does `then` once it is durable and published.
-    pub(super) fn put(
-        &mut self,
-        now: Now,
-        object: &Object,
-        then: Vec<Then>,
-        out: &mut Vec<Output>,
-    ) -> Result<(), CommandError> {
-        let wall = self.wall.micros(now);
-        let written = self
-            .catalog
-            .put(object, &self.identity, wall)
-            .map_err(|error| {
-                CommandError::new(crate::control::ErrorKind::Conflict, error.to_string())
-            })?;
-        self.publish(now, written, then, out);
-        Ok(())
-    }
-
-    /// Removes an object likewise.
-    pub(super) fn remove(
-        &mut self,
-        now: Now,
-        kind: crate::value::Kind,
-        key: &[u8],
-        then: Vec<Then>,
-        out: &mut Vec<Output>,
-    ) -> Result<(), CommandError> {
-        let wall = self.wall.micros(now);
-        let written = self
-            .catalog
-            .remove(kind, key, &self.identity, wall)
-            .map_err(|error| {
-                CommandError::new(crate::control::ErrorKind::Conflict, error.to_string())
-            })?;
-        self.publish(now, written, then, out);
-        Ok(())
-    }
-
-    fn publish(
-        &mut self,
-        now: Now,
-        written: crate::catalog::Written,
-        then: Vec<Then>,
-        out: &mut Vec<Output>,
-    ) {
-        let mut all = vec![Then::Publish(written.records)];
-        all.extend(then);
-        self.persist(now, written.batch, all, out);
-    }
-
-    fn on_persisted(&mut self, now: Now, id: u64, out: &mut Vec<Output>) {
-        if let Some(then) = self.held.remove(&id) {
-            self.perform(now, then, out);
-        }
-    }
-
-    fn perform(&mut self, now: Now, then: Vec<Then>, out: &mut Vec<Output>) {
-        for step in then {
-            match step {
-                Then::Publish(records) => {
-                    self.sync.on_local(&records, &mut self.buffers.sync);
-                    self.on_catalog(now, out);
-                }
-                Then::Reply(id, reply) => {
-                    self.show_changes(out);
-                    out.push(Output::Reply(id, Ok(reply)));
-                }
-                Then::Welcome(handle) => self.welcome(handle),
-                Then::LetIn(handle) => self.let_in(now, handle, Verdict::Accepted),
-                Then::PublishRoster(record) => self.sync.on_roster(&record, &mut self.buffers.sync),
-                Then::Answer(to, id, answer) => self.answer(now, &to, id, &answer),
-            }
-        }
-    }
-
     fn on_datagram(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8]) {
         match DatagramType::of(bytes) {
             Some(DatagramType::JoinInit) => self.knock(now, from, bytes),
@@ -444,151 +324,6 @@ impl Cluster {
             &self.meta.secret,
             &mut self.buffers.door,
         );
-    }
-
-    /// Hands events on until there are none.
-    pub(super) fn pump(&mut self, now: Now, out: &mut Vec<Output>) {
-        loop {
-            let events = std::mem::take(&mut self.buffers);
-            if events.sessions.is_empty()
-                && events.membership.is_empty()
-                && events.sync.is_empty()
-                && events.door.is_empty()
-            {
-                break;
-            }
-            for event in events.sessions {
-                self.on_session(now, event, out);
-            }
-            for event in events.door {
-                self.on_door(now, event, out);
-            }
-            for event in events.membership {
-                self.on_membership(now, event, out);
-            }
-            for event in events.sync {
-                self.on_sync(now, event, out);
-            }
-        }
-        self.become_ready(now, out);
-        self.show_changes(out);
-    }
-
-    fn on_session(&mut self, now: Now, event: SessionEvent, out: &mut Vec<Output>) {
-        match event {
-            SessionEvent::Send { to, datagram } => out.push(Output::Send { to, datagram }),
-            SessionEvent::Accepting { transport, .. } => {
-                self.receivers.insert(transport.local_index(), transport);
-                self.tunnels_changed = true;
-            }
-            SessionEvent::Established {
-                peer,
-                transport,
-                generation,
-            } => {
-                self.receivers.insert(transport.local_index(), transport);
-                self.tunnels_changed = true;
-                self.on_roster(now, out);
-                self.membership
-                    .on_proven(now, peer, generation, &mut self.buffers.membership);
-                self.meet(now, peer);
-            }
-            SessionEvent::Retired { local_index } => {
-                self.receivers.remove(&local_index);
-                self.tunnels_changed = true;
-            }
-            SessionEvent::Path { .. } | SessionEvent::Lost { .. } => self.tunnels_changed = true,
-            SessionEvent::Frame { peer, message } => self.on_message(now, peer, message, out),
-            // Only a shell without a carrier sees packets here.
-            SessionEvent::Packet { .. } => {}
-            SessionEvent::Heard { peer } => {
-                self.membership
-                    .heard(now, peer, &mut self.buffers.membership)
-            }
-            SessionEvent::Rtt { .. } => {
-                let slowest = self
-                    .sessions
-                    .peers()
-                    .filter_map(|peer| peer.rtt)
-                    .max()
-                    .unwrap_or_default();
-                self.membership
-                    .set_rtt(now, slowest, &mut self.buffers.membership);
-            }
-            SessionEvent::Silent { peer } => self.view_changed |= self.silent.insert(peer),
-            SessionEvent::Answering { peer } => self.view_changed |= self.silent.remove(&peer),
-            SessionEvent::CloneSuspected { peer } => {
-                out.push(Output::Alarm(format!(
-                    "node {peer} seems to run twice (a copied disk or virtual machine): stop one of them and run \
-                     `weft reset` there"
-                )));
-            }
-        }
-    }
-
-    fn meet(&mut self, now: Now, peer: NodeId) {
-        let wall = self.wall.micros(now);
-        let stores = Stores {
-            catalog: &mut self.catalog,
-            roster: &mut self.meta.roster,
-            wall,
-        };
-        self.sync
-            .on_peer_up(now, peer, &stores, &mut self.buffers.sync);
-    }
-
-    fn on_message(&mut self, now: Now, peer: NodeId, message: Message, out: &mut Vec<Output>) {
-        match message {
-            Message::Membership(bytes) => {
-                self.membership
-                    .handle(now, peer, &bytes, &mut self.buffers.membership);
-            }
-            Message::Sync(bytes) => {
-                let wall = self.wall.micros(now);
-                let mut stores = Stores {
-                    catalog: &mut self.catalog,
-                    roster: &mut self.meta.roster,
-                    wall,
-                };
-                self.sync
-                    .handle(now, peer, &bytes, &mut stores, &mut self.buffers.sync);
-            }
-            Message::Ask { id, body } => self.on_ask(now, peer, id, &body, out),
-            Message::Answer { id, body } => self.on_answer(now, peer, id, &body, out),
-            Message::Bye => self.sessions.drop_peer(&peer, &mut self.buffers.sessions),
-        }
-    }
-
-    fn on_membership(&mut self, now: Now, event: MembershipEvent, _out: &mut Vec<Output>) {
-        match event {
-            MembershipEvent::Send { to, bytes } => self.send(now, &to, &Message::Membership(bytes)),
-            MembershipEvent::Up { id, .. } => {
-                self.view_changed = true;
-                self.meet(now, id);
-            }
-            MembershipEvent::Down { id } => {
-                self.view_changed = true;
-                self.silent.remove(&id);
-                self.sync.on_peer_down(&id);
-            }
-        }
-    }
-
-    fn on_sync(&mut self, now: Now, event: SyncEvent, out: &mut Vec<Output>) {
-        match event {
-            SyncEvent::Send { to, bytes } => self.send(now, &to, &Message::Sync(bytes)),
-            SyncEvent::Persist(batch) => self.persist(now, batch, Vec::new(), out),
-            SyncEvent::Changed => {
-                self.repair(now, out);
-                self.on_catalog(now, out);
-            }
-            SyncEvent::RosterChanged { .. } => {
-                self.on_roster(now, out);
-                self.view_changed = true;
-                self.tunnels_changed = true;
-            }
-            SyncEvent::Alarm(text) => out.push(Output::Alarm(text)),
-        }
     }
 
     pub(super) fn send(&mut self, now: Now, to: &NodeId, message: &Message) {
@@ -655,164 +390,6 @@ impl Cluster {
         self.retry_waiting(now, out);
     }
 
-    /// Own records came back that this start has written over: what it wrote is written once more, above them.
-    fn repair(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.catalog.needs_repair() {
-            return;
-        }
-        let wall = self.wall.micros(now);
-        match self.catalog.repair(&self.identity, wall) {
-            Ok(written) => self.publish(now, written, Vec::new(), out),
-            Err(error) => out.push(Output::Alarm(format!(
-                "own records could not be written again: {error}"
-            ))),
-        }
-    }
-
-    /// What needs doing from time to time: forget what all have forgotten, bring near who was admitted by too many hands.
-    fn keep_house(&mut self, now: Now, out: &mut Vec<Output>) {
-        if now < self.housekeeping || !self.ready {
-            return;
-        }
-        self.housekeeping = now.plus(HOUSEKEEPING);
-        let settled = self.sync.settled(&self.catalog, &self.meta.roster);
-        let collected = self.catalog.collect(self.wall.micros(now), settled);
-        self.persist(now, collected, Vec::new(), out);
-        self.flatten_chains(now, out);
-    }
-
-    /// Handshakes carry at most three links of an admission; who hangs deeper is admitted anew by a member further up.
-    fn flatten_chains(&mut self, now: Now, out: &mut Vec<Output>) {
-        let near = self
-            .meta
-            .roster
-            .member(&self.me)
-            .is_some_and(|me| me.depth < 2);
-        let deep: Vec<_> = match near {
-            true => self.meta.roster.too_deep().into_iter().cloned().collect(),
-            false => Vec::new(),
-        };
-        for member in deep {
-            let issued = self.meta.roster.admit(
-                &self.identity,
-                member.id,
-                member.noise,
-                member.name.clone(),
-                member.rights,
-            );
-            if let Ok(issued) = issued {
-                self.persist(
-                    now,
-                    issued.change.batch,
-                    vec![Then::PublishRoster(issued.bytes)],
-                    out,
-                );
-            }
-        }
-    }
-
-    /// Records from a clock ahead of ours are applied when their time has come.
-    fn apply_due(&mut self, now: Now) {
-        let wall = self.wall.micros(now);
-        if self.next_due.is_some_and(|due| wall >= due) {
-            self.next_due = self.catalog.next_due(wall);
-            self.view_changed = true;
-        }
-    }
-
-    /// Two objects created under one name during a split: one holds, and a person must hear of the other.
-    fn tell_duplicates(&mut self, now: Now, out: &mut Vec<Output>) {
-        for duplicate in self.catalog.duplicates(self.wall.micros(now)) {
-            let text = format!(
-                "{} was created twice while the nodes did not hear each other: the one of node {} holds, the one of \
-                 node {} does not; update or remove it to settle this",
-                object_text(&duplicate.object),
-                self.name_of(&duplicate.kept),
-                self.name_of(&duplicate.lost)
-            );
-            if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
-                out.push(Output::Alarm(text));
-            }
-        }
-    }
-
-    fn become_ready(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.ready {
-            if !self.sync.ready(now, &self.meta.roster) {
-                return;
-            }
-            self.ready = true;
-            self.write_node_info(now, out);
-            self.write_conflicts(now, out);
-        }
-        if !self.announced_ready {
-            if self.ring.parts(&self.me).is_empty() {
-                self.ask_for_first_space(now);
-                return;
-            }
-            self.announced_ready = true;
-            self.view_changed = true;
-            self.show_changes(out);
-            out.push(Output::Ready);
-        }
-    }
-
-    fn write_node_info(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.ready || self.leaving {
-            return;
-        }
-        let info = NodeInfo {
-            name: self.config.name.clone(),
-            host_addrs: self.config.host_addrs.iter().copied().take(8).collect(),
-            underlay: self.config.underlay.iter().copied().take(8).collect(),
-            caps: 0,
-        };
-        // It always fits: eight addresses of each kind and one name.
-        let _ = self.put(now, &Object::NodeInfo(info), Vec::new(), out);
-    }
-
-    fn set_conflicts(
-        &mut self,
-        now: Now,
-        list: Vec<(crate::model::Proto, u16, String)>,
-        out: &mut Vec<Output>,
-    ) {
-        if list != self.conflicts {
-            self.conflicts = list;
-            self.write_conflicts(now, out);
-        }
-    }
-
-    fn write_conflicts(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.ready {
-            return;
-        }
-        let wanted = super::io::conflicts_of(self.me, &self.conflicts);
-        let none = BTreeSet::new();
-        let stale: Vec<Vec<u8>> = self
-            .catalog
-            .conflicts(&none)
-            .into_iter()
-            .filter(|conflict| {
-                conflict.node == self.me && !wanted.contains_key(&(conflict.proto, conflict.port))
-            })
-            .map(|conflict| crate::value::conflict_key(conflict.proto, conflict.port))
-            .collect();
-        for key in stale {
-            let _ = self.remove(
-                now,
-                crate::value::Kind::PUBLISH_CONFLICT,
-                &key,
-                Vec::new(),
-                out,
-            );
-        }
-        for conflict in wanted.into_values() {
-            // Too many conflicts for the log are not worth an error: the host's own `service ls` still shows them.
-            let _ = self.put(now, &Object::PublishConflict(conflict), Vec::new(), out);
-        }
-    }
-
     fn leave(&mut self, now: Now, out: &mut Vec<Output>) {
         self.leaving = true;
         self.membership.leave(&mut self.buffers.membership);
@@ -849,13 +426,4 @@ fn own_name(config: &NodeConfig, catalog: &Catalog, meta: &Meta, me: &NodeId) ->
     written
         .or_else(admitted)
         .unwrap_or_else(|| config.name.clone())
-}
-
-fn object_text(object: &Object) -> String {
-    match object {
-        Object::Service(service) => format!("service \"{}\"", service.name),
-        Object::Name(name) => format!("name \"{}\"", name.name),
-        Object::Network(network) => format!("network \"{}\"", network.name),
-        _ => "an object".to_owned(),
-    }
 }

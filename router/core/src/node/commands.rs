@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::asks::{Purpose, fail};
-use super::cluster::{Cluster, Then};
+use super::cluster::Cluster;
+use super::durable::Then;
 use super::io::{Ask, Command, Output, Reply};
 use crate::control::{ErrorKind, NameSpec, ServiceSpec, TokenRequest};
 use crate::ipam::ExactError;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::asks::Purpose;
-use super::cluster::{Cluster, Then};
+use super::cluster::Cluster;
+use super::durable::Then;
 use super::io::{Ask, Output};
 use super::meta::Welcome;
 use super::tokens::Count;

@@ -17,12 +17,15 @@ mod asks;
 mod cluster;
 mod commands;
 mod door;
+mod durable;
+mod events;
 mod io;
 mod joining;
 mod meta;
 mod numbers;
 mod picture;
 mod tokens;
+mod upkeep;
 
 pub use io::{Command, CommandError, Input, JoinFailure, NodeConfig, Output, Reply, Start, Tunnel};
 pub use meta::{MetaError, cluster_of, range_of};

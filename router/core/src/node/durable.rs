@@ -1,0 +1,125 @@
+//! Writing comes first: what depends on a batch waits here until the shell says that it can't be lost any more.
+
+use super::CommandError;
+use super::cluster::Cluster;
+use super::io::{Answer, Output, Reply};
+use crate::catalog::Written;
+use crate::control::ErrorKind;
+use crate::model::{NodeId, Now};
+use crate::record::Record;
+use crate::session::join::{JoinHandle, Verdict};
+use crate::store::Batch;
+use crate::value::{Kind, Object};
+
+/// What happens once a batch can't be lost any more.
+pub(super) enum Then {
+    /// Tell the others.
+    Publish(Vec<Record>),
+    /// Answer a command.
+    Reply(u64, Reply),
+    /// Let a newcomer in: its admission is on disk.
+    Welcome(JoinHandle),
+    /// A use of an invitation is counted.
+    LetIn(JoinHandle),
+    /// Tell the others of a roster record.
+    PublishRoster(Vec<u8>),
+    /// Answer another member's question.
+    Answer(NodeId, u64, Answer),
+}
+
+impl Cluster {
+    /// Queues a batch; what is in `then` happens when it is durable. An empty batch is durable at once.
+    pub(super) fn persist(
+        &mut self,
+        now: Now,
+        batch: Batch,
+        then: Vec<Then>,
+        out: &mut Vec<Output>,
+    ) {
+        let pending = self.held.keys().next_back().copied();
+        if batch.is_empty() {
+            // Nothing to write, but what was queued before must not be overtaken.
+            match pending {
+                Some(last) => self.held.entry(last).or_default().extend(then),
+                None => self.perform(now, then, out),
+            }
+            return;
+        }
+        let id = self.next_persist;
+        self.next_persist += 1;
+        self.held.insert(id, then);
+        out.push(Output::Persist(id, batch));
+    }
+
+    /// Writes an object and does `then` once it is durable and published.
+    pub(super) fn put(
+        &mut self,
+        now: Now,
+        object: &Object,
+        then: Vec<Then>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), CommandError> {
+        let wall = self.wall.micros(now);
+        let written = self
+            .catalog
+            .put(object, &self.identity, wall)
+            .map_err(|error| CommandError::new(ErrorKind::Conflict, error.to_string()))?;
+        self.publish(now, written, then, out);
+        Ok(())
+    }
+
+    /// Removes an object likewise.
+    pub(super) fn remove(
+        &mut self,
+        now: Now,
+        kind: Kind,
+        key: &[u8],
+        then: Vec<Then>,
+        out: &mut Vec<Output>,
+    ) -> Result<(), CommandError> {
+        let wall = self.wall.micros(now);
+        let written = self
+            .catalog
+            .remove(kind, key, &self.identity, wall)
+            .map_err(|error| CommandError::new(ErrorKind::Conflict, error.to_string()))?;
+        self.publish(now, written, then, out);
+        Ok(())
+    }
+
+    pub(super) fn publish(
+        &mut self,
+        now: Now,
+        written: Written,
+        then: Vec<Then>,
+        out: &mut Vec<Output>,
+    ) {
+        let mut all = vec![Then::Publish(written.records)];
+        all.extend(then);
+        self.persist(now, written.batch, all, out);
+    }
+
+    pub(super) fn on_persisted(&mut self, now: Now, id: u64, out: &mut Vec<Output>) {
+        if let Some(then) = self.held.remove(&id) {
+            self.perform(now, then, out);
+        }
+    }
+
+    pub(super) fn perform(&mut self, now: Now, then: Vec<Then>, out: &mut Vec<Output>) {
+        for step in then {
+            match step {
+                Then::Publish(records) => {
+                    self.sync.on_local(&records, &mut self.buffers.sync);
+                    self.on_catalog(now, out);
+                }
+                Then::Reply(id, reply) => {
+                    self.show_changes(out);
+                    out.push(Output::Reply(id, Ok(reply)));
+                }
+                Then::Welcome(handle) => self.welcome(handle),
+                Then::LetIn(handle) => self.let_in(now, handle, Verdict::Accepted),
+                Then::PublishRoster(record) => self.sync.on_roster(&record, &mut self.buffers.sync),
+                Then::Answer(to, id, answer) => self.answer(now, &to, id, &answer),
+            }
+        }
+    }
+}

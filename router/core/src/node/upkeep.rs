@@ -1,0 +1,178 @@
+//! What a member does unasked: becomes ready, says what it is, keeps its records and the roster in good order, and tells
+//! people what only they can settle.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::cluster::Cluster;
+use super::durable::Then;
+use super::io::Output;
+use crate::model::{Now, Proto};
+use crate::value::{Kind, NodeInfo, Object, conflict_key};
+
+pub(super) const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// Things that people were told once; more would be a flood.
+const MAX_TOLD: usize = 256;
+
+impl Cluster {
+    /// Own records came back that this start has written over: what it wrote is written once more, above them.
+    pub(super) fn repair(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.catalog.needs_repair() {
+            return;
+        }
+        let wall = self.wall.micros(now);
+        match self.catalog.repair(&self.identity, wall) {
+            Ok(written) => self.publish(now, written, Vec::new(), out),
+            Err(error) => out.push(Output::Alarm(format!(
+                "own records could not be written again: {error}"
+            ))),
+        }
+    }
+
+    /// What needs doing from time to time: forget what all have forgotten, bring near who was admitted by too many hands.
+    pub(super) fn keep_house(&mut self, now: Now, out: &mut Vec<Output>) {
+        if now < self.housekeeping || !self.ready {
+            return;
+        }
+        self.housekeeping = now.plus(HOUSEKEEPING);
+        let settled = self.sync.settled(&self.catalog, &self.meta.roster);
+        let collected = self.catalog.collect(self.wall.micros(now), settled);
+        self.persist(now, collected, Vec::new(), out);
+        self.flatten_chains(now, out);
+    }
+
+    /// Handshakes carry at most three links of an admission; who hangs deeper is admitted anew by a member further up.
+    pub(super) fn flatten_chains(&mut self, now: Now, out: &mut Vec<Output>) {
+        let near = self
+            .meta
+            .roster
+            .member(&self.me)
+            .is_some_and(|me| me.depth < 2);
+        let deep: Vec<_> = match near {
+            true => self.meta.roster.too_deep().into_iter().cloned().collect(),
+            false => Vec::new(),
+        };
+        for member in deep {
+            let issued = self.meta.roster.admit(
+                &self.identity,
+                member.id,
+                member.noise,
+                member.name.clone(),
+                member.rights,
+            );
+            if let Ok(issued) = issued {
+                self.persist(
+                    now,
+                    issued.change.batch,
+                    vec![Then::PublishRoster(issued.bytes)],
+                    out,
+                );
+            }
+        }
+    }
+
+    /// Records from a clock ahead of ours are applied when their time has come.
+    pub(super) fn apply_due(&mut self, now: Now) {
+        let wall = self.wall.micros(now);
+        if self.next_due.is_some_and(|due| wall >= due) {
+            self.next_due = self.catalog.next_due(wall);
+            self.view_changed = true;
+        }
+    }
+
+    /// Two objects created under one name during a split: one holds, and a person must hear of the other.
+    pub(super) fn tell_duplicates(&mut self, now: Now, out: &mut Vec<Output>) {
+        for duplicate in self.catalog.duplicates(self.wall.micros(now)) {
+            let text = format!(
+                "{} was created twice while the nodes did not hear each other: the one of node {} holds, the one of \
+                 node {} does not; update or remove it to settle this",
+                object_text(&duplicate.object),
+                self.name_of(&duplicate.kept),
+                self.name_of(&duplicate.lost)
+            );
+            if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
+                out.push(Output::Alarm(text));
+            }
+        }
+    }
+
+    pub(super) fn become_ready(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.ready {
+            if !self.sync.ready(now, &self.meta.roster) {
+                return;
+            }
+            self.ready = true;
+            self.write_node_info(now, out);
+            self.write_conflicts(now, out);
+        }
+        if !self.announced_ready {
+            if self.ring.parts(&self.me).is_empty() {
+                self.ask_for_first_space(now);
+                return;
+            }
+            self.announced_ready = true;
+            self.view_changed = true;
+            self.show_changes(out);
+            out.push(Output::Ready);
+        }
+    }
+
+    pub(super) fn write_node_info(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.ready || self.leaving {
+            return;
+        }
+        let info = NodeInfo {
+            name: self.config.name.clone(),
+            host_addrs: self.config.host_addrs.iter().copied().take(8).collect(),
+            underlay: self.config.underlay.iter().copied().take(8).collect(),
+            caps: 0,
+        };
+        // It always fits: eight addresses of each kind and one name.
+        let _ = self.put(now, &Object::NodeInfo(info), Vec::new(), out);
+    }
+
+    pub(super) fn set_conflicts(
+        &mut self,
+        now: Now,
+        list: Vec<(Proto, u16, String)>,
+        out: &mut Vec<Output>,
+    ) {
+        if list != self.conflicts {
+            self.conflicts = list;
+            self.write_conflicts(now, out);
+        }
+    }
+
+    pub(super) fn write_conflicts(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.ready {
+            return;
+        }
+        let wanted = super::io::conflicts_of(self.me, &self.conflicts);
+        let none = BTreeSet::new();
+        let stale: Vec<Vec<u8>> = self
+            .catalog
+            .conflicts(&none)
+            .into_iter()
+            .filter(|conflict| {
+                conflict.node == self.me && !wanted.contains_key(&(conflict.proto, conflict.port))
+            })
+            .map(|conflict| conflict_key(conflict.proto, conflict.port))
+            .collect();
+        for key in stale {
+            let _ = self.remove(now, Kind::PUBLISH_CONFLICT, &key, Vec::new(), out);
+        }
+        for conflict in wanted.into_values() {
+            // Too many conflicts for the log are not worth an error: the host's own `service ls` still shows them.
+            let _ = self.put(now, &Object::PublishConflict(conflict), Vec::new(), out);
+        }
+    }
+}
+
+fn object_text(object: &Object) -> String {
+    match object {
+        Object::Service(service) => format!("service \"{}\"", service.name),
+        Object::Name(name) => format!("name \"{}\"", name.name),
+        Object::Network(network) => format!("network \"{}\"", network.name),
+        _ => "an object".to_owned(),
+    }
+}

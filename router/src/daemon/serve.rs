@@ -1,0 +1,247 @@
+//! A daemon that is up: follows the view, the kernel and its surroundings until it is asked to end, and then ends in
+//! order.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+use weft_dns::Upstreams;
+use weft_kernel::{HostState, KernelEvent, Watch};
+
+use super::core_thread::{Message, Notice};
+use super::host_facts::{addresses, underlay};
+use super::publish::Placeholders;
+use super::state::StateDir;
+use super::{Daemon, api, dns, stop};
+use crate::background::{Ready, Summary};
+use crate::config::UpConfig;
+
+/// How often the host's addresses and resolvers are read anew.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+
+/// A daemon that is up, with what only its end needs.
+pub(super) struct Running {
+    pub(super) daemon: Arc<Daemon>,
+    pub(super) notices: mpsc::UnboundedReceiver<Notice>,
+    pub(super) summary: Summary,
+    pub(super) threads: (JoinHandle<()>, JoinHandle<HostState>),
+    pub(super) listener: tokio::net::UnixListener,
+    pub(super) name_server: weft_dns::Handle,
+    pub(super) upstreams: Upstreams,
+    pub(super) socket: PathBuf,
+    pub(super) run_config: UpConfig,
+    pub(super) _state: StateDir,
+}
+
+/// Serves until a signal or `weft down`.
+pub(super) async fn serve(running: Running, ready: &Ready) -> Result<()> {
+    let Running {
+        daemon,
+        mut notices,
+        summary,
+        threads,
+        listener,
+        mut name_server,
+        upstreams,
+        socket,
+        run_config,
+        _state,
+    } = running;
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(api::serve(listener, daemon.clone()));
+    tasks.spawn(follow_view(daemon.clone()));
+    tasks.spawn(look_around(daemon.clone(), upstreams.clone(), run_config));
+    let (heard, events) = mpsc::unbounded_channel();
+    let watch = watch_kernel(&daemon, heard);
+    tasks.spawn(follow_kernel(daemon.clone(), events));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    info!(node = %summary.node, cluster = %summary.cluster, "up");
+    ready.up(summary);
+    let mut failure = None;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = daemon.stop.asked.notified() => break,
+            () = name_server.failed() => {
+                warn!("the name server broke; starting it anew");
+                let view = daemon.core.view().context("a member has a view")?;
+                match dns::follow(&daemon.domain, &daemon.core, &view, &upstreams) {
+                    Ok(server) => name_server = server,
+                    Err(error) => {
+                        failure = Some(format!("the name server can't be started again: {error:#}"));
+                        break;
+                    }
+                }
+            }
+            notice = notices.recv() => match notice {
+                Some(Notice::CheckPublish(ask, ports)) => {
+                    let owner = daemon.placeholders.lock().await.owner_of(&ports);
+                    daemon.core.tell(Message::PublishChecked(ask, owner));
+                }
+                Some(Notice::Fatal(text)) => {
+                    failure = Some(text);
+                    break;
+                }
+                Some(Notice::Ready | Notice::JoinFailed(_) | Notice::Left) => {}
+                None => {
+                    failure = Some("the core ended".to_owned());
+                    break;
+                }
+            },
+        }
+    }
+    drop(watch);
+    finish(daemon, notices, tasks, threads, name_server, &socket).await;
+    match failure {
+        Some(text) => {
+            error!("{text}");
+            Err(anyhow!(text))
+        }
+        None => Ok(()),
+    }
+}
+
+async fn finish(
+    daemon: Arc<Daemon>,
+    mut notices: mpsc::UnboundedReceiver<Notice>,
+    mut tasks: tokio::task::JoinSet<()>,
+    threads: (JoinHandle<()>, JoinHandle<HostState>),
+    name_server: weft_dns::Handle,
+    socket: &Path,
+) {
+    let down = daemon
+        .stop
+        .down
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if down.is_some() {
+        let left = async { while !matches!(notices.recv().await, Some(Notice::Left) | None) {} };
+        let _ = tokio::time::timeout(stop::FAREWELL, left).await;
+    }
+    let _ = fs::remove_file(socket);
+    name_server.shutdown().await;
+    daemon.kernel.stop();
+    daemon.core.tell(Message::Stop);
+    let (core_thread, kernel_thread) = threads;
+    let state = tokio::task::spawn_blocking(move || {
+        let _ = core_thread.join();
+        kernel_thread.join()
+    })
+    .await;
+    *daemon.placeholders.lock().await = Placeholders::default();
+    // The last handle of the carrier: its threads end and the TAP is let go.
+    drop(
+        daemon
+            .carrier
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(),
+    );
+    if let Some(answer) = down {
+        let mut state = match state {
+            Ok(Ok(state)) => state,
+            _ => stop::load_host_state(&daemon.state_dir).unwrap_or_default(),
+        };
+        let (name, host) = (daemon.netns.clone(), daemon.host.clone());
+        let errors = tokio::task::spawn_blocking(move || host.teardown(&name, &mut state))
+            .await
+            .unwrap_or_default();
+        if errors.is_empty() {
+            let _ = fs::remove_file(daemon.state_dir.join(stop::HOST_STATE));
+        }
+        let _ = answer.send(errors.iter().map(ToString::to_string).collect());
+        // The answer is on its way through the API's task; let it out before the tasks end.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tasks.abort_all();
+    while tasks.join_next().await.is_some() {}
+    info!("stopped");
+}
+
+/// Every change of the view goes to placeholders and kernel.
+async fn follow_view(daemon: Arc<Daemon>) {
+    let mut views = daemon.core.watch();
+    let mut published = None;
+    while views.changed().await.is_ok() {
+        let Some(view) = views.borrow_and_update().clone() else {
+            continue;
+        };
+        let services = view.services.clone();
+        if published.as_ref() != Some(&services)
+            && let Ok(()) = daemon.follow_published().await
+        {
+            published = Some(services);
+        }
+        daemon.kernel.poke();
+    }
+}
+
+/// The host's addresses and resolvers may change at any time, and a conflict over a port may end.
+async fn look_around(daemon: Arc<Daemon>, upstreams: Upstreams, config: UpConfig) {
+    let mut known = (addresses(&daemon.host), underlay(&config, &daemon.host));
+    let mut ticks = tokio::time::interval(LOOK_AROUND);
+    loop {
+        ticks.tick().await;
+        let now = (addresses(&daemon.host), underlay(&config, &daemon.host));
+        if now != known {
+            info!(addresses = ?now.0, "the host's addresses changed");
+            known.clone_from(&now);
+            daemon
+                .kernel
+                .change(|around| around.host_addrs.clone_from(&now.0));
+            daemon.core.tell(Message::HostAddrs(now.0, now.1));
+            daemon.kernel.poke();
+        }
+        if let Ok(view) = daemon.view() {
+            let resolvers = dns::resolvers(&view.plan);
+            if resolvers != upstreams.list() {
+                daemon.kernel.change(|around| {
+                    around.resolvers = resolvers.iter().map(SocketAddr::ip).collect()
+                });
+                upstreams.set(resolvers);
+                daemon.kernel.poke();
+            }
+        }
+        if let Err(error) = daemon.follow_published().await {
+            warn!(error = %error.0, "published ports");
+        }
+    }
+}
+
+/// What the kernel tells of changes; without its word the routine pass still finds them.
+fn watch_kernel(daemon: &Daemon, heard: mpsc::UnboundedSender<KernelEvent>) -> Option<Watch> {
+    let watch = weft_kernel::watch(&daemon.host, &daemon.domain, move |event| {
+        // Fails only while the daemon stops.
+        let _ = heard.send(event);
+    });
+    match watch {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            warn!(%error, "can't watch the kernel; changes by others are found every few seconds only");
+            None
+        }
+    }
+}
+
+async fn follow_kernel(daemon: Arc<Daemon>, mut events: mpsc::UnboundedReceiver<KernelEvent>) {
+    while let Some(first) = events.recv().await {
+        let mut leg_gone = matches!(first, KernelEvent::LegGone(_));
+        while let Ok(more) = events.try_recv() {
+            leg_gone |= matches!(more, KernelEvent::LegGone(_));
+        }
+        if leg_gone {
+            daemon.drop_vanished().await;
+        }
+        daemon.kernel.poke();
+    }
+}
