@@ -64,6 +64,27 @@ fn down_leaves_the_host_as_it_was() {
 }
 
 #[test]
+fn down_takes_what_is_still_attached_along() {
+    let lab = Lab::new("downbusy");
+    let host = lab.host("h1", &lab.subnet("a"));
+    let before = Snapshot::take(&host);
+    host.up(&[]);
+    let a = host.serve("a", &["web"]);
+    let domain = host.status()["netns"].as_str().unwrap().to_owned();
+    host.weft(&["down"]).ok();
+    assert_clean(
+        &host,
+        &before,
+        &domain,
+        "after down with a container attached",
+    );
+    assert!(
+        !a.run(&["ip", "link", "show", "eth0"]).is_ok(),
+        "the container still has its interface"
+    );
+}
+
+#[test]
 fn down_after_kill_9_and_up_leaves_the_host_as_it_was() {
     let lab = Lab::new("downkill");
     let (h1, h2) = (

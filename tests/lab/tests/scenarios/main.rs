@@ -12,6 +12,7 @@ mod demo;
 mod down;
 mod itself;
 mod join;
+mod lacking;
 mod names;
 mod restart;
 mod services;

@@ -226,3 +226,45 @@ fn the_mesh_works_under_loss() {
         "10 % loss must not cost a member"
     );
 }
+
+#[test]
+fn strict_hosts_and_hosts_without_ipv6_take_part() {
+    let lab = Lab::new("strict");
+    let (h1, h2) = (
+        lab.host("h1", &lab.subnet("a")),
+        lab.host("h2", &lab.subnet("b")),
+    );
+    let outside = lab.host("outside", &lab.subnet("o"));
+    for key in ["all", "default", "eth0"] {
+        h1.space()
+            .sysctl(&format!("net.ipv4.conf.{key}.rp_filter"), "1");
+        h2.space()
+            .sysctl(&format!("net.ipv6.conf.{key}.disable_ipv6"), "1");
+    }
+    lab.cluster(&[h1.clone(), h2.clone()]);
+    let (a, b) = (h1.serve("a", &[]), h2.serve("b", &["web"]));
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        lab.wait("IPv4 between containers", 20, || {
+            from.pings(&to.ip().to_string())
+        });
+        lab.wait("and IPv6, which the host has not", 20, || {
+            from.pings(&to.ip6().to_string())
+        });
+    }
+    h1.weft(&[
+        "service",
+        "create",
+        "web",
+        "--port",
+        "80",
+        "--publish",
+        "8080:80",
+    ])
+    .ok();
+    for host in [&h1, &h2] {
+        let to = format!("{}:8080", host.v4());
+        lab.wait(&format!("{to} answers"), 20, || {
+            outside.tool(&["ask", "tcp", &to, "--wait", "2"]).is_ok()
+        });
+    }
+}

@@ -58,6 +58,15 @@ fn replay(lab: &Lab, file: &str, flags: &[&str]) -> u32 {
     lab.router().run(&args).ok().parse().unwrap()
 }
 
+/// UDP datagrams that the host's sockets were given so far.
+fn datagrams_in(host: &Host) -> u64 {
+    let table = host.run(&["cat", "/proc/net/snmp"]).ok();
+    let mut rows = table.lines().filter_map(|l| l.strip_prefix("Udp: "));
+    let (names, values) = (rows.next().unwrap(), rows.next().unwrap());
+    let at = names.split(' ').position(|n| n == "InDatagrams").unwrap();
+    values.split(' ').nth(at).unwrap().parse().unwrap()
+}
+
 fn times(heard: &str, text: &str) -> usize {
     heard
         .lines()
@@ -114,12 +123,16 @@ fn replayed_and_forged_datagrams_get_nothing_through() {
     });
     let file = recording(&lab, "recorded", &capture.stop(), &h2);
     let before = b.heard();
+    let arrived = datagrams_in(&h2);
     let mut sent = 0;
     for _ in 0..3 {
         sent += replay(&lab, &file, &[]);
         sent += replay(&lab, &file, &["--flip"]);
     }
     assert!(sent >= 60, "too little was replayed: {sent}");
+    lab.wait("what was replayed reached the daemon's socket", 10, || {
+        datagrams_in(&h2) >= arrived + u64::from(sent)
+    });
     // What comes after them in the same tunnel shows that they were dealt with.
     a.tool(&[
         "ask",
@@ -162,7 +175,15 @@ fn with_the_daemon_dead_nothing_of_the_mesh_leaves_by_the_default_route() {
         a.tool(&["ask", "tcp", &to, "--text", MARKER, "--wait", "2"]);
         h1.tool(&["ask", "udp", &to, "--text", MARKER, "--wait", "2"]);
     }
+    // The capture does see what leaves.
+    h1.run(&["ping", "-c1", "-W2", &h1.subnet_gateway().to_string()])
+        .ok();
     let frames = capture.stop();
+    assert!(
+        frames
+            .iter()
+            .any(|f| f.src == Some(h1.v4().into()) && f.proto == Some(1))
+    );
     let leak = frames
         .iter()
         .find(|f| touches_overlay(f) || f.contains(MARKER.as_bytes()));
