@@ -308,6 +308,8 @@ fn replay(file: &str, flip: bool) -> Result<()> {
         let (packet, next) = body.split_at_checked(length).ok_or("a torn file")?;
         rest = next;
         let mut packet = packet.to_vec();
+        // Recorded before a card would have filled it in; none at all is as good (RFC 768), and it must arrive.
+        packet.get_mut(26..28).ok_or("a short packet")?.fill(0);
         if flip {
             flip_one_bit(&mut packet, &mut dice)?;
         }
@@ -319,14 +321,12 @@ fn replay(file: &str, flip: bool) -> Result<()> {
     Ok(())
 }
 
-/// Changes one bit of the UDP payload and takes the checksum out, so that the datagram arrives.
+/// Changes one bit of the UDP payload.
 fn flip_one_bit(packet: &mut [u8], dice: &mut Dice) -> Result<()> {
     let payload = 28;
     if packet.len() <= payload {
         return Ok(());
     }
-    packet[26] = 0;
-    packet[27] = 0;
     let at = payload + usize::try_from(dice.next() % u64::try_from(packet.len() - payload)?)?;
     packet[at] ^= 1 << (dice.next() % 8);
     Ok(())

@@ -63,3 +63,52 @@ fn a_missing_right_is_named() {
         .fails_with(1);
     assert!(error.to_lowercase().contains("net_admin"), "{error}");
 }
+
+/// The rights that the systemd unit leaves are enough for all that a daemon does.
+#[test]
+fn the_unit_s_rights_suffice() {
+    let unit = include_str!("../../../../examples/weft.service");
+    let caps = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
+        .expect("the unit bounds its rights");
+    let keep: String = caps
+        .split_whitespace()
+        .map(|cap| format!(",+{}", cap.trim_start_matches("CAP_").to_lowercase()))
+        .collect();
+    let (_lab, host) = one("unit");
+    let (run, state) = (host.run_dir(), host.state_dir());
+    let script = format!(
+        "WEFT_RUN_DIR={} WEFT_STATE_DIR={} exec setpriv --no-new-privs --bounding-set=-all{keep} {} up",
+        run.display(),
+        state.display(),
+        Host::binary("weft")
+    );
+    host.run(&["sh", "-c", &script]).ok();
+    let _web = host.serve("web", &[]);
+    host.weft(&[
+        "service",
+        "create",
+        "web",
+        "--port",
+        "80",
+        "--publish",
+        "8080:80",
+    ])
+    .ok();
+    host.tool(&["ask", "tcp", "127.0.0.1:8080"]).ok();
+    let mut other = host.spawn_tool("other", &["serve", "--name", "other", "--port", "9001"]);
+    other.wait_for("ready", std::time::Duration::from_secs(5));
+    let taken = [
+        "service",
+        "create",
+        "other",
+        "--port",
+        "80",
+        "--publish",
+        "9001:80",
+    ];
+    let error = host.weft(&taken).fails_with(1);
+    assert!(error.contains("lab-tool"), "{error}");
+    host.weft(&["down"]).ok();
+}
