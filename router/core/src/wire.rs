@@ -29,6 +29,8 @@
 //!
 //! A receiver counts and drops kinds it doesn't know, so what comes later breaks no wire.
 
+mod frugal;
+
 use bincode::config::{self, Configuration, LittleEndian, Varint};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -45,7 +47,7 @@ pub const OVERHEAD: usize = DATA_HEADER + 16 + 1;
 pub const MAX_CONTROL: usize = 1120;
 /// Longest octets inside any [`Message`]: what is left beside its variant, id and length.
 pub const MAX_BODY: usize = MAX_CONTROL - 13;
-/// Longest thing [`decode`] looks at, and the most it allocates.
+/// Longest thing [`decode`] looks at, and the most that the numbers and texts in it may come to.
 pub const MAX_DECODE: usize = 64 * 1024;
 
 /// What a datagram is: its first octet.
@@ -202,14 +204,13 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
         .expect("our own types encode, and writing to memory does not fail")
 }
 
-/// Decodes a value that fills `bytes` to the last octet. Never allocates more than [`MAX_DECODE`] for a claim that the
-/// bytes don't bear out.
+/// Decodes a value that fills `bytes` to the last octet. Allocates for what came, never for a length that the bytes
+/// only claim.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     if bytes.len() > MAX_DECODE {
         return Err(WireError::TooLong(bytes.len()));
     }
-    let (value, used) =
-        bincode::serde::decode_from_slice(bytes, format()).map_err(|_| WireError::Garbled)?;
+    let (value, used) = frugal::decode(bytes, format()).map_err(|_| WireError::Garbled)?;
     match bytes.len() - used {
         0 => Ok(value),
         rest => Err(WireError::Trailing(rest)),
