@@ -35,7 +35,14 @@ pub(crate) enum Part {
     /// Resolve a name as any program would, and print the addresses
     Resolve { name: String },
     /// Ask a server some times, a new connection each; one JSON line per answer
-    Get { host: String, port: u16, times: u32 },
+    Get {
+        host: String,
+        port: u16,
+        times: u32,
+        /// How long a silent server is waited for, milliseconds
+        #[arg(long, default_value_t = 3000)]
+        patience_ms: u64,
+    },
     /// Ask over one connection; prints the median round trip in microseconds
     Latency { host: String, port: u16, times: u32 },
     /// Download for some seconds; prints octets and seconds
@@ -77,7 +84,12 @@ pub(crate) fn run(part: &Part) -> anyhow::Result<()> {
         Part::Enter { netns, command } => enter(netns, command),
         Part::Serve { name, node, port } => serve(name, node, *port),
         Part::Resolve { name } => resolve(name),
-        Part::Get { host, port, times } => get(host, *port, *times),
+        Part::Get {
+            host,
+            port,
+            times,
+            patience_ms,
+        } => get(host, *port, *times, Duration::from_millis(*patience_ms)),
         Part::Latency { host, port, times } => latency(host, *port, *times),
         Part::Load { host, port, secs } => load(host, *port, *secs),
     }
@@ -160,12 +172,12 @@ fn resolve(name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn connect(host: &str, port: u16) -> anyhow::Result<BufReader<TcpStream>> {
+fn connect(host: &str, port: u16, patience: Duration) -> anyhow::Result<BufReader<TcpStream>> {
     let mut last = anyhow!("{host} has no address");
     for addr in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&addr, PATIENCE) {
+        match TcpStream::connect_timeout(&addr, patience) {
             Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(patience))?;
                 stream.set_nodelay(true)?;
                 return Ok(BufReader::new(stream));
             }
@@ -199,10 +211,10 @@ fn ask(stream: &mut BufReader<TcpStream>, host: &str) -> anyhow::Result<String> 
     Ok(String::from_utf8_lossy(&body).trim_end().to_owned())
 }
 
-fn get(host: &str, port: u16, times: u32) -> anyhow::Result<()> {
+fn get(host: &str, port: u16, times: u32, patience: Duration) -> anyhow::Result<()> {
     for _ in 0..times {
         let start = Instant::now();
-        let outcome = connect(host, port).and_then(|mut stream| ask(&mut stream, host));
+        let outcome = connect(host, port, patience).and_then(|mut stream| ask(&mut stream, host));
         let ok = outcome.is_ok();
         let text = outcome.unwrap_or_else(|e| format!("{e:#}"));
         println!(
@@ -218,7 +230,7 @@ fn get(host: &str, port: u16, times: u32) -> anyhow::Result<()> {
 }
 
 fn latency(host: &str, port: u16, times: u32) -> anyhow::Result<()> {
-    let mut stream = connect(host, port)?;
+    let mut stream = connect(host, port, PATIENCE)?;
     let mut all = Vec::new();
     for _ in 0..times {
         let start = Instant::now();
@@ -232,7 +244,7 @@ fn latency(host: &str, port: u16, times: u32) -> anyhow::Result<()> {
 }
 
 fn load(host: &str, port: u16, secs: u64) -> anyhow::Result<()> {
-    let mut stream = connect(host, port)?;
+    let mut stream = connect(host, port, PATIENCE)?;
     write!(
         stream.get_mut(),
         "GET /load HTTP/1.1\r\nHost: {host}\r\n\r\n"
@@ -281,7 +293,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let server =
             std::thread::spawn(move || answer("web", "alpha", listener.accept().unwrap().0));
-        let mut stream = connect("127.0.0.1", port).unwrap();
+        let mut stream = connect("127.0.0.1", port, PATIENCE).unwrap();
         for _ in 0..3 {
             assert_eq!(
                 ask(&mut stream, "x").unwrap(),

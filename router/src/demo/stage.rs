@@ -134,6 +134,14 @@ impl Stage {
         answers(&self.part(site, &["get", host, &port.to_string(), &times.to_string()])?)
     }
 
+    /// Does every one of a series of questions get its answer at once? Asked impatiently, so that the asking itself
+    /// does not blur when that began.
+    pub(crate) fn is_whole(&self, site: &str, host: &str, port: u16) -> anyhow::Result<bool> {
+        let port = port.to_string();
+        let args = ["get", "--patience-ms", "250", host, &port, "8"];
+        Ok(answers(&self.part(site, &args)?)?.iter().all(|a| a.ok))
+    }
+
     /// Answers of `get` on a site itself, outside of any container.
     pub(crate) fn get_from_host(
         &self,

@@ -55,9 +55,9 @@ impl Figures {
                 self.mbit_per_second / 1000.0
             ),
             format!(
-                "sealed datagrams on the wire {} ({}), readable: {}",
-                self.wire.datagrams,
+                "sealed, on the wire          {} in {} packets or bursts, readable: {}",
                 size(self.wire.octets),
+                self.wire.datagrams,
                 self.wire.readable
             ),
             format!(
@@ -291,7 +291,7 @@ fn look_at_the_wire(teller: &Teller, wire: &Wire, figures: &mut Figures) -> anyh
         count.others
     );
     teller.good(&format!(
-        "{} datagrams to UDP port 6783, {}",
+        "{} packets to UDP port 6783, {} (a burst is seen as one)",
         count.datagrams,
         size(count.octets)
     ));
@@ -311,11 +311,7 @@ fn lose_a_host(stage: &mut Stage, teller: &Teller, figures: &mut Figures) -> any
     stage.until(
         "the others have forgotten beta, and the service answers every time",
         |stage| {
-            if whole.is_none()
-                && stage
-                    .get("gamma", "web", 80, 8)
-                    .is_ok_and(|all| all.iter().all(|a| a.ok))
-            {
+            if whole.is_none() && stage.is_whole("gamma", "web", 80)? {
                 whole = Some(start.elapsed());
             }
             if forgotten.is_none() && is_forgotten(stage)? {
