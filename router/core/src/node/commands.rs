@@ -183,9 +183,30 @@ impl Cluster {
 
     fn release(&mut self, now: Now, id: u64, endpoint: &EndpointId, out: &mut Vec<Output>) {
         let key = endpoint_key(endpoint);
-        let then = vec![Then::Reply(id, Reply::Done)];
-        if let Err(error) = self.remove(now, Kind::ENDPOINT, &key, then, out) {
-            out.push(Output::Reply(id, Err(error)));
+        let ip = match self.catalog.own_object(&self.me, Kind::ENDPOINT, &key) {
+            Some(Object::Endpoint(endpoint)) => Some(endpoint.ip),
+            _ => None,
+        };
+        self.remove_freeing(now, id, (Kind::ENDPOINT, &key), ip, out);
+    }
+
+    /// Removes an object and lets its address rest, in one batch: no crash may come between the two.
+    fn remove_freeing(
+        &mut self,
+        now: Now,
+        id: u64,
+        (kind, key): (Kind, &[u8]),
+        ip: Option<Ipv4Addr>,
+        out: &mut Vec<Output>,
+    ) {
+        let wall = self.wall.micros(now);
+        match self.catalog.remove(kind, key, &self.identity, wall) {
+            Ok(mut written) => {
+                let resting = ip.map(|ip| self.allocator.release(ip, now));
+                written.batch.append(resting.unwrap_or_default());
+                self.publish(now, written, vec![Then::Reply(id, Reply::Done)], out);
+            }
+            Err(error) => fail(id, ErrorKind::Conflict, error.to_string(), out),
         }
     }
 
@@ -399,17 +420,15 @@ impl Cluster {
         out: &mut Vec<Output>,
     ) {
         let key = label_key(name);
-        if self
+        let vip = match self
             .catalog
             .shared_object(kind, &key, self.wall.micros(now))
-            .is_none()
         {
-            return fail(id, ErrorKind::NotFound, no_such(what, name), out);
-        }
-        let then = vec![Then::Reply(id, Reply::Done)];
-        if let Err(error) = self.remove(now, kind, &key, then, out) {
-            out.push(Output::Reply(id, Err(error)));
-        }
+            None => return fail(id, ErrorKind::NotFound, no_such(what, name), out),
+            Some(Object::Service(service)) => Some(service.vip),
+            Some(_) => None,
+        };
+        self.remove_freeing(now, id, (kind, &key), vip, out);
     }
 
     fn mint(&mut self, now: Now, id: u64, request: &TokenRequest, out: &mut Vec<Output>) {
