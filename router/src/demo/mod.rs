@@ -64,7 +64,8 @@ fn watch_signals(stop: Arc<AtomicBool>) -> anyhow::Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
         .into_iter()
         .collect();
-    // Before any other thread is started, so that all inherit it. Children start with an empty mask.
+    // Before any other thread is started, so that all inherit it. Children do too: weft's own
+    // commands take it off again, and the others end by themselves.
     signals.thread_block()?;
     std::thread::spawn(move || {
         while signals.wait().is_ok() {
