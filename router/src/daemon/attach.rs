@@ -16,10 +16,9 @@ use weft_kernel::{Domain, LegSpec};
 
 use super::api::ApiError;
 use super::attachments::Attachment;
+use super::core_thread::OWN_ROWS;
 use super::{Daemon, unexpected};
 
-/// Persist ids of the daemon's own rows; the core's count up from 1 and never get here.
-const OWN_ROWS: u64 = 1 << 63;
 /// Linux: IFNAMSIZ less the final zero.
 const MAX_IFNAME: usize = 15;
 /// Names one endpoint may have.

@@ -28,12 +28,15 @@ const HOUSEKEEPING: Duration = Duration::from_secs(2);
 /// A wall clock further than this from where it should be has jumped.
 const JUMP: Duration = Duration::from_secs(5);
 
+/// Batches with these numbers are the daemon's own; the core's count up from 1 and never get here.
+pub(crate) const OWN_ROWS: u64 = 1 << 63;
+
 /// What the core thread is told.
 pub(crate) enum Message {
     /// From the carrier.
     Carrier(CarrierEvent),
-    /// From the disk.
-    Durable(anyhow::Result<u64>),
+    /// The disk's mark has moved: look at it.
+    Durable,
     /// From the API.
     Command(Command, oneshot::Sender<Result<Reply, CommandError>>),
     /// The answer of [`Notice::CheckPublish`].
@@ -77,21 +80,45 @@ pub(crate) struct Core {
 pub(crate) struct Inbox {
     queue: SyncSender<Message>,
     messages: Receiver<Message>,
+    mark: Arc<Mark>,
+}
+
+/// How far the disk is. The core's batches are numbered from 1 without a gap and written in that order.
+#[derive(Default)]
+struct Mark {
+    highest: AtomicU64,
+    failure: Mutex<Option<String>>,
+}
+
+impl Mark {
+    fn lock_failure(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Inbox {
     /// An empty one.
     pub(crate) fn new() -> Self {
         let (queue, messages) = sync_channel(QUEUE);
-        Self { queue, messages }
+        Self {
+            queue,
+            messages,
+            mark: Arc::default(),
+        }
     }
 
-    /// A sender for the disk thread, which may wait.
+    /// What the disk thread calls. It never waits for the core, which may be waiting for the disk: the mark says what is
+    /// durable, and the message only wakes a core that sleeps.
     pub(crate) fn durable(&self) -> impl Fn(anyhow::Result<u64>) + Send + 'static {
-        let queue = self.queue.clone();
-        move |id| {
-            // Fails only when the core is gone; then nobody waits for it.
-            let _ = queue.send(Message::Durable(id));
+        let (queue, mark) = (self.queue.clone(), self.mark.clone());
+        move |outcome| {
+            match outcome {
+                // The daemon's own rows: nobody waits for them.
+                Ok(id) if id >= OWN_ROWS => return,
+                Ok(id) => drop(mark.highest.fetch_max(id, Ordering::AcqRel)),
+                Err(error) => *mark.lock_failure() = Some(format!("{error:#}")),
+            }
+            let _ = queue.try_send(Message::Durable);
         }
     }
 
@@ -133,6 +160,8 @@ impl Core {
             next_reply: 0,
             alarms,
             clocks: (clock.now(), Clock::wall()),
+            mark: inbox.mark,
+            acknowledged: 0,
         };
         let thread = std::thread::Builder::new()
             .name("weft-core".to_owned())
@@ -220,6 +249,9 @@ struct Worker {
     alarms: Arc<Mutex<Vec<String>>>,
     /// The last readings of both clocks.
     clocks: (Now, WallMicros),
+    mark: Arc<Mark>,
+    /// Batches up to here are known to be durable.
+    acknowledged: u64,
 }
 
 impl Worker {
@@ -247,8 +279,22 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.acknowledge(&mut out);
             self.node.expire(self.clock.now(), &mut out);
             self.perform(&mut out);
+        }
+    }
+
+    /// Tells the node what has become durable since the last look.
+    fn acknowledge(&mut self, out: &mut Vec<Output>) {
+        if let Some(error) = self.mark.lock_failure().take() {
+            self.fatal(format!("can't write to the state directory: {error}"));
+        }
+        while self.acknowledged < self.mark.highest.load(Ordering::Acquire) {
+            self.acknowledged += 1;
+            let input = Input::Persisted(self.acknowledged);
+            self.node.handle(self.clock.now(), input, out);
+            self.perform(out);
         }
     }
 
@@ -279,10 +325,8 @@ impl Worker {
         let now = self.clock.now();
         match message {
             Message::Carrier(event) => self.handle_carrier(now, event, out),
-            Message::Durable(Ok(id)) => self.node.handle(now, Input::Persisted(id), out),
-            Message::Durable(Err(error)) => {
-                self.fatal(format!("can't write to the state directory: {error:#}"))
-            }
+            // `run` looks at the mark after every round.
+            Message::Durable => {}
             Message::Command(command, answer) => {
                 self.next_reply += 1;
                 self.replies.insert(self.next_reply, answer);

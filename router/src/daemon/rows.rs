@@ -96,7 +96,7 @@ pub(crate) fn service_row(view: &View, service: &Service) -> ServiceRow {
                     node_name(view, &c.node),
                     c.port,
                     c.proto,
-                    c.owner
+                    plain(&c.owner)
                 )
             })
             .collect(),
@@ -157,4 +157,9 @@ pub(crate) fn node_name(view: &View, id: &NodeId) -> Label {
         Some(member) => member.name.clone(),
         None => Label::parse(&id.short()).expect("base32 in lower case is a label"),
     }
+}
+
+/// Another host's words, without what could steer a terminal.
+fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(120).collect()
 }

@@ -337,6 +337,12 @@ impl Cluster {
     ) {
         match (purpose, last) {
             (Purpose::Publish { command, service }, Some((node, Answer::Held(owner)))) => {
+                // Another host's words: nothing that could steer a terminal.
+                let owner: String = owner
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .take(120)
+                    .collect();
                 let text = format!(
                     "can't publish {}: held on node {} by {owner}; choose another port or stop it there",
                     super::commands::published_text(&service),
