@@ -21,32 +21,27 @@
 
 mod log;
 mod read;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::crypto::sha256_parts;
 use crate::hlc::{Clock, Stamp};
-use crate::identity::Identity;
 use crate::model::{AddressPlan, ClusterId, Generation, NodeId, WallMicros};
-use crate::record::{Draft, RESERVED_KINDS, Record, RecordError, be_u64};
+use crate::record::{RESERVED_KINDS, Record, be_u64};
 use crate::roster::{Rights, Roster, Standing};
 use crate::store::{Batch, Key, Stored, Table};
-use crate::value::{Kind, Lineage, Object, Scope, checkpoint, read_checkpoint};
+use crate::value::{Kind, Scope, read_checkpoint};
 
 use log::{Log, Slot, slot_of};
 pub use read::Duplicate;
-use read::decode;
 
 /// Stands in the writers' states for the cluster-wide objects of all writers together.
 pub const SHARED: NodeId = NodeId([0; 32]);
 
-/// Tombstones that a node keeps in its own log before it writes what holds anew, with a checkpoint.
-const MAX_GRAVES: usize = 512;
 /// A cluster-wide tombstone is kept at least so long.
 const GRAVE_AGE: Duration = Duration::from_secs(3600);
-/// Records of other writers that a cluster-wide record names as known.
-const MAX_COVERS: usize = 8;
 /// The store's notes on a log stand where no record's kind can.
 const NOTE: u8 = RESERVED_KINDS;
 
@@ -275,57 +270,6 @@ impl Catalog {
         self.logs.get(writer).map_or(0, |log| log.top)
     }
 
-    /// Writes an object of this node, or a cluster-wide one in its name. Nothing happens when it is so already.
-    pub fn put(
-        &mut self,
-        object: &Object,
-        identity: &Identity,
-        wall: WallMicros,
-    ) -> Result<Written, WriteError> {
-        let slot = (object.kind(), object.key());
-        let value = match object.kind().scope() {
-            Scope::Shared => {
-                if self.shared_object(slot.0, &slot.1, wall).as_ref() == Some(object)
-                    && self.is_settled(&slot)
-                {
-                    return Ok(Written::default());
-                }
-                object.encode(self.lineage(&slot, wall))
-            }
-            _ => object.encode(Lineage::default()),
-        };
-        if self
-            .held(&self.me, &slot)
-            .is_some_and(|r| !r.is_tombstone() && r.value() == value)
-        {
-            return Ok(Written::default());
-        }
-        let network = object.network_number(&self.plan);
-        self.write(&slot, Some(&value), network, identity, wall)
-    }
-
-    /// Says that an object is gone: one of this node's own, or a cluster-wide one whoever wrote it.
-    pub fn remove(
-        &mut self,
-        kind: Kind,
-        key: &[u8],
-        identity: &Identity,
-        wall: WallMicros,
-    ) -> Result<Written, WriteError> {
-        let slot = (kind, key.to_vec());
-        if kind == Kind::GRANT {
-            return Err(WriteError::Permanent);
-        }
-        let present = match kind.scope() {
-            Scope::Shared => self.winner(&slot, Some(wall)),
-            _ => self.held(&self.me, &slot),
-        };
-        match present.filter(|r| !r.is_tombstone()).map(Record::network) {
-            Some(network) => self.write(&slot, None, network, identity, wall),
-            None => Ok(Written::default()),
-        }
-    }
-
     /// Takes a record of any writer. It needn't be in order.
     pub fn insert(
         &mut self,
@@ -382,31 +326,6 @@ impl Catalog {
             }
         }
         batch
-    }
-
-    /// This node learnt own records that it had lost, after it had written new ones under their sequences (it waited for
-    /// its peers in vain). Writes what this start wrote once more, above all of them.
-    pub fn repair(&mut self, identity: &Identity, wall: WallMicros) -> Result<Written, WriteError> {
-        let mut written = Written::default();
-        if !std::mem::take(&mut self.collided) {
-            return Ok(written);
-        }
-        let first = self.first_own.unwrap_or_default();
-        let mine: Vec<Record> = self
-            .records_after(&self.me, first.saturating_sub(1))
-            .into_iter()
-            .filter(|r| r.generation() == self.generation)
-            .collect();
-        self.first_own = None;
-        for record in mine {
-            self.rewrite(&record, identity, wall, &mut written)?;
-        }
-        Ok(written)
-    }
-
-    /// Has this node written under sequences that its own lost log holds too? Then [`Self::repair`].
-    pub fn needs_repair(&self) -> bool {
-        self.collided
     }
 
     /// Drops what a change of the roster made void. Call it after every one.
@@ -469,136 +388,6 @@ impl Catalog {
                 // The last record of a log stays: it proves how far the log goes.
                 .is_none_or(|held| held.since <= settled && held.record.sequence() < log.top)
         })
-    }
-
-    fn is_settled(&self, slot: &Slot) -> bool {
-        let writers = self.shared.get(slot).into_iter().flatten();
-        let live = writers.filter(|w| self.held(w, slot).is_some_and(|r| !r.is_tombstone()));
-        live.count() <= 1
-    }
-
-    fn lineage(&self, slot: &Slot, wall: WallMicros) -> Lineage {
-        let born = self
-            .winner(slot, Some(wall))
-            .and_then(decode)
-            .map(|(_, lineage)| lineage.born);
-        let writers = self.shared.get(slot).into_iter().flatten();
-        let mut known: Vec<&Record> = writers
-            .filter(|w| **w != self.me)
-            .filter_map(|w| self.held(w, slot))
-            .collect();
-        known.sort_by_key(|r| std::cmp::Reverse(rank(r)));
-        let covers = known
-            .iter()
-            .take(MAX_COVERS)
-            .map(|r| (short(&r.writer()), r.sequence()));
-        Lineage {
-            // A new object is born a moment before its record is stamped, on the same clock.
-            born: born.unwrap_or_else(|| (self.clock.clone().tick(wall), short(&self.me))),
-            covers: covers.collect(),
-        }
-    }
-
-    fn write(
-        &mut self,
-        slot: &Slot,
-        value: Option<&[u8]>,
-        network: u16,
-        identity: &Identity,
-        wall: WallMicros,
-    ) -> Result<Written, WriteError> {
-        let mut written = Written::default();
-        self.append(slot, value, network, identity, wall, &mut written)?;
-        if self
-            .logs
-            .get(&self.me)
-            .is_some_and(|log| log.graves > MAX_GRAVES)
-        {
-            self.compact(identity, wall, &mut written)?;
-        }
-        Ok(written)
-    }
-
-    /// Writes the next record of the own log.
-    fn append(
-        &mut self,
-        slot: &Slot,
-        value: Option<&[u8]>,
-        network: u16,
-        identity: &Identity,
-        wall: WallMicros,
-        written: &mut Written,
-    ) -> Result<(), WriteError> {
-        debug_assert_eq!(identity.id(), self.me);
-        let mut clock = self.clock;
-        let sequence = self
-            .last_sequence(&self.me)
-            .checked_add(1)
-            .ok_or(WriteError::Full)?;
-        let draft = Draft {
-            generation: self.generation,
-            sequence,
-            stamp: clock.tick(wall),
-            network,
-            kind: slot.0,
-            key: &slot.1,
-            value,
-        };
-        let record = Record::sign(&self.cluster, identity, &draft).map_err(|e| match e {
-            RecordError::Length | RecordError::Header => WriteError::TooLarge,
-        })?;
-        let full = self
-            .logs
-            .get(&self.me)
-            .is_some_and(|log| log.is_full_for(&record));
-        if full && value.is_some() {
-            return Err(WriteError::Full);
-        }
-        self.clock = clock;
-        self.first_own.get_or_insert(sequence);
-        self.hold(record.clone(), wall, &mut written.batch);
-        let log = self.logs.entry(self.me).or_default();
-        log.complete = log.top;
-        self.note(&self.me.clone(), &mut written.batch);
-        written.records.push(record);
-        Ok(())
-    }
-
-    /// Writes all own records of owner-written kinds that still hold anew, then a checkpoint that voids the older ones.
-    fn compact(
-        &mut self,
-        identity: &Identity,
-        wall: WallMicros,
-        written: &mut Written,
-    ) -> Result<(), WriteError> {
-        let floor = self.last_sequence(&self.me).saturating_add(1);
-        let mut mine = self.records_that_count(&self.me);
-        mine.retain(|r| {
-            r.kind().scope() == Scope::Own && r.kind() != Kind::CHECKPOINT && !r.is_tombstone()
-        });
-        for record in mine {
-            self.rewrite(&record, identity, wall, written)?;
-        }
-        let slot = (Kind::CHECKPOINT, Vec::new());
-        self.append(&slot, Some(&checkpoint(floor)), 0, identity, wall, written)
-    }
-
-    fn rewrite(
-        &mut self,
-        record: &Record,
-        identity: &Identity,
-        wall: WallMicros,
-        written: &mut Written,
-    ) -> Result<(), WriteError> {
-        let value = (!record.is_tombstone()).then(|| record.value());
-        self.append(
-            &slot_of(record),
-            value,
-            record.network(),
-            identity,
-            wall,
-            written,
-        )
     }
 
     fn check_place(&self, record: &Record) -> Result<(), DropReason> {

@@ -12,7 +12,9 @@
 //!
 //! Unknown kinds fail closed: they are kept and passed on, and no admission behind them in that chain counts.
 
+mod intake;
 mod link;
+mod trust;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +25,6 @@ use crate::crypto::{self, Random};
 use crate::identity::Identity;
 use crate::model::{ClusterId, NodeId, NodeName, WallMicros};
 use crate::record::be_u64;
-use crate::session::Trust;
 use crate::store::{Batch, Stored, Table};
 
 pub use link::MAX_LINK;
@@ -33,18 +34,6 @@ pub use verdict::{MemberKeys, Revoked};
 
 /// Longest chain shown in a handshake.
 pub const MAX_CHAIN: usize = 3;
-/// Most records taken of one issuer.
-const MAX_LINKS: u32 = 4096;
-/// Records taken of a revoked issuer beyond its last valid one: they are void, but may be the other half of two
-/// revocations that crossed, which all must judge alike.
-const MAX_LATE_LINKS: u32 = 16;
-/// New nodes taken of one other issuer per hour, or as many as there are members if that is more: a stolen key can't
-/// flood the cluster with members before somebody notices.
-const ADMITS_PER_HOUR: usize = 64;
-const HOUR_MICROS: u64 = 3_600_000_000;
-/// Admissions known from handshakes only.
-const MAX_LOOSE: usize = 64;
-const MAX_FORKS: usize = 64;
 
 /// What a member may do; an issuer can give only what it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -462,37 +451,6 @@ impl Roster {
         self.records_after(&BTreeMap::new())
     }
 
-    /// The admissions that lead from the founder to `id`, nearest to the founder first; empty for the founder, and where
-    /// there are more than [`MAX_CHAIN`].
-    pub fn chain_of(&self, id: &NodeId) -> Vec<&[u8]> {
-        let mut chain = Vec::new();
-        let mut at = *id;
-        while let Some(member) = self.member(&at).filter(|m| m.depth > 0) {
-            let (issuer, index) = member.admitted_by;
-            let Some(link) = self.link(&issuer, index) else {
-                return Vec::new();
-            };
-            chain.push(link.bytes.as_slice());
-            at = issuer;
-        }
-        chain.reverse();
-        if chain.len() > MAX_CHAIN {
-            Vec::new()
-        } else {
-            chain
-        }
-    }
-
-    fn remember(&mut self, links: Vec<Link>) {
-        for link in links {
-            let place = (link.issuer, link.index);
-            if self.link(&place.0, place.1).is_none() && self.loose.len() < MAX_LOOSE {
-                self.loose.insert(place, link);
-            }
-        }
-        self.judge();
-    }
-
     fn empty(cluster: ClusterId, founder: NodeId) -> Self {
         Self {
             cluster,
@@ -519,14 +477,6 @@ impl Roster {
         Ok(roster)
     }
 
-    fn signed_for(&self, link: &Link) -> ClusterId {
-        if link.is_founding(&self.cluster) {
-            ClusterId([0; 16])
-        } else {
-            self.cluster
-        }
-    }
-
     fn link(&self, issuer: &NodeId, index: u32) -> Option<&Link> {
         let chained = self.chains.get(issuer).and_then(|c| c.get(index as usize));
         chained.or_else(|| self.loose.get(&(*issuer, index)))
@@ -538,103 +488,6 @@ impl Roster {
 
     fn chain_len(&self, issuer: &NodeId) -> u32 {
         self.chains.get(issuer).map_or(0, |c| c.len() as u32)
-    }
-
-    /// May this record stand next in its issuer's chain?
-    fn check(&mut self, link: &Link) -> Result<(), RosterError> {
-        if matches!(link.body, Body::Found(..)) {
-            return Err(RosterError::NotFounding);
-        }
-        let length = self.chain_len(&link.issuer);
-        if link.index < length {
-            return Err(self.check_fork(link));
-        }
-        if link.index > length || !self.follows(link) {
-            return Err(RosterError::Gap);
-        }
-        if !link.verify(&self.cluster) {
-            return Err(RosterError::Bad);
-        }
-        let late = self
-            .verdict
-            .revoked
-            .get(&link.issuer)
-            .map(|r| r.valid_links + MAX_LATE_LINKS);
-        if length >= late.unwrap_or(MAX_LINKS).min(MAX_LINKS) {
-            return Err(RosterError::TooMany(link.issuer));
-        }
-        match &link.body {
-            Body::Admit(a) if self.has_other_keys(a) => Err(RosterError::OtherKeys {
-                issuer: link.issuer,
-                subject: a.id,
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_fork(&mut self, link: &Link) -> RosterError {
-        if self
-            .link(&link.issuer, link.index)
-            .is_some_and(|l| l.hash == link.hash)
-        {
-            return RosterError::Bad;
-        }
-        if !link.verify(&self.signed_for(link)) {
-            return RosterError::Bad;
-        }
-        let known = self
-            .forks
-            .iter()
-            .any(|f| f.issuer == link.issuer && f.index == link.index);
-        if !known && self.forks.len() < MAX_FORKS {
-            self.forks.push(Fork {
-                issuer: link.issuer,
-                index: link.index,
-                void: link.bytes.clone(),
-            });
-        }
-        RosterError::Forked {
-            issuer: link.issuer,
-            index: link.index,
-        }
-    }
-
-    fn follows(&self, link: &Link) -> bool {
-        if let Some(last) = self.chains.get(&link.issuer).and_then(|c| c.last()) {
-            return last.hash == link.previous;
-        }
-        self.chains
-            .values()
-            .flatten()
-            .chain(self.loose.values())
-            .any(|l| l.hash == link.previous && l.admission().is_some_and(|a| a.id == link.issuer))
-    }
-
-    fn has_other_keys(&self, admission: &Admission) -> bool {
-        let known = self.verdict.admitted.get(&admission.id);
-        known.is_some_and(|m| m.noise != admission.noise)
-    }
-
-    fn check_intake(&mut self, link: &Link, wall: WallMicros) -> Result<(), RosterError> {
-        let Some(admission) = link.admission() else {
-            return Ok(());
-        };
-        if self.verdict.admitted.contains_key(&admission.id) {
-            return Ok(());
-        }
-        let fresh = Intake {
-            since: wall,
-            left: ADMITS_PER_HOUR.max(self.verdict.admitted.len()),
-        };
-        let intake = self.intake.entry(link.issuer).or_insert(fresh);
-        if wall.0.abs_diff(intake.since.0) > HOUR_MICROS {
-            *intake = fresh;
-        }
-        intake.left = intake
-            .left
-            .checked_sub(1)
-            .ok_or(RosterError::TooMany(link.issuer))?;
-        Ok(())
     }
 
     fn issue(&mut self, identity: &Identity, body: Body) -> Result<Issued, RosterError> {
@@ -693,68 +546,6 @@ impl Roster {
             .collect();
         self.verdict = verdict::judge(&self.founder, &links);
     }
-}
-
-impl Trust for Roster {
-    fn is_member(&self, id: &NodeId) -> bool {
-        self.member(id).is_some()
-    }
-
-    fn admit_chain(&self, id: &NodeId) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for link in self.chain_of(id) {
-            bytes.extend_from_slice(&(link.len() as u16).to_be_bytes());
-            bytes.extend_from_slice(link);
-        }
-        bytes
-    }
-
-    fn noise_key(&self, id: &NodeId) -> Option<[u8; 32]> {
-        self.member(id).map(|m| m.noise)
-    }
-
-    /// Remembers the records until they come in their order.
-    fn learn_chain(&mut self, bytes: &[u8]) -> Option<NodeId> {
-        let links = split_chain(bytes)?;
-        let subject = links.last()?.admission()?.id;
-        if self.is_member(&subject) {
-            return Some(subject);
-        }
-        let mut issuer = self.member(&links[0].issuer)?.id;
-        for link in &links {
-            let Body::Admit(admission) = &link.body else {
-                return None;
-            };
-            if link.issuer != issuer
-                || !link.verify(&self.cluster)
-                || self.has_other_keys(admission)
-            {
-                return None;
-            }
-            issuer = admission.id;
-        }
-        let before = self.loose.clone();
-        self.remember(links);
-        if self.is_member(&subject) {
-            return Some(subject);
-        }
-        self.loose = before;
-        self.judge();
-        None
-    }
-}
-
-fn split_chain(mut bytes: &[u8]) -> Option<Vec<Link>> {
-    let mut links = Vec::new();
-    while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
-        let (link, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        if links.len() == MAX_CHAIN {
-            return None;
-        }
-        links.push(Link::parse(link)?);
-        bytes = rest;
-    }
-    (bytes.is_empty() && !links.is_empty()).then_some(links)
 }
 
 #[cfg(test)]

@@ -19,41 +19,35 @@
 //! knows: what a restored disk lost comes back first.
 
 mod burst;
+mod compare;
 mod frame;
 mod peer;
+mod take;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::catalog::{Catalog, DropReason, SHARED, WriterState};
+use crate::catalog::Catalog;
 use crate::crypto::Random;
 use crate::hlc::MAX_AHEAD;
 use crate::model::{NodeId, Now, WallMicros};
 use crate::record::Record;
-use crate::roster::{Head, Roster, RosterError};
+use crate::roster::Roster;
 use crate::store::Batch;
 
 use burst::{next_burst, start_of};
 pub use frame::MAX_BODY;
-use frame::{Frame, Span, Want, What, pack, spans};
-use peer::{Differing, Job, MAX_JOBS, Peer};
+use frame::{Frame, Want, pack};
+use peer::{Job, Peer};
 
 /// One random peer is asked so often.
 const GOSSIP: Duration = Duration::from_millis(500);
 /// Queued bursts go on so often.
 const PUMP: Duration = Duration::from_millis(50);
-/// Heads and states go to one peer at most so often.
-const SUMMARY_GAP: Duration = Duration::from_millis(150);
-/// Two logs that are known equally far and differ are exchanged whole when it lasts so long,
-const WHOLE_AFTER: Duration = Duration::from_secs(2);
-/// and not more often than so.
-const WHOLE_GAP: Duration = Duration::from_secs(10);
 /// A node with peers that don't answer waits so long before it writes.
 const OWN_LOG_WAIT: Duration = Duration::from_secs(30);
 /// Up to so many peers everybody is told news directly.
 const SMALL: usize = 8;
-/// News of others are passed on to so many in larger clusters.
-const PASS_ON: usize = 3;
 const MAX_ALARMS: usize = 256;
 
 /// An effect of the sync machine.
@@ -281,366 +275,6 @@ impl Sync {
         }
     }
 
-    fn note_clock(&mut self, from: &NodeId, theirs: u64, ours: WallMicros) {
-        if let Some(peer) = self.peers.get_mut(from) {
-            let ahead = i128::from(theirs) - i128::from(ours.0);
-            peer.ahead = Some(ahead.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64);
-        }
-    }
-
-    fn handle_digest(
-        &mut self,
-        now: Now,
-        from: NodeId,
-        equal: bool,
-        answer: bool,
-        stores: &Stores<'_>,
-        out: &mut Vec<SyncEvent>,
-    ) {
-        if equal {
-            self.answered = true;
-            self.settled.insert(from, stores.catalog.revision());
-            if let Some(peer) = self.peers.get_mut(&from) {
-                peer.differing.clear();
-            }
-            if answer {
-                out.push(send(from, &digest(stores, Answer::None)));
-            }
-        } else {
-            self.summarise(now, from, stores, out);
-        }
-    }
-
-    /// Tells a peer how far everything is known here.
-    fn summarise(&mut self, now: Now, to: NodeId, stores: &Stores<'_>, out: &mut Vec<SyncEvent>) {
-        let Some(peer) = self.peers.get_mut(&to) else {
-            return;
-        };
-        if peer
-            .summary_at
-            .is_some_and(|at| now.since(at) < SUMMARY_GAP)
-        {
-            return;
-        }
-        peer.summary_at = Some(now);
-        let heads: Vec<(NodeId, Head)> = stores.roster.heads().into_iter().collect();
-        let states: Vec<(NodeId, WriterState)> =
-            stores.catalog.writer_state().into_iter().collect();
-        out.extend(
-            spans(&heads, 12)
-                .into_iter()
-                .map(|span| send(to, &Frame::Heads(span))),
-        );
-        out.extend(
-            spans(&states, 16)
-                .into_iter()
-                .map(|span| send(to, &Frame::States(span))),
-        );
-    }
-
-    fn handle_heads(
-        &mut self,
-        now: Now,
-        from: NodeId,
-        span: &Span<Head>,
-        stores: &Stores<'_>,
-        out: &mut Vec<SyncEvent>,
-    ) {
-        let ours = stores.roster.heads();
-        let mut wants = Vec::new();
-        for (id, ours, theirs) in join(span, &ours, Head { length: 0, hash: 0 }) {
-            let start = u64::from(ours.length.min(theirs.length));
-            if ours.length > theirs.length {
-                self.queue(
-                    &from,
-                    Job {
-                        what: What::Chain,
-                        id,
-                        at: start,
-                    },
-                );
-            } else if theirs.length > ours.length {
-                wants.push(Want {
-                    what: What::Chain,
-                    id,
-                    from: start,
-                });
-            } else if ours.hash != theirs.hash
-                && self.may_exchange_whole(now, &from, id, (ours.hash, theirs.hash))
-            {
-                // Both see where the chain forks.
-                self.queue(
-                    &from,
-                    Job {
-                        what: What::Chain,
-                        id,
-                        at: 0,
-                    },
-                );
-            }
-        }
-        send_wants(from, &wants, out);
-    }
-
-    fn handle_states(
-        &mut self,
-        now: Now,
-        from: NodeId,
-        span: &Span<WriterState>,
-        stores: &Stores<'_>,
-        out: &mut Vec<SyncEvent>,
-    ) {
-        let ours = stores.catalog.writer_state();
-        let mut wants = Vec::new();
-        for (id, ours, theirs) in join(span, &ours, WriterState::default()) {
-            if theirs.complete > ours.complete {
-                wants.push(Want {
-                    what: What::Log,
-                    id,
-                    from: ours.complete,
-                });
-            } else if ours.complete > theirs.complete {
-                self.queue(
-                    &from,
-                    Job {
-                        what: What::Log,
-                        id,
-                        at: theirs.complete,
-                    },
-                );
-            } else if ours.sum != theirs.sum {
-                self.handle_differing(now, &from, id, ours, theirs, &mut wants);
-            }
-        }
-        if (span.first..=span.last).contains(&self.me) {
-            let theirs = span.entries.iter().find(|(id, _)| *id == self.me);
-            self.own_target = self.own_target.max(theirs.map_or(0, |(_, s)| s.complete));
-            self.check_own_log(stores);
-        }
-        send_wants(from, &wants, out);
-    }
-
-    /// A log is known equally far on both sides, and yet differs.
-    fn handle_differing(
-        &mut self,
-        now: Now,
-        from: &NodeId,
-        id: NodeId,
-        ours: WriterState,
-        theirs: WriterState,
-        wants: &mut Vec<Want>,
-    ) {
-        if id != SHARED {
-            // Records that came out of order lie beyond.
-            self.queue(
-                from,
-                Job {
-                    what: What::Log,
-                    id,
-                    at: ours.complete,
-                },
-            );
-        }
-        if self.may_exchange_whole(now, from, id, (ours.sum, theirs.sum)) {
-            self.queue(
-                from,
-                Job {
-                    what: What::Whole,
-                    id,
-                    at: 0,
-                },
-            );
-            wants.push(Want {
-                what: What::Whole,
-                id,
-                from: 0,
-            });
-        }
-    }
-
-    fn may_exchange_whole(
-        &mut self,
-        now: Now,
-        from: &NodeId,
-        id: NodeId,
-        sums: (u64, u64),
-    ) -> bool {
-        let Some(peer) = self.peers.get_mut(from) else {
-            return false;
-        };
-        let seen = peer.differing.entry(id).or_insert(Differing {
-            sums,
-            since: now,
-            asked: None,
-        });
-        if seen.sums != sums {
-            (seen.sums, seen.since) = (sums, now);
-        }
-        let lasting = now.since(seen.since) >= WHOLE_AFTER;
-        let due = lasting && seen.asked.is_none_or(|at| now.since(at) >= WHOLE_GAP);
-        if due {
-            seen.asked = Some(now);
-        }
-        due
-    }
-
-    fn check_own_log(&mut self, stores: &Stores<'_>) {
-        self.answered |= stores.catalog.state_of(&self.me).complete >= self.own_target;
-    }
-
-    fn handle_wants(&mut self, now: Now, from: NodeId, wants: Vec<Want>) {
-        for Want { what, id, from: at } in wants {
-            let Some(peer) = self.peers.get_mut(&from) else {
-                return;
-            };
-            if what == What::Whole {
-                if peer
-                    .whole_sent
-                    .get(&id)
-                    .is_some_and(|at| now.since(*at) < WHOLE_GAP)
-                {
-                    continue;
-                }
-                if peer.whole_sent.len() >= MAX_JOBS {
-                    peer.whole_sent.retain(|_, at| now.since(*at) < WHOLE_GAP);
-                    continue;
-                }
-                peer.whole_sent.insert(id, now);
-            }
-            peer.queue(Job {
-                what,
-                id,
-                at: if what == What::Whole { 0 } else { at },
-            });
-        }
-    }
-
-    fn take_roster(
-        &mut self,
-        from: NodeId,
-        records: &[Vec<u8>],
-        stores: &mut Stores<'_>,
-        out: &mut Vec<SyncEvent>,
-    ) {
-        let (mut admitted, mut revoked) = (Vec::new(), Vec::new());
-        let mut batch = Batch::new();
-        let mut news = Vec::new();
-        for record in records {
-            match stores.roster.insert(record, stores.wall) {
-                Ok(inserted) if inserted.known => {}
-                Ok(inserted) => {
-                    news.push(record.as_slice());
-                    batch.append(inserted.batch);
-                    admitted.extend(inserted.admitted);
-                    revoked.extend(inserted.revoked);
-                }
-                Err(e @ (RosterError::Forked { .. } | RosterError::OtherKeys { .. })) => {
-                    self.alarm(e.to_string(), out)
-                }
-                Err(RosterError::Gap) => self.drop_for("roster record out of order"),
-                Err(RosterError::TooMany(_)) => self.drop_for("too many admissions"),
-                Err(_) => self.drop_for("bad roster record"),
-            }
-        }
-        if news.is_empty() {
-            return;
-        }
-        let revision = stores.catalog.revision();
-        batch.append(stores.catalog.prune(stores.roster));
-        // Rare, and a revocation must get around: to everybody, once.
-        let others: Vec<NodeId> = self.peers.keys().copied().filter(|p| *p != from).collect();
-        push_records(news, &others, Frame::Roster, out);
-        for id in &revoked {
-            self.peers.remove(id);
-        }
-        out.push(SyncEvent::RosterChanged { admitted, revoked });
-        self.finish(revision, batch, stores, out);
-    }
-
-    /// Takes records; those that were new. `None` if one was refused, so that what they claim to complete is not.
-    fn take_records(
-        &mut self,
-        now: Now,
-        from: NodeId,
-        records: &[Vec<u8>],
-        stores: &mut Stores<'_>,
-        batch: &mut Batch,
-        out: &mut Vec<SyncEvent>,
-    ) -> Option<Vec<Record>> {
-        let intake = self
-            .peers
-            .get_mut(&from)
-            .map(|p| p.intake.take(now, records.len() as u64));
-        if intake != Some(true) {
-            self.drop_for("too many records a second");
-            return None;
-        }
-        let mut news = Vec::new();
-        let mut whole = true;
-        for bytes in records {
-            let Ok(record) = Record::parse(bytes) else {
-                self.drop_for("garbled record");
-                whole = false;
-                continue;
-            };
-            match stores.catalog.insert(&record, stores.roster, stores.wall) {
-                Ok(applied) => {
-                    batch.append(applied.batch);
-                    news.push(record);
-                    if let Some(text) = applied.alarm {
-                        self.alarm(text, out);
-                    }
-                }
-                Err(DropReason::Known | DropReason::Superseded) => {}
-                Err(reason) => {
-                    whole = false;
-                    self.refuse(&reason, out);
-                }
-            }
-        }
-        whole.then_some(news)
-    }
-
-    fn refuse(&mut self, reason: &DropReason, out: &mut Vec<SyncEvent>) {
-        match reason {
-            DropReason::Clone(_) => self.alarm(reason.to_string(), out),
-            DropReason::Known => self.drop_for("known"),
-            DropReason::Superseded => self.drop_for("superseded"),
-            DropReason::UnknownWriter => self.drop_for("unknown writer"),
-            DropReason::Revoked => self.drop_for("revoked writer"),
-            DropReason::NoRight => self.drop_for("no right to write this"),
-            DropReason::BadSignature => self.drop_for("bad signature"),
-            DropReason::Limit => self.drop_for("writer has too many records"),
-        }
-    }
-
-    fn finish(
-        &mut self,
-        revision: u64,
-        batch: Batch,
-        stores: &Stores<'_>,
-        out: &mut Vec<SyncEvent>,
-    ) {
-        if !batch.is_empty() {
-            out.push(SyncEvent::Persist(batch));
-        }
-        if stores.catalog.revision() != revision {
-            out.push(SyncEvent::Changed);
-            if self.own_target > 0 {
-                self.check_own_log(stores);
-            }
-        }
-    }
-
-    fn pass_on(&mut self, from: NodeId, news: &[Record], out: &mut Vec<SyncEvent>) {
-        let others: Vec<NodeId> = self.peers.keys().copied().filter(|p| *p != from).collect();
-        // In a small cluster the writer told everybody itself.
-        if others.len() >= SMALL {
-            let to = self.choose(others, PASS_ON);
-            push_records(news.iter().map(Record::bytes), &to, Frame::Records, out);
-        }
-    }
-
     fn choose(&mut self, mut from: Vec<NodeId>, count: usize) -> Vec<NodeId> {
         let mut chosen = Vec::new();
         while chosen.len() < count && !from.is_empty() {
@@ -730,25 +364,6 @@ fn push_records<'a>(
             bytes: bytes.clone(),
         }));
     }
-}
-
-/// All ids of the span that either side knows, with both sides' values.
-fn join<T: Copy>(span: &Span<T>, ours: &BTreeMap<NodeId, T>, nothing: T) -> Vec<(NodeId, T, T)> {
-    if span.first > span.last {
-        return Vec::new();
-    }
-    let theirs: BTreeMap<NodeId, T> = span.entries.iter().copied().collect();
-    let ids: BTreeSet<NodeId> = ours
-        .range(span.first..=span.last)
-        .chain(theirs.range(span.first..=span.last))
-        .map(|(id, _)| *id)
-        .collect();
-    ids.into_iter()
-        .map(|id| {
-            let value = |of: &BTreeMap<NodeId, T>| of.get(&id).copied().unwrap_or(nothing);
-            (id, value(ours), value(&theirs))
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 use super::*;
 use crate::crypto::Random;
+use crate::identity::Identity;
 use crate::model::{EndpointId, Label, NetworkName, Proto};
+use crate::record::Draft;
+use crate::value::Object;
 use crate::value::{NodeInfo, endpoint_key, label_key};
 use crate::view::{Endpoint, EndpointKind, ManualName, Method, Service, ServicePort};
 use proptest::prelude::*;

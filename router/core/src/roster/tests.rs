@@ -1,4 +1,6 @@
+use super::intake::HOUR_MICROS;
 use super::*;
+use crate::session::Trust;
 use proptest::prelude::*;
 
 const WALL: WallMicros = WallMicros(1_800_000_000_000_000);
