@@ -2,6 +2,8 @@
 //! one that names snow): the generator everything random is drawn from, secrets that wipe themselves, hashes,
 //! signatures, key agreement and the packets' AEAD.
 
+pub mod memo;
+
 use std::convert::Infallible;
 use std::fmt;
 
@@ -175,14 +177,17 @@ pub fn check_mac16(key: &[u8; 32], parts: &[&[u8]], tag: &[u8]) -> bool {
 
 /// Checks an Ed25519 signature, strictly: one message, key and signature have one verdict everywhere.
 pub fn verify(id: &NodeId, message: &[u8], signature: &[u8]) -> bool {
-    let Ok(signature) = Signature::from_slice(signature) else {
+    let Ok(parsed) = Signature::from_slice(signature) else {
         return false;
     };
-    VerifyingKey::from_bytes(&id.0)
-        .is_ok_and(|key| !key.is_weak() && key.verify_strict(message, &signature).is_ok())
+    memo::verdict(&[&id.0, signature, message], || {
+        VerifyingKey::from_bytes(&id.0)
+            .is_ok_and(|key| !key.is_weak() && key.verify_strict(message, &parsed).is_ok())
+    })
 }
 
 /// An Ed25519 key pair.
+#[derive(Clone)]
 pub(crate) struct Signing(SigningKey);
 
 impl Signing {
@@ -199,13 +204,29 @@ impl Signing {
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.0.sign(message).to_bytes()
+        let signature = self.0.sign(message).to_bytes();
+        memo::note_good(|| self.public(), &signature, message);
+        signature
     }
 }
 
 /// The public half of an X25519 key.
 pub(crate) fn x25519_public(secret: &[u8; 32]) -> [u8; 32] {
-    PublicKey::from(&StaticSecret::from(*secret)).to_bytes()
+    memo::public(secret, || {
+        PublicKey::from(&StaticSecret::from(*secret)).to_bytes()
+    })
+}
+
+/// [`x25519`] for one who knows its own public half.
+pub(crate) fn x25519_between(
+    secret: &[u8; 32],
+    own: &[u8; 32],
+    public: &[u8; 32],
+) -> Option<Secret<32>> {
+    memo::shared((own, public), || {
+        x25519(secret, public).map(|shared| *shared.expose())
+    })
+    .map(Secret)
 }
 
 /// X25519 (RFC 7748). `None` for a low-order peer key, whose shared secret is all zeros whatever ours is (§6.1).
@@ -217,7 +238,9 @@ pub(crate) fn x25519(secret: &[u8; 32], public: &[u8; 32]) -> Option<Secret<32>>
 /// Is `public` a key that a node may be admitted with? Low-order points are refused.
 pub fn is_sound_noise_key(public: &[u8; 32]) -> bool {
     // Every clamped scalar is a multiple of eight, so any one of them shows a low-order point.
-    x25519(&[0x42; 32], public).is_some()
+    memo::verdict(&[b"sound", public], || {
+        x25519(&[0x42; 32], public).is_some()
+    })
 }
 
 /// The AEADs that packets may be sealed with. The shell knows whether this CPU has AES instructions.

@@ -7,6 +7,7 @@ use crate::crypto::{Random, Secret, Signing, x25519_public};
 use crate::model::NodeId;
 
 /// A node's own keys. Made once, kept on disk, never shown.
+#[derive(Clone)]
 pub struct Identity {
     signing: Signing,
     noise: Secret<32>,
@@ -60,12 +61,6 @@ impl Identity {
 
     pub(crate) fn noise_secret(&self) -> &Secret<32> {
         &self.noise
-    }
-}
-
-impl Clone for Identity {
-    fn clone(&self) -> Self {
-        Self::from_bytes(&self.to_bytes())
     }
 }
 

@@ -19,13 +19,13 @@
 //! | end | 64 | signature |
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::crypto::{self, sha256};
 use crate::hlc::Stamp;
 use crate::identity::Identity;
 use crate::model::{ClusterId, Generation, NodeId};
-use crate::value::Kind;
+use crate::value::{Kind, Lineage, Object};
 
 /// Longest record, octets: with the delta's header it fits one control frame.
 pub const MAX_RECORD: usize = 1000;
@@ -70,11 +70,23 @@ pub struct Draft<'a> {
 }
 
 /// A record: its octets, with the header's fields at hand. Cloning is cheap.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Record {
-    bytes: Arc<[u8]>,
+#[derive(Clone)]
+pub struct Record(Arc<Inner>);
+
+struct Inner {
+    bytes: Box<[u8]>,
     hash: [u8; 32],
+    /// What the value says, read when it is first asked for.
+    said: OnceLock<Option<(Object, Lineage)>>,
 }
+
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.bytes == other.0.bytes
+    }
+}
+
+impl Eq for Record {}
 
 impl Record {
     /// Reads a record's header. The signature is not checked yet: see [`Self::verify`].
@@ -82,10 +94,11 @@ impl Record {
         if bytes.len() < HEADER + SIGNATURE || bytes.len() > MAX_RECORD {
             return Err(RecordError::Length);
         }
-        let record = Self {
+        let record = Self(Arc::new(Inner {
             bytes: bytes.into(),
             hash: sha256(bytes),
-        };
+            said: OnceLock::new(),
+        }));
         let value_len = usize::from(u16::from_be_bytes([bytes[61], bytes[62]]));
         if HEADER + record.key_len() + value_len + SIGNATURE != bytes.len() {
             return Err(RecordError::Length);
@@ -133,70 +146,79 @@ impl Record {
 
     /// Did its writer sign it, for this cluster?
     pub fn verify(&self, cluster: &ClusterId) -> bool {
-        let (body, signature) = self.bytes.split_at(self.bytes.len() - SIGNATURE);
+        let (body, signature) = self.0.bytes.split_at(self.0.bytes.len() - SIGNATURE);
         crypto::verify(&self.writer(), &signed_part(cluster, body), signature)
     }
 
     /// The octets, for the wire and the disk.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.0.bytes
     }
 
     /// SHA-256 over the octets.
     pub fn hash(&self) -> &[u8; 32] {
-        &self.hash
+        &self.0.hash
     }
 
     /// The hash's first octets, for roll-ups.
     pub fn short_hash(&self) -> u64 {
-        be_u64(&self.hash[..8])
+        be_u64(&self.0.hash[..8])
     }
 
     /// Who wrote it.
     pub fn writer(&self) -> NodeId {
         let mut id = [0; 32];
-        id.copy_from_slice(&self.bytes[..32]);
+        id.copy_from_slice(&self.0.bytes[..32]);
         NodeId(id)
     }
 
     /// In which start of the writer.
     pub fn generation(&self) -> Generation {
-        Generation(be_u64(&self.bytes[32..40]))
+        Generation(be_u64(&self.0.bytes[32..40]))
     }
 
     /// Its place in the writer's log.
     pub fn sequence(&self) -> u64 {
-        be_u64(&self.bytes[40..48])
+        be_u64(&self.0.bytes[40..48])
     }
 
     /// When, on the hybrid clock.
     pub fn stamp(&self) -> Stamp {
-        Stamp(be_u64(&self.bytes[48..56]))
+        Stamp(be_u64(&self.0.bytes[48..56]))
     }
 
     /// The network it concerns.
     pub fn network(&self) -> u16 {
-        u16::from_be_bytes([self.bytes[56], self.bytes[57]])
+        u16::from_be_bytes([self.0.bytes[56], self.0.bytes[57]])
     }
 
     /// Its kind.
     pub fn kind(&self) -> Kind {
-        Kind(self.bytes[58])
+        Kind(self.0.bytes[58])
     }
 
     /// Does it say that the object is gone?
     pub fn is_tombstone(&self) -> bool {
-        self.bytes[59] & TOMBSTONE != 0
+        self.0.bytes[59] & TOMBSTONE != 0
     }
 
     /// Its key.
     pub fn key(&self) -> &[u8] {
-        &self.bytes[HEADER..HEADER + self.key_len()]
+        &self.0.bytes[HEADER..HEADER + self.key_len()]
     }
 
     /// Its value, empty for a tombstone.
     pub fn value(&self) -> &[u8] {
-        &self.bytes[HEADER + self.key_len()..self.bytes.len() - SIGNATURE]
+        &self.0.bytes[HEADER + self.key_len()..self.0.bytes.len() - SIGNATURE]
+    }
+
+    /// What it says, and what its writer knew; `None` when the object is gone, and for what this version can't read.
+    pub(crate) fn object(&self) -> Option<&(Object, Lineage)> {
+        let read = || {
+            let live = !self.is_tombstone();
+            live.then(|| Object::decode(self.kind(), &self.writer(), self.key(), self.value()))?
+        };
+        self.0.said.get_or_init(read).as_ref()
     }
 
     /// Its place among the writer's records: a later start, then a higher sequence, wins.
@@ -205,7 +227,7 @@ impl Record {
     }
 
     fn key_len(&self) -> usize {
-        usize::from(self.bytes[60])
+        usize::from(self.0.bytes[60])
     }
 }
 

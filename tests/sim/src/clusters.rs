@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use weft_core::control::{NameSpec, ServiceSpec, TokenRequest};
-use weft_core::crypto::Random;
+use weft_core::crypto::{Random, memo};
 use weft_core::model::{AddressPlan, EndpointId, Label, Now, Proto};
 use weft_core::node::{Command, CommandError, Reply};
 use weft_core::view::{EndpointKind, Method, Publish, ServicePort};
@@ -69,6 +69,7 @@ pub struct Cluster {
 
 /// Runs one seed.
 pub fn run(seed: u64, hosts: usize, kinds: &[Kind], keep_trace: bool) -> Verdict {
+    memo::enable_for_this_thread();
     let mut cluster = Cluster::new(seed, hosts, keep_trace);
     cluster.found_and_join();
     let whole_after = cluster.live_through(kinds);

@@ -29,7 +29,7 @@ impl Catalog {
     pub fn nodes(&self) -> BTreeMap<NodeId, NodeInfo> {
         self.own_objects(Kind::NODE_INFO)
             .filter_map(|(writer, object)| match object {
-                Object::NodeInfo(info) => Some((writer, info)),
+                Object::NodeInfo(info) => Some((writer, info.clone())),
                 _ => None,
             })
             .collect()
@@ -41,7 +41,7 @@ impl Catalog {
             .own_objects(Kind::ENDPOINT)
             .filter(|(writer, _)| !hidden.contains(writer))
             .filter_map(|(_, object)| match object {
-                Object::Endpoint(endpoint) => Some(endpoint),
+                Object::Endpoint(endpoint) => Some(endpoint.clone()),
                 _ => None,
             })
             .collect();
@@ -53,7 +53,7 @@ impl Catalog {
     pub fn grants(&self) -> Vec<(NodeId, Grant)> {
         self.own_objects(Kind::GRANT)
             .filter_map(|(writer, object)| match object {
-                Object::Grant(grant) => Some((writer, grant)),
+                Object::Grant(grant) => Some((writer, *grant)),
                 _ => None,
             })
             .collect()
@@ -64,7 +64,7 @@ impl Catalog {
         self.own_objects(Kind::PUBLISH_CONFLICT)
             .filter(|(writer, _)| !hidden.contains(writer))
             .filter_map(|(_, object)| match object {
-                Object::PublishConflict(conflict) => Some(conflict),
+                Object::PublishConflict(conflict) => Some(conflict.clone()),
                 _ => None,
             })
             .collect()
@@ -74,7 +74,7 @@ impl Catalog {
     pub fn services(&self, wall: WallMicros) -> Vec<Service> {
         self.shared_objects(Kind::SERVICE, wall)
             .filter_map(|object| match object {
-                Object::Service(service) => Some(service),
+                Object::Service(service) => Some(service.clone()),
                 _ => None,
             })
             .collect()
@@ -84,7 +84,7 @@ impl Catalog {
     pub fn names(&self, wall: WallMicros) -> Vec<ManualName> {
         self.shared_objects(Kind::NAME, wall)
             .filter_map(|object| match object {
-                Object::Name(name) => Some(name),
+                Object::Name(name) => Some(name.clone()),
                 _ => None,
             })
             .collect()
@@ -94,7 +94,7 @@ impl Catalog {
     pub fn networks(&self, wall: WallMicros) -> Vec<Network> {
         self.shared_objects(Kind::NETWORK, wall)
             .filter_map(|object| match object {
-                Object::Network(network) => Some(network),
+                Object::Network(network) => Some(network.clone()),
                 _ => None,
             })
             .collect()
@@ -110,8 +110,18 @@ impl Catalog {
 
     /// Every address that an endpoint or a service holds, also of nodes that are Down.
     pub fn used_addresses(&self, wall: WallMicros) -> BTreeSet<Ipv4Addr> {
-        let endpoints = self.endpoints(&BTreeSet::new()).into_iter().map(|e| e.ip);
-        let services = self.services(wall).into_iter().map(|s| s.vip);
+        let endpoints = self
+            .own_objects(Kind::ENDPOINT)
+            .filter_map(|(_, object)| match object {
+                Object::Endpoint(endpoint) => Some(endpoint.ip),
+                _ => None,
+            });
+        let services = self
+            .shared_objects(Kind::SERVICE, wall)
+            .filter_map(|object| match object {
+                Object::Service(service) => Some(service.vip),
+                _ => None,
+            });
         let lost = self
             .duplicates(wall)
             .into_iter()
@@ -135,27 +145,27 @@ impl Catalog {
 
     /// A writer's own object under a key.
     pub fn own_object(&self, writer: &NodeId, kind: Kind, key: &[u8]) -> Option<Object> {
-        decode(self.held(writer, &(kind, key.to_vec()))?).map(|(object, _)| object)
+        decode(self.held(writer, &(kind, key.to_vec()))?).map(|(object, _)| object.clone())
     }
 
     /// The cluster-wide object that is applied under a key.
     pub fn shared_object(&self, kind: Kind, key: &[u8], wall: WallMicros) -> Option<Object> {
-        decode(self.winner(&(kind, key.to_vec()), Some(wall))?).map(|(object, _)| object)
+        decode(self.winner(&(kind, key.to_vec()), Some(wall))?).map(|(object, _)| object.clone())
     }
 
-    fn own_objects(&self, kind: Kind) -> impl Iterator<Item = (NodeId, Object)> {
+    fn own_objects(&self, kind: Kind) -> impl Iterator<Item = (NodeId, &Object)> {
         debug_assert_eq!(kind.scope(), Scope::Own);
         self.logs.iter().flat_map(move |(writer, log)| {
             log.slots
                 .range((kind, Vec::new())..(Kind(kind.0 + 1), Vec::new()))
-                .filter_map(move |(_, held)| Some((*writer, decode(&held.record)?.0)))
+                .filter_map(move |(_, held)| Some((*writer, &decode(&held.record)?.0)))
         })
     }
 
-    fn shared_objects(&self, kind: Kind, wall: WallMicros) -> impl Iterator<Item = Object> {
+    fn shared_objects(&self, kind: Kind, wall: WallMicros) -> impl Iterator<Item = &Object> {
         self.shared
             .range((kind, Vec::new())..(Kind(kind.0 + 1), Vec::new()))
-            .filter_map(move |(slot, _)| Some(decode(self.winner(slot, Some(wall))?)?.0))
+            .filter_map(move |(slot, _)| Some(&decode(self.winner(slot, Some(wall))?)?.0))
     }
 
     fn duplicates_of(&self, slot: &Slot, wall: WallMicros) -> Vec<Duplicate> {
@@ -169,13 +179,13 @@ impl Catalog {
         others
             .filter_map(|writer| self.held(writer, slot))
             .filter(|r| r.writer() != kept.writer() && r.stamp().is_due(wall))
-            .filter(|r| !is_covered(r, &lineage))
+            .filter(|r| !is_covered(r, lineage))
             .filter_map(|lost| {
                 let (object, other) = decode(lost)?;
                 (other.born != lineage.born).then_some(Duplicate {
                     kept: kept.writer(),
                     lost: lost.writer(),
-                    object,
+                    object: object.clone(),
                 })
             })
             .collect()
@@ -196,16 +206,8 @@ impl Catalog {
     }
 }
 
-pub(super) fn decode(record: &Record) -> Option<(Object, Lineage)> {
-    if record.is_tombstone() {
-        return None;
-    }
-    Object::decode(
-        record.kind(),
-        &record.writer(),
-        record.key(),
-        record.value(),
-    )
+pub(super) fn decode(record: &Record) -> Option<&(Object, Lineage)> {
+    record.object()
 }
 
 /// Did the writer of `lineage` know this record?

@@ -10,7 +10,7 @@ use snow::resolvers::{CryptoResolver, DefaultResolver, FallbackResolver, RingRes
 use snow::types::{Cipher, Dh, Hash, Random as SnowRandom};
 
 use super::transport::TransportKeys;
-use crate::crypto::{self, Random, Secret, hkdf_sha256, x25519, x25519_public};
+use crate::crypto::{self, Random, Secret, hkdf_sha256, x25519_between, x25519_public};
 use crate::identity::Identity;
 use crate::wire::MAX_DATAGRAM;
 
@@ -214,7 +214,8 @@ impl Dh for StrictDh {
     fn dh(&self, pubkey: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
         // snow hands over its key buffer, which is as long as the longest key of any curve.
         let public = pubkey.first_chunk::<32>().ok_or(snow::Error::Dh)?;
-        let shared = x25519(self.secret.expose(), public).ok_or(snow::Error::Dh)?;
+        let shared =
+            x25519_between(self.secret.expose(), &self.public, public).ok_or(snow::Error::Dh)?;
         out[..32].copy_from_slice(shared.expose());
         Ok(())
     }
