@@ -128,6 +128,8 @@ pub struct Catalog {
     shared: BTreeMap<Slot, BTreeSet<NodeId>>,
     shared_sum: u64,
     revision: u64,
+    /// The revision at which anything about the range changed.
+    space_revision: u64,
     /// The first sequence written in this start.
     first_own: Option<u64>,
     collided: bool,
@@ -146,6 +148,7 @@ impl Catalog {
             shared: BTreeMap::new(),
             shared_sum: 0,
             revision: 0,
+            space_revision: 0,
             first_own: None,
             collided: false,
         }
@@ -178,6 +181,11 @@ impl Catalog {
     /// Grows with every change.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// [`Self::revision`] as it was when a grant, a set of voters or a vote last changed.
+    pub fn space_revision(&self) -> u64 {
+        self.space_revision
     }
 
     /// An 8-byte roll-up: equal for equal catalogs, different (but for chance) for others.
@@ -322,6 +330,8 @@ impl Catalog {
             log.extend(from, upto);
             if log.complete != before {
                 self.revision += 1;
+                // Votes count once nothing is missing before them.
+                self.space_revision = self.revision;
                 self.note(writer, &mut batch);
             }
         }
@@ -427,6 +437,7 @@ impl Catalog {
         let slot = slot_of(&record);
         self.clock.observe(record.stamp(), wall);
         self.revision += 1;
+        self.note_space(slot.0);
         batch.put(self.row(&writer, &slot), record.bytes());
         let floor = match record.kind() {
             Kind::CHECKPOINT => read_checkpoint(record.value()).filter(|f| *f <= record.sequence()),
@@ -469,7 +480,14 @@ impl Catalog {
         }
         self.shared_sum ^= before ^ self.mark(slot);
         self.revision += 1;
+        self.note_space(slot.0);
         batch.delete(self.row(writer, slot));
+    }
+
+    fn note_space(&mut self, kind: Kind) {
+        if matches!(kind, Kind::GRANT | Kind::VOTERS | Kind::VOTE) {
+            self.space_revision = self.revision;
+        }
     }
 
     /// What a cluster-wide slot adds to the roll-up. It does not depend on the wall clock, nor on whether a tombstone

@@ -4,6 +4,7 @@
 //! No node ever hands out an address from another's part, so nobody has to be asked, in any partition. An address is
 //! in use from the moment it is handed out; what hands it out writes the record to disk before anybody sees it.
 
+mod locks;
 mod ring;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,20 @@ pub enum ExactError {
     },
 }
 
+/// Why nothing is given away now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoGift {
+    /// There is nothing free, or only one address.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// The very address that was asked for can't be had.
+    #[error(transparent)]
+    Exact(#[from] ExactError),
+    /// Voters guard it: they must agree to new guards first.
+    #[error("the voters of this node's space must agree first")]
+    Guarded(u32, u32),
+}
+
 /// This node owns no free address in a network, or too few to give some away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this node has no free addresses left in {0}")]
@@ -62,6 +77,8 @@ pub struct Allocator {
     reserved: BTreeSet<u32>,
     resting: BTreeMap<u32, Now>,
     networks: Vec<Ipv4Net>,
+    locked: Vec<(u32, u32)>,
+    thrifty: bool,
 }
 
 impl Allocator {
@@ -84,6 +101,8 @@ impl Allocator {
             reserved: BTreeSet::new(),
             resting,
             networks: Vec::new(),
+            locked: Vec::new(),
+            thrifty: false,
         }
     }
 
@@ -190,28 +209,27 @@ impl Allocator {
     }
 
     /// What a node gets that has run out of addresses in `net`: half of the largest free block here.
-    pub fn donate(&mut self, net: &Ipv4Net, to: NodeId) -> Result<Grant, Exhausted> {
-        let (start, size) = self.largest_free(net).ok_or(Exhausted(*net))?;
-        let kept = size / 2;
-        if kept == 0 && self.free(net) < 2 {
-            return Err(Exhausted(*net));
+    pub fn donate(&mut self, net: &Ipv4Net, to: NodeId) -> Result<Grant, NoGift> {
+        if self.free(net) < 2 {
+            return Err(Exhausted(*net).into());
         }
-        let last = start + (size - 1) as u32;
-        Ok(self.give(start + kept as u32, last, to))
+        match self.gift(net) {
+            Some((start, last)) => Ok(self.give(start, last, to)),
+            None => {
+                let (start, last) = self.wanted(net).ok_or(Exhausted(*net))?;
+                Err(NoGift::Guarded(start, last))
+            }
+        }
     }
 
     /// One address that another node asks for by `--ip`.
-    pub fn donate_exact(&mut self, ip: Ipv4Addr, to: NodeId) -> Result<Grant, ExactError> {
+    pub fn donate_exact(&mut self, ip: Ipv4Addr, to: NodeId) -> Result<Grant, NoGift> {
         self.check_ours(ip)?;
-        Ok(self.give(ip.into(), ip.into(), to))
-    }
-
-    /// All that this node owns, for one that stays: this node leaves for good.
-    pub fn farewell(&mut self, to: NodeId) -> Vec<Grant> {
-        let parts = self.ring.parts(&self.me).into_iter();
-        parts
-            .map(|(start, last)| self.give(start, last, to))
-            .collect()
+        let ip = u32::from(ip);
+        match self.is_locked((ip, ip)) {
+            true => Err(NoGift::Guarded(ip, ip)),
+            false => Ok(self.give(ip, ip, to)),
+        }
     }
 
     /// An aligned block for a new network, from this node's own free space outside the default network and the VIPs.
@@ -234,7 +252,7 @@ impl Allocator {
 
     fn give(&mut self, start: u32, last: u32, to: NodeId) -> Grant {
         let grant = self.ring.grant(start, last, to);
-        let counts = self.ring.apply(&self.me, &grant);
+        let counts = self.ring.apply(&self.me, &grant, &BTreeSet::new());
         debug_assert!(counts, "only own parts are given");
         grant
     }

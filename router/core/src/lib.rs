@@ -23,4 +23,5 @@ pub mod sync;
 pub mod token;
 pub mod value;
 pub mod view;
+pub mod voters;
 pub mod wire;

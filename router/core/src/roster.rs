@@ -337,6 +337,19 @@ impl Roster {
         self.issue(identity, Body::Approve(revocation))
     }
 
+    /// Is it a member that counts in majorities?
+    pub fn may_vote(&self, id: &NodeId) -> bool {
+        self.rights_of(id).has(Rights::VOTE)
+    }
+
+    /// Has `by` approved this revocation?
+    pub fn has_approved(&self, by: &NodeId, revocation: &[u8; 32]) -> bool {
+        let chain = self.chains.get(by).into_iter().flatten();
+        chain
+            .into_iter()
+            .any(|link| link.body == Body::Approve(*revocation))
+    }
+
     /// Is it admitted and not revoked?
     pub fn is_member(&self, id: &NodeId) -> bool {
         self.member(id).is_some()
@@ -369,6 +382,14 @@ impl Roster {
     /// Those that were revoked.
     pub fn revoked(&self) -> &BTreeMap<NodeId, Revoked> {
         &self.verdict.revoked
+    }
+
+    /// The record that revokes a node.
+    pub fn revocation(&self, id: &NodeId) -> Option<&[u8]> {
+        let revoked = self.verdict.revoked.get(id)?;
+        let chain = self.chains.get(&revoked.by)?.iter();
+        let mut records = chain.filter(|link| link.hash == revoked.record);
+        records.next().map(|link| link.bytes.as_slice())
     }
 
     /// Revocations that wait for a majority.

@@ -181,6 +181,17 @@ impl Sync {
         push_records(records.iter().map(Record::bytes), &to, Frame::Records, out);
     }
 
+    /// A roster record that a member gave us outside of a sync frame.
+    pub fn hear_roster(
+        &mut self,
+        from: NodeId,
+        record: &[u8],
+        stores: &mut Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        self.take_roster(from, &[record.to_vec()], stores, out);
+    }
+
     /// A roster record of ours that is on disk now: tells all peers.
     pub fn on_roster(&mut self, record: &[u8], out: &mut Vec<SyncEvent>) {
         let all: Vec<NodeId> = self.peers.keys().copied().collect();
@@ -332,6 +343,11 @@ fn digest(stores: &Stores<'_>, answer: Answer) -> Frame {
         wall: stores.wall.0,
         answer: matches!(answer, Answer::Wanted),
     }
+}
+
+/// The body of a `Message::Sync` that carries one roster record.
+pub(crate) fn roster_frame(record: &[u8]) -> Vec<u8> {
+    Frame::Roster(vec![record.to_vec()]).encode()
 }
 
 fn send(to: NodeId, frame: &Frame) -> SyncEvent {

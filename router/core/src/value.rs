@@ -36,6 +36,10 @@ impl Kind {
     /// The writer's own word that its records of owner-written kinds below a sequence are void: it wrote anew what
     /// still holds.
     pub const CHECKPOINT: Kind = Kind(8);
+    /// [`Voters`].
+    pub const VOTERS: Kind = Kind(9);
+    /// [`Vote`].
+    pub const VOTE: Kind = Kind(10);
 
     /// Who decides about records of this kind?
     pub fn scope(self) -> Scope {
@@ -44,7 +48,9 @@ impl Kind {
             | Kind::ENDPOINT
             | Kind::GRANT
             | Kind::PUBLISH_CONFLICT
-            | Kind::CHECKPOINT => Scope::Own,
+            | Kind::CHECKPOINT
+            | Kind::VOTERS
+            | Kind::VOTE => Scope::Own,
             Kind::SERVICE | Kind::NAME | Kind::NETWORK => Scope::Shared,
             _ => Scope::Unknown,
         }
@@ -75,7 +81,8 @@ pub struct NodeInfo {
     pub caps: u32,
 }
 
-/// A part of the range handed on by its owner, who is the record's writer.
+/// A part of the range handed on: by its owner, who is the record's writer, or, of a removed owner, by who takes it over
+/// ([`crate::ipam::Ring`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Grant {
     /// First address.
@@ -86,8 +93,43 @@ pub struct Grant {
     pub to: NodeId,
     /// Above the version of all that it covers.
     pub version: u64,
-    /// 0; space taken back by force will have a higher one.
+    /// 0; space taken back by force has a higher one.
     pub epoch: u32,
+}
+
+/// Most voters of one node's space.
+pub const MAX_VOTERS: usize = 13;
+/// Most parts of a range that one node's voters guard.
+pub const MAX_LOCKED: usize = 48;
+
+/// Who decides what becomes of the writer's part of the range, should it be removed ([`crate::voters`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Voters {
+    /// Counts the writer's sets, from 1.
+    pub version: u32,
+    /// The set before, a majority of which must have promised to honour this one; 0 for the first.
+    pub base: u32,
+    /// The writer among them. Those nearer to the front inherit first.
+    pub voters: Vec<NodeId>,
+    /// First and last addresses of what the writer gives to nobody as long as this set holds.
+    pub locked: Vec<(u32, u32)>,
+}
+
+/// What the writer has promised and decided about one other node's space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    /// Whose space.
+    pub subject: NodeId,
+    /// The highest version of the subject's voters that the writer honours: it will not vote under a lower one.
+    pub seen: u32,
+    /// The version under which the writer takes note of the subject's removal; it never changes again, but to
+    /// [`Self::BY_FORCE`].
+    pub gone: Option<u32>,
+}
+
+impl Vote {
+    /// Stands for the version where a person said that the subject is destroyed: it is no voter of anybody's any more.
+    pub const BY_FORCE: u32 = u32::MAX;
 }
 
 /// A network besides `default`.
@@ -116,6 +158,10 @@ pub enum Object {
     Network(Network),
     /// Of a published port that a node can't serve.
     PublishConflict(PublishConflict),
+    /// Of those who decide about a node's space.
+    Voters(Voters),
+    /// Of one of their words.
+    Vote(Vote),
 }
 
 /// What one knew when one wrote a shared object: tells an edit from a second creation under the same name.
@@ -138,6 +184,8 @@ impl Object {
             Object::Name(_) => Kind::NAME,
             Object::Network(_) => Kind::NETWORK,
             Object::PublishConflict(_) => Kind::PUBLISH_CONFLICT,
+            Object::Voters(_) => Kind::VOTERS,
+            Object::Vote(_) => Kind::VOTE,
         }
     }
 
@@ -151,6 +199,9 @@ impl Object {
             Object::Name(n) => label_key(&n.name),
             Object::Network(n) => label_key(&n.name),
             Object::PublishConflict(c) => conflict_key(c.proto, c.port),
+            // A set and the one before it: no more are ever needed.
+            Object::Voters(v) => vec![(v.version % 2) as u8],
+            Object::Vote(v) => v.subject.0.to_vec(),
         }
     }
 
@@ -170,6 +221,8 @@ impl Object {
             Object::Endpoint(v) => versioned(v),
             Object::Grant(v) => versioned(v),
             Object::PublishConflict(v) => versioned(v),
+            Object::Voters(v) => versioned(v),
+            Object::Vote(v) => versioned(v),
             Object::Service(v) => versioned(&(lineage, v)),
             Object::Name(v) => versioned(&(lineage, v)),
             Object::Network(v) => versioned(&(lineage, v)),
@@ -189,6 +242,8 @@ impl Object {
             Kind::ENDPOINT => own(Object::Endpoint(read(value)?)),
             Kind::GRANT => own(Object::Grant(read(value)?)),
             Kind::PUBLISH_CONFLICT => own(Object::PublishConflict(read(value)?)),
+            Kind::VOTERS => own(Object::Voters(read(value)?)),
+            Kind::VOTE => own(Object::Vote(read(value)?)),
             Kind::SERVICE => read(value).map(|(l, v)| (Object::Service(v), l)),
             Kind::NAME => read(value).map(|(l, v)| (Object::Name(v), l)),
             Kind::NETWORK => read(value).map(|(l, v)| (Object::Network(v), l)),
@@ -198,6 +253,8 @@ impl Object {
             Object::Endpoint(e) => e.node == *writer,
             Object::PublishConflict(c) => c.node == *writer,
             Object::Grant(g) => g.start <= g.last,
+            Object::Voters(v) => v.is_sound(),
+            Object::Vote(v) => v.subject != *writer,
             _ => true,
         };
         (of_writer && object.key() == key).then_some((object, lineage))
@@ -253,6 +310,15 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
         return None;
     }
     wire::decode(rest).ok()
+}
+
+impl Voters {
+    fn is_sound(&self) -> bool {
+        self.base < self.version
+            && self.voters.len() <= MAX_VOTERS
+            && self.locked.len() <= MAX_LOCKED
+            && self.locked.iter().all(|(start, last)| start <= last)
+    }
 }
 
 impl Grant {

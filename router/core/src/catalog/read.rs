@@ -6,8 +6,9 @@ use std::net::Ipv4Addr;
 use crate::hlc::Stamp;
 use crate::model::{NodeId, WallMicros};
 use crate::record::Record;
-use crate::value::{Grant, Kind, Lineage, Network, NodeInfo, Object, Scope};
+use crate::value::{Grant, Kind, Lineage, Network, NodeInfo, Object, Scope, Vote};
 use crate::view::{Endpoint, ManualName, PublishConflict, Service};
+use crate::voters::Electorate;
 
 use super::log::Slot;
 use super::{Catalog, rank};
@@ -59,6 +60,46 @@ impl Catalog {
             .collect()
     }
 
+    /// Those who decide about a node's space.
+    pub fn electorate(&self, owner: &NodeId, destroyed: &BTreeSet<NodeId>) -> Option<Electorate> {
+        let sets = [[0], [1]].into_iter();
+        let held = sets.filter_map(|key| match self.own_object(owner, Kind::VOTERS, &key) {
+            Some(Object::Voters(voters)) => Some(voters),
+            _ => None,
+        });
+        Electorate::new(*owner, held.collect(), destroyed)
+    }
+
+    /// Nodes of which a member said that they are destroyed.
+    pub fn destroyed(&self) -> BTreeSet<NodeId> {
+        let votes = self.own_objects(Kind::VOTE);
+        votes
+            .filter_map(|(_, object)| match object {
+                Object::Vote(vote) if vote.gone == Some(Vote::BY_FORCE) => Some(vote.subject),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Who wrote the cluster-wide object that is applied under a key.
+    pub fn shared_writer(&self, kind: Kind, key: &[u8], wall: WallMicros) -> Option<NodeId> {
+        self.winner(&(kind, key.to_vec()), Some(wall))
+            .map(Record::writer)
+    }
+
+    /// What a voter said about a node's space. Only words that nothing is missing before count: what the voter wrote
+    /// first must be known first.
+    pub fn vote(&self, voter: &NodeId, subject: &NodeId) -> Option<Vote> {
+        let record = self.held(voter, &(Kind::VOTE, subject.0.to_vec()))?;
+        if record.sequence() > self.state_of(voter).complete {
+            return None;
+        }
+        match decode(record)?.0 {
+            Object::Vote(vote) => Some(vote),
+            _ => None,
+        }
+    }
+
     /// Published ports that nodes can't serve, but for those of `hidden` nodes.
     pub fn conflicts(&self, hidden: &BTreeSet<NodeId>) -> Vec<PublishConflict> {
         self.own_objects(Kind::PUBLISH_CONFLICT)
@@ -108,10 +149,16 @@ impl Catalog {
             .collect()
     }
 
-    /// Every address that an endpoint or a service holds, also of nodes that are Down.
-    pub fn used_addresses(&self, wall: WallMicros) -> BTreeSet<Ipv4Addr> {
+    /// Every address that an endpoint or a service holds, also of nodes that are Down, but not the endpoints of `removed`
+    /// ones: those are gone for good.
+    pub fn used_addresses(
+        &self,
+        wall: WallMicros,
+        removed: &BTreeSet<NodeId>,
+    ) -> BTreeSet<Ipv4Addr> {
         let endpoints = self
             .own_objects(Kind::ENDPOINT)
+            .filter(|(writer, _)| !removed.contains(writer))
             .filter_map(|(_, object)| match object {
                 Object::Endpoint(endpoint) => Some(endpoint.ip),
                 _ => None,

@@ -1,6 +1,6 @@
 //! Who owns which part of the range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::{Ipv4Net, Ipv4Subnets};
@@ -10,13 +10,17 @@ use crate::value::Grant;
 
 /// The range, cut into parts that each have exactly one owner.
 ///
-/// INVARIANT: it is a function of the founder, the range and the *set* of grants; the order in which they came means
-/// nothing. The parts cover the whole range without overlap.
+/// INVARIANT: it is a function of the founder, the range, the *set* of grants and the set of removed nodes; the order in
+/// which they came means nothing. The parts cover the whole range without overlap.
 ///
-/// A grant counts when its writer owns all of what it gives, at lower versions. Each step on an address' way has a
-/// higher version than the one before, so going through the grants by version meets them in the order in which they
-/// were made. Of two that collide (their writer lost its memory, or lies) the first in that order counts, the other
-/// not at all.
+/// Each step on an address' way has a higher (epoch, version) than the one before, so going through the grants in that
+/// order meets them as they were made. A grant is one of two:
+/// - *handing on*: its writer owns all of what it gives. Of two that collide (their writer lost its memory, or lies) the
+///   first in that order counts, the other not at all.
+/// - *taking over*: what it covers of removed owners' parts goes to whom it names, the rest of it means nothing. That the
+///   writer may do so is settled before it writes ([`crate::voters`]), or it was told to by force, which raises the
+///   epoch. Of a part that was ever taken by force, the higher epoch holds, whoever owns it: both sides of a split may
+///   have taken it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ring {
     range: Ipv4Net,
@@ -27,15 +31,28 @@ pub struct Ring {
 struct Part {
     last: u32,
     owner: NodeId,
+    epoch: u32,
     version: u64,
+}
+
+impl Part {
+    fn place(&self) -> (u32, u64) {
+        (self.epoch, self.version)
+    }
 }
 
 impl Ring {
     /// The ring that these grants make. All belongs to the founder at birth.
-    pub fn compute(founder: NodeId, range: Ipv4Net, grants: &[(NodeId, Grant)]) -> Self {
+    pub fn compute(
+        founder: NodeId,
+        range: Ipv4Net,
+        grants: &[(NodeId, Grant)],
+        removed: &BTreeSet<NodeId>,
+    ) -> Self {
         let all = Part {
             last: u32::from(range.broadcast()),
             owner: founder,
+            epoch: 0,
             version: 0,
         };
         let mut ring = Self {
@@ -43,52 +60,65 @@ impl Ring {
             parts: BTreeMap::from([(u32::from(range.network()), all)]),
         };
         let mut ordered: Vec<&(NodeId, Grant)> = grants.iter().collect();
-        ordered.sort_by_key(|(writer, g)| (g.version, g.start, g.last, *writer, g.to));
+        ordered.sort_by_key(|(writer, g)| (g.epoch, g.version, g.start, g.last, *writer, g.to));
         for (writer, grant) in ordered {
-            ring.apply(writer, grant);
+            ring.apply(writer, grant, removed);
         }
         ring
     }
 
-    /// Carries out one more grant; false if it doesn't count.
-    pub(super) fn apply(&mut self, writer: &NodeId, grant: &Grant) -> bool {
+    /// Carries out one more grant; false if it changes nothing.
+    pub(super) fn apply(
+        &mut self,
+        writer: &NodeId,
+        grant: &Grant,
+        removed: &BTreeSet<NodeId>,
+    ) -> bool {
         let (first, end) = (
             u32::from(self.range.network()),
             u32::from(self.range.broadcast()),
         );
-        // An epoch above 0 is space taken back by force, which a later version knows.
-        if grant.epoch != 0 || grant.start > grant.last || grant.start < first || grant.last > end {
+        if grant.start > grant.last || grant.start < first || grant.last > end {
             return false;
         }
-        let given = self.overlapping(grant.start, grant.last);
-        if !given
+        let mut covered = self.overlapping(grant.start, grant.last);
+        let place = (grant.epoch, grant.version);
+        let handed_on = covered
             .iter()
-            .all(|(_, p)| p.owner == *writer && p.version < grant.version)
-        {
-            return false;
+            .all(|(_, p)| p.owner == *writer && p.place() < place);
+        if !handed_on {
+            covered.retain(|(_, p)| {
+                let by_force = p.epoch > 0 && grant.epoch > p.epoch;
+                p.place() < place && (removed.contains(&p.owner) || by_force)
+            });
         }
-        for (start, part) in given {
-            self.parts.remove(&start);
-            if start < grant.start {
-                self.parts.insert(
-                    start,
-                    Part {
-                        last: grant.start - 1,
-                        ..part
-                    },
-                );
-            }
-            if part.last > grant.last {
-                self.parts.insert(grant.last + 1, part);
-            }
+        for (start, part) in &covered {
+            self.cut(grant, *start, *part);
         }
-        let part = Part {
-            last: grant.last,
+        !covered.is_empty()
+    }
+
+    /// Gives what `grant` covers of the part at `start` away.
+    fn cut(&mut self, grant: &Grant, start: u32, part: Part) {
+        let (first, last) = (start.max(grant.start), part.last.min(grant.last));
+        self.parts.remove(&start);
+        if start < first {
+            let before = Part {
+                last: first - 1,
+                ..part
+            };
+            self.parts.insert(start, before);
+        }
+        if part.last > last {
+            self.parts.insert(last + 1, part);
+        }
+        let given = Part {
+            last,
             owner: grant.to,
+            epoch: grant.epoch,
             version: grant.version,
         };
-        self.parts.insert(grant.start, part);
-        true
+        self.parts.insert(first, given);
     }
 
     /// The range.
@@ -103,8 +133,16 @@ impl Ring {
         (ip <= part.last).then_some(part.owner)
     }
 
+    /// Who owns which pieces of `start..=last`.
+    pub(crate) fn owners_of(&self, start: u32, last: u32) -> Vec<(NodeId, u32, u32)> {
+        let pieces = self.overlapping(start, last).into_iter();
+        pieces
+            .map(|(from, part)| (part.owner, from.max(start), part.last.min(last)))
+            .collect()
+    }
+
     /// All owners.
-    pub fn owners(&self) -> std::collections::BTreeSet<NodeId> {
+    pub fn owners(&self) -> BTreeSet<NodeId> {
         self.parts.values().map(|p| p.owner).collect()
     }
 
@@ -147,17 +185,24 @@ impl Ring {
     }
 
     /// A grant of `start..=last`, to be written by its owner.
-    pub(super) fn grant(&self, start: u32, last: u32, to: NodeId) -> Grant {
-        let versions = self
-            .overlapping(start, last)
-            .into_iter()
-            .map(|(_, p)| p.version);
+    pub(crate) fn grant(&self, start: u32, last: u32, to: NodeId) -> Grant {
+        let covered = self.overlapping(start, last);
+        let version = covered.iter().map(|(_, p)| p.version).max().unwrap_or(0);
         Grant {
             start,
             last,
             to,
-            version: versions.max().unwrap_or(0) + 1,
-            epoch: 0,
+            version: version + 1,
+            epoch: covered.iter().map(|(_, p)| p.epoch).max().unwrap_or(0),
+        }
+    }
+
+    /// What `to` writes to take `start..=last` over from its removed owner; by force, whatever others do.
+    pub(crate) fn takeover(&self, start: u32, last: u32, to: NodeId, force: bool) -> Grant {
+        let grant = self.grant(start, last, to);
+        Grant {
+            epoch: grant.epoch + u32::from(force),
+            ..grant
         }
     }
 

@@ -16,7 +16,7 @@ fn small() -> AddressPlan {
 }
 
 fn founder(plan: AddressPlan) -> Allocator {
-    let ring = Ring::compute(node(1), plan.range, &[]);
+    let ring = Ring::compute(node(1), plan.range, &[], &BTreeSet::new());
     Allocator::new(node(1), plan, ring, &Stored::default(), Now::default())
 }
 
@@ -35,6 +35,7 @@ fn the_founder_owns_all_and_a_newcomer_gets_half_of_the_largest_block() {
         node(1),
         plan.range,
         &grants.iter().map(|g| (node(1), *g)).collect::<Vec<_>>(),
+        &BTreeSet::new(),
     );
     assert_eq!(&ring, allocator.ring());
     let prefixes: Vec<String> = ring
@@ -112,7 +113,7 @@ fn one_address_asked_for_is_given_away_when_it_is_free() {
     let taken = allocator.allocate(&net).unwrap();
     assert_eq!(
         allocator.donate_exact(taken, node(3)),
-        Err(ExactError::InUse(taken))
+        Err(ExactError::InUse(taken).into())
     );
 }
 
@@ -125,16 +126,76 @@ fn one_who_has_run_out_gives_nothing_and_says_so() {
     // The two that are no addresses are left.
     assert_eq!(allocator.free(&net), 2);
     assert!(allocator.donate(&net, node(2)).is_ok());
-    assert_eq!(allocator.donate(&net, node(2)), Err(Exhausted(net)));
+    assert_eq!(allocator.donate(&net, node(2)), Err(Exhausted(net).into()));
 }
 
 #[test]
-fn one_who_leaves_hands_on_everything() {
+fn what_voters_guard_is_not_given_away() {
+    let plan = small();
+    let net = plan.default_network();
+    let mut allocator = founder(plan);
+    let reserve = allocator.wanted(&net).unwrap();
+    let (first, last) = (u32::from(net.network()), u32::from(net.broadcast()));
+    allocator.set_locked(vec![(first, reserve.0 - 1)], false);
+    let given = allocator.donate(&net, node(2)).unwrap();
+    assert_eq!((given.start, given.last), reserve);
+    // The rest is guarded, whether a whole block or one address is asked for.
+    let guarded = allocator.wanted(&net).unwrap();
+    let error = NoGift::Guarded(guarded.0, guarded.1);
+    assert_eq!(allocator.donate(&net, node(2)), Err(error));
+    let ip = Ipv4Addr::from(first + 1);
+    let error = NoGift::Guarded(first + 1, first + 1);
+    assert_eq!(allocator.donate_exact(ip, node(2)), Err(error));
+    allocator.set_locked(vec![(last, last)], true);
+    assert!(allocator.donate(&net, node(2)).is_ok());
+}
+
+#[test]
+fn one_who_can_set_no_guards_gives_ever_smaller_pieces() {
+    let plan = plan();
+    let net = plan.default_network();
+    let mut allocator = founder(plan);
+    let (start, last) = allocator.wanted(&net).unwrap();
+    allocator.set_locked(vec![(u32::from(net.network()), start - 1)], true);
+    let sizes: Vec<u32> = (2..6)
+        .map(|n| allocator.donate(&net, node(n)).unwrap())
+        .map(|grant| grant.last - grant.start + 1)
+        .collect();
+    let half = (last - start).div_ceil(2);
+    assert_eq!(sizes, [half, half / 2, half / 4, half / 8]);
+}
+
+#[test]
+fn a_removed_node_s_part_is_taken_over_and_the_higher_epoch_holds() {
     let plan = plan();
     let mut allocator = founder(plan);
-    allocator.donation_for_newcomer(node(2));
-    allocator.farewell(node(2));
-    assert_eq!(allocator.ring().owners(), BTreeSet::from([node(2)]));
+    let donated = allocator.donate(&plan.default_network(), node(2)).unwrap();
+    let (start, last) = (donated.start, donated.last);
+    let ring = allocator.ring().clone();
+    let removed = BTreeSet::from([node(2)]);
+    let compute = |more: &[(NodeId, Grant)]| {
+        let mut grants = vec![(node(1), donated)];
+        grants.extend(more);
+        Ring::compute(node(1), plan.range, &grants, &removed)
+    };
+    let voted = (node(3), ring.takeover(start, last, node(3), false));
+    assert_eq!(compute(&[voted]).parts(&node(3)), [(start, last)]);
+    // Nobody takes from one who is there.
+    let theft = ring.takeover(start, last, node(3), true);
+    let nobody = BTreeSet::new();
+    let kept = Ring::compute(
+        node(1),
+        plan.range,
+        &[(node(1), donated), (node(3), theft)],
+        &nobody,
+    );
+    assert_eq!(kept.parts(&node(2)), [(start, last)]);
+    // Both sides of a split took it by force: one holds, everywhere the same; and a second time wins.
+    let [four, five] = [4, 5].map(|n| (node(n), ring.takeover(start, last, node(n), true)));
+    assert_eq!(compute(&[four, five]), compute(&[five, four]));
+    let again = compute(&[five]).takeover(start, last, node(5), true);
+    let held = compute(&[four, five, (node(5), again)]);
+    assert_eq!(held.parts(&node(5)), [(start, last)]);
 }
 
 #[test]
@@ -177,8 +238,8 @@ proptest! {
         (forward, shuffled) in grants().prop_flat_map(|g| (Just(g.clone()), Just(g).prop_shuffle()))
     ) {
         let range = small().range;
-        let ring = Ring::compute(node(1), range, &forward);
-        prop_assert_eq!(&ring, &Ring::compute(node(1), range, &shuffled));
+        let ring = Ring::compute(node(1), range, &forward, &BTreeSet::new());
+        prop_assert_eq!(&ring, &Ring::compute(node(1), range, &shuffled, &BTreeSet::new()));
         let mut covered: Vec<(u32, u32)> = ring.owners().iter().flat_map(|o| ring.parts(o)).collect();
         covered.sort_unstable();
         prop_assert_eq!(covered[0].0, u32::from(range.network()));
@@ -197,7 +258,7 @@ proptest! {
         let mut grants: Vec<(NodeId, Grant)> = Vec::new();
         let mut known: [usize; 3] = [0; 3];
         let mut nodes: Vec<Allocator> = (1..=3)
-            .map(|n| Allocator::new(node(n), plan, Ring::compute(node(1), plan.range, &[]), &Stored::default(), at(0)))
+            .map(|n| Allocator::new(node(n), plan, Ring::compute(node(1), plan.range, &[], &BTreeSet::new()), &Stored::default(), at(0)))
             .collect();
         let mut taken = BTreeSet::new();
         for (who, whom, what, heard) in ops {
@@ -206,7 +267,7 @@ proptest! {
             known[who] = known[who].max(heard.min(grants.len()));
             let view: Vec<_> = grants.iter().enumerate().filter(|(i, g)| *i < known[who] || g.0 == me).map(|(_, g)| *g).collect();
             let used = taken.iter().filter(|(n, _)| *n == who).map(|(_, ip)| *ip).collect();
-            nodes[who].update(at(0), Ring::compute(node(1), plan.range, &view), &used, &[]);
+            nodes[who].update(at(0), Ring::compute(node(1), plan.range, &view, &BTreeSet::new()), &used, &[]);
             match what {
                 0 if who != whom => {
                     if let Ok(grant) = nodes[who].donate(&nets[heard % 2], node(whom as u8 + 1)) {

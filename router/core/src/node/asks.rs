@@ -7,12 +7,11 @@ use std::time::Duration;
 use super::cluster::Cluster;
 use super::commands::AttachRequest;
 use super::durable::Then;
-use super::io::{Answer, Ask, CommandError, Output};
+use super::io::{Answer, Ask, CommandError, Output, Reply};
 use crate::control::ErrorKind;
 use crate::ipam::ExactError;
 use crate::model::{NodeId, Now};
 use crate::session::join::{JoinHandle, Verdict};
-use crate::value::{Grant, Object};
 use crate::view::{Liveness, Service};
 use crate::wire::{self, Message};
 
@@ -44,6 +43,8 @@ pub(super) enum Purpose {
     CountUse { handle: JoinHandle },
     /// This node waits for its first part of the range.
     FirstSpace,
+    /// Somebody must hear that this node leaves.
+    Farewell { command: u64 },
 }
 
 struct Waiting {
@@ -89,7 +90,7 @@ impl Cluster {
         let id = self.asks.next;
         let patience = match ask {
             Ask::Address(_) | Ask::Space { .. } => GRANT_PATIENCE,
-            Ask::CountUse { .. } | Ask::Publish(_) => PATIENCE,
+            Ask::CountUse { .. } | Ask::Publish(_) | Ask::Farewell(_) => PATIENCE,
         };
         for peer in &peers {
             self.send(
@@ -123,6 +124,9 @@ impl Cluster {
         let Ok(ask) = wire::decode::<Ask>(body) else {
             return;
         };
+        if let Ask::Farewell(record) = &ask {
+            return self.on_farewell(now, from, id, record);
+        }
         if !self.ready {
             return self.answer(
                 now,
@@ -132,25 +136,7 @@ impl Cluster {
             );
         }
         match ask {
-            Ask::Address(ip) => {
-                let granted = self
-                    .allocator
-                    .donate_exact(ip, from)
-                    .map_err(|error| error.to_string());
-                self.grant(now, from, id, granted, out);
-            }
-            Ask::Space { vips } => {
-                let net = if vips {
-                    self.plan.vips()
-                } else {
-                    self.plan.default_network()
-                };
-                let granted = self
-                    .allocator
-                    .donate(&net, from)
-                    .map_err(|error| error.to_string());
-                self.grant(now, from, id, granted, out);
-            }
+            Ask::Address(_) | Ask::Space { .. } => self.on_space_ask(now, from, id, ask, out),
             Ask::CountUse {
                 token,
                 expiry,
@@ -165,6 +151,8 @@ impl Cluster {
                 ),
                 Err(why) => self.answer(now, &from, id, &Answer::No(why.to_owned())),
             },
+            // Taken above, in every state.
+            Ask::Farewell(_) => {}
             Ask::Publish(ports) => {
                 if self.asks.checks.len() < MAX_CHECKS {
                     self.asks.next += 1;
@@ -220,7 +208,9 @@ impl Cluster {
             waiting.purpose,
             Purpose::Attach { .. } | Purpose::Vip { .. } | Purpose::FirstSpace
         );
-        let goes_on = answer == Answer::Granted && (waits_for_records || !all_answered);
+        let one_is_enough = matches!(waiting.purpose, Purpose::Farewell { .. });
+        let goes_on =
+            answer == Answer::Granted && (waits_for_records || !all_answered) && !one_is_enough;
         if goes_on {
             return;
         }
@@ -310,24 +300,6 @@ impl Cluster {
             .collect()
     }
 
-    fn grant(
-        &mut self,
-        now: Now,
-        to: NodeId,
-        id: u64,
-        granted: Result<Grant, String>,
-        out: &mut Vec<Output>,
-    ) {
-        let outcome = granted.and_then(|grant| {
-            let then = vec![Then::Answer(to, id, Answer::Granted)];
-            self.put(now, &Object::Grant(grant), then, out)
-                .map_err(|error| error.text)
-        });
-        if let Err(why) = outcome {
-            self.answer(now, &to, id, &Answer::No(why));
-        }
-    }
-
     fn conclude(
         &mut self,
         now: Now,
@@ -384,6 +356,10 @@ impl Cluster {
                 self.vip_failed(now, command, service, tried, answer, out);
             }
             (Purpose::FirstSpace, _) => {}
+            (Purpose::Farewell { command }, Some((_, Answer::Granted))) => {
+                out.push(Output::Reply(command, Ok(Reply::Done)));
+            }
+            (Purpose::Farewell { command }, _) => self.unheard_farewell(command, out),
         }
     }
 

@@ -11,6 +11,8 @@ use super::durable::Then;
 use super::io::{Input, NodeConfig, Output};
 use super::meta::{Meta, MetaError};
 use super::numbers::Numbers;
+use super::removal::Removing;
+use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::HOUSEKEEPING;
 use crate::catalog::Catalog;
@@ -52,6 +54,12 @@ pub(super) struct Cluster {
     pub(super) tokens: Tokens,
     pub(super) asks: Asks,
     pub(super) ring: Ring,
+    /// The ring before its last change.
+    pub(super) previous_ring: Ring,
+    pub(super) space: Space,
+    pub(super) removing: Vec<Removing>,
+    /// Revision of the catalog's grants and votes, and the roster's digest, for which the ring was computed.
+    pub(super) seen_space: Option<(u64, u64)>,
     pub(super) allocator: Allocator,
     pub(super) random: Random,
     pub(super) wall: Wall,
@@ -120,7 +128,13 @@ impl Cluster {
         );
         let membership = Membership::new(me, generation, random.fork(), now);
         let sync = Sync::new(me, random.fork(), now);
-        let ring = Ring::compute(meta.roster.founder(), meta.range, &catalog.grants());
+        let removed = meta.roster.revoked().keys().copied().collect();
+        let ring = Ring::compute(
+            meta.roster.founder(),
+            meta.range,
+            &catalog.grants(),
+            &removed,
+        );
         let allocator = Allocator::new(me, plan, ring.clone(), stored, now);
         let mut cluster = Self {
             me,
@@ -136,7 +150,11 @@ impl Cluster {
             numbers: Numbers::restore(stored),
             tokens: Tokens::restore(stored),
             asks: Asks::default(),
+            previous_ring: ring.clone(),
             ring,
+            space: Space::default(),
+            removing: Vec::new(),
+            seen_space: None,
             allocator,
             random,
             wall,
@@ -252,6 +270,8 @@ impl Cluster {
             wall,
         };
         self.sync.expire(now, &stores, &mut self.buffers.sync);
+        self.tend_space_when_due(now, out);
+        self.answer_removals(now, out);
         let rested = self.allocator.expire(now);
         self.persist(now, rested, Vec::new(), out);
         self.expire_asks(now, out);
@@ -268,6 +288,8 @@ impl Cluster {
             self.sync.deadline(),
             self.asks.deadline(),
             self.allocator.deadline(),
+            self.space.due,
+            self.removals_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -357,6 +379,8 @@ impl Cluster {
             }
         }
         let revoked: Vec<NodeId> = self.meta.roster.revoked().keys().copied().collect();
+        self.look_at_removals();
+        self.tell_removed(now, &revoked, out);
         for id in revoked {
             self.membership
                 .remove(now, id, &mut self.buffers.membership);
@@ -375,12 +399,9 @@ impl Cluster {
                 self.sessions.set_addresses(now, peer, info.underlay);
             }
         }
-        self.ring = Ring::compute(
-            self.meta.roster.founder(),
-            self.meta.range,
-            &self.catalog.grants(),
-        );
-        let used = self.catalog.used_addresses(self.wall.micros(now));
+        let removed = self.removed();
+        let space_changed = self.update_ring(&removed);
+        let used = self.catalog.used_addresses(self.wall.micros(now), &removed);
         let resting = self.allocator.update(now, self.ring.clone(), &used, &[]);
         self.persist(now, resting, Vec::new(), out);
         self.next_due = self.catalog.next_due(self.wall.micros(now));
@@ -388,6 +409,27 @@ impl Cluster {
         self.view_changed = true;
         self.tunnels_changed = true;
         self.retry_waiting(now, out);
+        if space_changed {
+            self.tend_space(now, out);
+            self.answer_removals(now, out);
+        }
+    }
+
+    /// Computes the ring anew if anything that it depends on changed.
+    fn update_ring(&mut self, removed: &BTreeSet<NodeId>) -> bool {
+        let seen = (self.catalog.space_revision(), self.meta.roster.digest());
+        if self.seen_space == Some(seen) {
+            return false;
+        }
+        self.seen_space = Some(seen);
+        let ring = Ring::compute(
+            self.meta.roster.founder(),
+            self.meta.range,
+            &self.catalog.grants(),
+            removed,
+        );
+        self.previous_ring = std::mem::replace(&mut self.ring, ring);
+        true
     }
 
     fn leave(&mut self, now: Now, out: &mut Vec<Output>) {

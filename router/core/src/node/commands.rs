@@ -47,6 +47,10 @@ impl Cluster {
         command: Command,
         out: &mut Vec<Output>,
     ) {
+        if !self.is_member() {
+            let text = "this node was removed from its cluster; run `weft reset`, then join with a new token";
+            return fail(id, ErrorKind::Conflict, text.to_owned(), out);
+        }
         if !self.ready {
             let text =
                 "this node still fetches its own records from the others; try again in a moment";
@@ -99,6 +103,8 @@ impl Cluster {
                 self.remove_shared(now, id, Kind::NAME, "name", &name, out)
             }
             Command::MintToken(request) => self.mint(now, id, &request, out),
+            Command::RemoveNode { node, force } => self.remove_node(now, id, &node, force, out),
+            Command::LeaveForGood => self.leave_for_good(now, id, out),
         }
     }
 

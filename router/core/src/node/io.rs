@@ -192,6 +192,15 @@ pub enum Command {
     RemoveName(Label),
     /// Make an invitation.
     MintToken(TokenRequest),
+    /// Remove a member for good.
+    RemoveNode {
+        /// Its name or its id.
+        node: String,
+        /// It is destroyed: its addresses come back whoever agrees.
+        force: bool,
+    },
+    /// Leave for good. Everything but the reply stops.
+    LeaveForGood,
 }
 
 /// What they get.
@@ -203,6 +212,13 @@ pub enum Reply {
     Service(Service),
     /// Of `MintToken`: the text. It is a secret.
     Token(String),
+    /// Of `RemoveNode`: all its addresses are back.
+    Removed {
+        /// Who.
+        node: NodeId,
+        /// What people called it.
+        name: String,
+    },
     /// Of the rest.
     Done,
 }
@@ -242,6 +258,8 @@ pub(crate) enum Ask {
     },
     /// Can you serve these published ports?
     Publish(Vec<(Proto, Option<IpAddr>, u16)>),
+    /// I leave for good: the roster record that says so.
+    Farewell(Vec<u8>),
 }
 
 /// Their answers, inside `Message::Answer`.

@@ -19,11 +19,14 @@ mod commands;
 mod door;
 mod durable;
 mod events;
+mod gifts;
 mod io;
 mod joining;
 mod meta;
 mod numbers;
 mod picture;
+mod removal;
+mod space;
 mod tokens;
 mod upkeep;
 
@@ -313,6 +316,11 @@ impl Node {
     }
 
     fn become_member(&mut self, now: Now, meta: Meta, stored: &Stored, out: &mut Vec<Output>) {
+        if !meta.roster.is_member(&self.me) {
+            let why = "this node was removed from its cluster, or left it; to join one anew run: weft reset, then weft up \
+                       --join TOKEN";
+            return out.push(Output::JoinFailed(JoinFailure::Refused(why.to_owned())));
+        }
         let cluster = Cluster::new(
             self.identity.clone(),
             self.config.clone(),

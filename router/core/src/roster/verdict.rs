@@ -41,6 +41,8 @@ pub struct Revoked {
     pub valid_links: u32,
     /// Who revoked it.
     pub by: NodeId,
+    /// The hash of the record that says so: what others approve.
+    pub record: [u8; 32],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -187,6 +189,7 @@ fn revoke(
             last_sequence: revocation.last_sequence,
             valid_links: revocation.valid_links,
             by: link.issuer,
+            record: link.hash,
         };
         revoked
             .entry(revocation.id)

@@ -1,0 +1,101 @@
+//! Space for members that ask for some. What voters guard is given once they agreed to new guards.
+
+use super::cluster::Cluster;
+use super::durable::Then;
+use super::io::{Answer, Ask, Output};
+use crate::ipam::NoGift;
+use crate::model::{NodeId, Now};
+use crate::value::{Grant, Object};
+
+/// Who asks waits five seconds; an answer after that is of no use.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(4);
+/// Members whose wishes wait at the same time.
+const MAX_WAITING: usize = 64;
+
+/// A member's wish that waits for this node's voters.
+#[derive(Debug)]
+pub(super) struct Wish {
+    from: NodeId,
+    id: u64,
+    ask: Ask,
+    deadline: Now,
+}
+
+impl Cluster {
+    /// A member asks for space.
+    pub(super) fn on_space_ask(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: u64,
+        ask: Ask,
+        out: &mut Vec<Output>,
+    ) {
+        let wish = Wish {
+            from,
+            id,
+            ask,
+            deadline: now.plus(PATIENCE),
+        };
+        if let Some(wish) = self.give_or_keep(now, wish, out) {
+            if self.space.wishes.len() >= MAX_WAITING {
+                let why = "too many nodes ask for space at once".to_owned();
+                return self.answer(now, &from, id, &Answer::No(why));
+            }
+            self.space.due = Some(now);
+            self.space.wishes.push(wish);
+        }
+    }
+
+    /// Guards may have changed: what waited for that is tried again.
+    pub(super) fn give_what_waited(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.space.wishes.is_empty() {
+            return;
+        }
+        self.space.wanted.clear();
+        for wish in std::mem::take(&mut self.space.wishes) {
+            if wish.deadline <= now {
+                let why = "its voters, which must agree first, did not answer";
+                self.answer(now, &wish.from, wish.id, &Answer::No(why.to_owned()));
+            } else if let Some(wish) = self.give_or_keep(now, wish, out) {
+                self.space.wishes.push(wish);
+            }
+        }
+        if let Some(deadline) = self.space.wishes.iter().map(|wish| wish.deadline).min() {
+            let due = self.space.due.map_or(deadline, |due| due.min(deadline));
+            self.space.due = Some(due);
+        }
+    }
+
+    fn give_or_keep(&mut self, now: Now, wish: Wish, out: &mut Vec<Output>) -> Option<Wish> {
+        let gift = match &wish.ask {
+            Ask::Address(ip) => self.allocator.donate_exact(*ip, wish.from),
+            Ask::Space { vips } => {
+                let net = match vips {
+                    true => self.plan.vips(),
+                    false => self.plan.default_network(),
+                };
+                self.allocator.donate(&net, wish.from)
+            }
+            _ => return None,
+        };
+        match gift {
+            Ok(grant) => self.grant(now, wish.from, wish.id, grant, out),
+            Err(NoGift::Guarded(start, last)) => {
+                self.space.wanted.insert((start, last));
+                return Some(wish);
+            }
+            Err(error) => {
+                self.answer(now, &wish.from, wish.id, &Answer::No(error.to_string()));
+            }
+        }
+        None
+    }
+
+    fn grant(&mut self, now: Now, to: NodeId, id: u64, grant: Grant, out: &mut Vec<Output>) {
+        let then = vec![Then::Answer(to, id, Answer::Granted)];
+        if let Err(error) = self.put(now, &Object::Grant(grant), then, out) {
+            self.answer(now, &to, id, &Answer::No(error.text));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Nodes that go for good: removed by a person on another node, or leaving by themselves. The key is void at once; the
+//! part of the range follows when its voters have taken note ([`super::space`]), or at once where a person says that the
+//! node is destroyed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::asks::{Purpose, fail};
+use super::cluster::Cluster;
+use super::durable::Then;
+use super::io::{Ask, Output, Reply};
+use crate::control::ErrorKind;
+use crate::model::{NodeId, Now};
+use crate::roster::{Issued, RosterError};
+use crate::store::Batch;
+use crate::value::{Object, Vote};
+use crate::wire::Message;
+
+/// A person waits so long for the voters.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Removals that wait at the same time.
+const MAX_WAITING: usize = 64;
+
+/// A removal that somebody waits for.
+#[derive(Debug)]
+pub(super) struct Removing {
+    command: u64,
+    subject: NodeId,
+    name: String,
+    deadline: Now,
+}
+
+impl Cluster {
+    /// `weft node rm`.
+    pub(super) fn remove_node(
+        &mut self,
+        now: Now,
+        command: u64,
+        node: &str,
+        force: bool,
+        out: &mut Vec<Output>,
+    ) {
+        let (subject, name) = match self.find_node(node) {
+            Ok(found) => found,
+            Err((kind, text)) => return fail(command, kind, text, out),
+        };
+        if self.removing.len() >= MAX_WAITING {
+            let text = "too many removals wait already; try again in a moment";
+            return fail(command, ErrorKind::Unavailable, text.to_owned(), out);
+        }
+        if self.roster().is_member(&subject)
+            && let Err(error) = self.revoke(now, &subject, out)
+        {
+            let text = format!("{name} can't be removed from here: {error}");
+            return fail(command, ErrorKind::Conflict, text, out);
+        }
+        if self.roster().is_member(&subject) {
+            return fail(command, ErrorKind::Conflict, self.pending_text(&name), out);
+        }
+        self.confirm(now, &subject, out);
+        if force {
+            self.declare_destroyed(now, &subject, out);
+        }
+        self.removing.push(Removing {
+            command,
+            subject,
+            name,
+            deadline: now.plus(PATIENCE),
+        });
+        self.after_removal(now, out);
+    }
+
+    /// This node leaves for good: it says so, and somebody must have heard it.
+    pub(super) fn leave_for_good(&mut self, now: Now, command: u64, out: &mut Vec<Output>) {
+        let peers = self.alive_peers();
+        let me = self.me;
+        let last = self.catalog.last_sequence(&me);
+        let issued = match self.meta.roster.revoke(&self.identity, me, last) {
+            Ok(issued) => issued,
+            Err(error) => return fail(command, ErrorKind::Internal, error.to_string(), out),
+        };
+        self.leaving = true;
+        self.persist(now, issued.change.batch, Vec::new(), out);
+        if self.roster().members().next().is_none() {
+            return self.persist(
+                now,
+                Batch::new(),
+                vec![Then::Reply(command, Reply::Done)],
+                out,
+            );
+        }
+        let farewell = Ask::Farewell(issued.bytes);
+        if self
+            .ask(now, peers, &farewell, Purpose::Farewell { command })
+            .is_err()
+        {
+            self.unheard_farewell(command, out);
+        }
+    }
+
+    /// A member says that it leaves.
+    pub(super) fn on_farewell(&mut self, now: Now, from: NodeId, id: u64, record: &[u8]) {
+        // Nothing passes between the two afterwards.
+        self.answer(now, &from, id, &super::io::Answer::Granted);
+        let wall = self.wall.micros(now);
+        let mut stores = crate::sync::Stores {
+            catalog: &mut self.catalog,
+            roster: &mut self.meta.roster,
+            wall,
+        };
+        self.sync
+            .hear_roster(from, record, &mut stores, &mut self.buffers.sync);
+    }
+
+    /// Nobody heard the farewell.
+    pub(super) fn unheard_farewell(&self, command: u64, out: &mut Vec<Output>) {
+        let text = format!(
+            "no other node heard that this one leaves; remove it there with: weft node rm {}",
+            self.config.name
+        );
+        fail(command, ErrorKind::Unavailable, text, out);
+    }
+
+    /// Removals that are done are answered, and those that took too long.
+    pub(super) fn answer_removals(&mut self, now: Now, out: &mut Vec<Output>) {
+        let waiting = std::mem::take(&mut self.removing);
+        for removing in waiting {
+            let left = self.ring.parts(&removing.subject);
+            if left.is_empty() {
+                let reply = Reply::Removed {
+                    node: removing.subject,
+                    name: removing.name,
+                };
+                self.persist(
+                    now,
+                    Batch::new(),
+                    vec![Then::Reply(removing.command, reply)],
+                    out,
+                );
+            } else if removing.deadline <= now {
+                let text = self.blocked_text(&removing);
+                fail(removing.command, ErrorKind::Unavailable, text, out);
+            } else {
+                self.removing.push(removing);
+            }
+        }
+    }
+
+    /// When to look at them again.
+    pub(super) fn removals_deadline(&self) -> Option<Now> {
+        self.removing.iter().map(|removing| removing.deadline).min()
+    }
+
+    /// Approves somebody's removal of a node, so that its issuer may remove another one.
+    pub(super) fn approve_removal(&mut self, now: Now, record: [u8; 32], out: &mut Vec<Output>) {
+        if self.roster().has_approved(&self.me, &record) {
+            return;
+        }
+        if let Ok(issued) = self.meta.roster.approve(&self.identity, record) {
+            self.publish_roster(now, issued, out);
+        }
+    }
+
+    /// Tells those that were just removed, over the session that ends now, and this host's people if it is this node.
+    pub(super) fn tell_removed(&mut self, now: Now, removed: &[NodeId], out: &mut Vec<Output>) {
+        for id in removed {
+            if !self.sessions.peers().any(|session| session.peer == *id) {
+                continue;
+            }
+            let record = self.roster().revocation(id).map(<[u8]>::to_vec);
+            if let Some(bytes) = record.map(|record| crate::sync::roster_frame(&record)) {
+                self.sessions.send(
+                    now,
+                    id,
+                    &Message::Sync(bytes),
+                    &self.meta.roster,
+                    &mut self.buffers.sessions,
+                );
+            }
+        }
+        if !self.is_member() && !self.leaving && self.told.insert("removed".to_owned()) {
+            let by = self.roster().revoked().get(&self.me).map(|r| r.by);
+            let by = by.map_or_else(|| "another node".to_owned(), |by| self.name_of(&by));
+            out.push(Output::Alarm(format!(
+                "this node was removed from the cluster by {by}: nobody there talks to it any more; to come back, run \
+                 `weft reset` and join with a new token"
+            )));
+            let peers: Vec<NodeId> = self.sessions.peers().map(|session| session.peer).collect();
+            for peer in peers {
+                self.sessions.drop_peer(&peer, &mut self.buffers.sessions);
+            }
+            self.membership.leave(&mut self.buffers.membership);
+            self.view_changed = true;
+            self.tunnels_changed = true;
+        }
+    }
+
+    fn revoke(
+        &mut self,
+        now: Now,
+        subject: &NodeId,
+        out: &mut Vec<Output>,
+    ) -> Result<(), RosterError> {
+        // What this node can show to others, so that all can know that they know all of it.
+        let last = self.catalog.state_of(subject).complete;
+        let issued = self.meta.roster.revoke(&self.identity, *subject, last)?;
+        self.publish_roster(now, issued, out);
+        Ok(())
+    }
+
+    fn publish_roster(&mut self, now: Now, issued: Issued, out: &mut Vec<Output>) {
+        let mut batch = issued.change.batch;
+        batch.append(self.catalog.prune(&self.meta.roster));
+        self.persist(now, batch, vec![Then::PublishRoster(issued.bytes)], out);
+    }
+
+    /// A person here says so too: the removal has one approval more.
+    fn confirm(&mut self, now: Now, subject: &NodeId, out: &mut Vec<Output>) {
+        let record = self
+            .roster()
+            .revoked()
+            .get(subject)
+            .filter(|revoked| revoked.by != self.me)
+            .map(|revoked| revoked.record);
+        if let Some(record) = record {
+            self.approve_removal(now, record, out);
+        }
+    }
+
+    fn declare_destroyed(&mut self, now: Now, subject: &NodeId, out: &mut Vec<Output>) {
+        let vote = Vote {
+            gone: Some(Vote::BY_FORCE),
+            ..self.own_vote(subject)
+        };
+        let _ = self.put(now, &Object::Vote(vote), Vec::new(), out);
+        self.take_by_force(now, subject, out);
+    }
+
+    fn after_removal(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.on_roster(now, out);
+        self.on_catalog(now, out);
+        self.answer_removals(now, out);
+    }
+
+    /// A member by its name or its id, or a removed node that still blocks addresses.
+    fn find_node(&self, text: &str) -> Result<(NodeId, String), (ErrorKind, String)> {
+        let blocking = self.removed().into_iter();
+        let blocking = blocking.filter(|id| !self.ring.parts(id).is_empty());
+        let members = self.roster().members().map(|member| member.id);
+        let known: BTreeSet<NodeId> = members.chain(blocking).collect();
+        let is_meant =
+            |id: &NodeId| self.name_of(id) == text || id.to_string() == text || id.short() == text;
+        let meant: Vec<NodeId> = known.into_iter().filter(is_meant).collect();
+        match meant.as_slice() {
+            [] => Err((
+                ErrorKind::NotFound,
+                format!("there is no node \"{text}\"; see: weft node ls"),
+            )),
+            [id] if *id == self.me => Err((
+                ErrorKind::Invalid,
+                "this is the node itself: to leave for good run `weft reset` here".to_owned(),
+            )),
+            [id] => Ok((*id, self.name_of(id))),
+            several => {
+                let ids: Vec<String> = several.iter().map(NodeId::short).collect();
+                let text = format!(
+                    "{} nodes are called \"{text}\"; say which: {}",
+                    several.len(),
+                    ids.join(", ")
+                );
+                Err((ErrorKind::Conflict, text))
+            }
+        }
+    }
+
+    fn pending_text(&self, name: &str) -> String {
+        let before = self.roster().pending().iter().find_map(|pending| {
+            let removed = self.roster().revoked().iter();
+            let mut removed = removed.filter(|(_, r)| r.record == pending.waits_for);
+            removed.next().map(|(id, _)| self.name_of(id))
+        });
+        let before = before.unwrap_or_else(|| "another node".to_owned());
+        format!(
+            "{name} is not removed yet: this node removed {before} before, and its next removal counts only once a \
+             majority agrees with that one; run on other nodes: weft node rm {before}"
+        )
+    }
+
+    fn blocked_text(&self, removing: &Removing) -> String {
+        let (missing, more) = self.missing_votes(&removing.subject);
+        let names: Vec<String> = missing.iter().map(|id| self.name_of(id)).collect();
+        let name = &removing.name;
+        if more == 0 {
+            return format!(
+                "{name} is removed and most of its addresses are back; the rest follow once all nodes have heard of it \
+                 (or now, if it is destroyed: weft node rm {name} --force)"
+            );
+        }
+        let whom = match names.is_empty() {
+            true => "no other node can tell what it gave away".to_owned(),
+            false => format!(
+                "{more} of {} must agree and did not answer",
+                names.join(", ")
+            ),
+        };
+        format!(
+            "{name} is removed, its key is void; but its addresses stay blocked: {whom}. They come back by themselves when \
+             these nodes do; if {name} is destroyed and can't come back: weft node rm {name} --force"
+        )
+    }
+}

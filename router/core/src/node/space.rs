@@ -1,0 +1,525 @@
+//! The long life of parts of the range: this node records who decides about its own part, promises to honour what others
+//! recorded, takes note of removals, and takes over what a removed node left. The rules are in [`crate::voters`]; here
+//! is who does what when. Everything said here is a record, so it is on disk before anybody hears of it, and whoever was
+//! away hears it later.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+use super::cluster::Cluster;
+use super::gifts::Wish;
+use super::io::Output;
+use crate::model::{NetworkName, NodeId, Now};
+use crate::value::{Kind, MAX_LOCKED, MAX_VOTERS, Object, Vote, Voters};
+use crate::view::{Endpoint, Liveness};
+use crate::voters::Electorate;
+
+/// Sets of voters follow the roster at most so often: ten hosts that join together need one new set, not ten.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Pieces that a node claims at a time.
+const CLAIMS: usize = 64;
+
+/// An interval of addresses, both ends included.
+pub(super) type Interval = (u32, u32);
+
+/// What this node has to remember between two calls.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    /// The set of voters is not looked at before.
+    pub(super) next_set: Now,
+    /// Everything is to be looked at again then.
+    pub(super) due: Option<Now>,
+    /// Addresses that somebody waits for and that voters guard.
+    pub(super) wanted: BTreeSet<Interval>,
+    /// Members that wait for space which voters guard.
+    pub(super) wishes: Vec<Wish>,
+    /// Nodes that were Down here when their removal was heard of.
+    pub(super) found_down: BTreeSet<NodeId>,
+    /// Removals that were looked at.
+    pub(super) seen_removed: BTreeSet<NodeId>,
+}
+
+impl Cluster {
+    /// All of it, after every change of roster or catalog.
+    pub(super) fn tend_space(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.ready || self.leaving || !self.is_member() {
+            return;
+        }
+        self.look_at_removals();
+        self.keep_what_was_mine(now, out);
+        self.promise(now, out);
+        self.take_note(now, out);
+        self.take_over(now, out);
+        self.readdress(now, out);
+        self.approve(now, out);
+        self.record_voters(now, out);
+        self.apply_locks();
+        self.give_what_waited(now, out);
+    }
+
+    /// Time passed.
+    pub(super) fn tend_space_when_due(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.space.due.is_some_and(|due| due <= now) {
+            self.space.due = None;
+            self.tend_space(now, out);
+        }
+    }
+
+    pub(super) fn is_member(&self) -> bool {
+        self.roster().is_member(&self.me)
+    }
+
+    /// Those whose parts nobody may use any more.
+    pub(super) fn removed(&self) -> BTreeSet<NodeId> {
+        self.roster().revoked().keys().copied().collect()
+    }
+
+    /// What an owner's voters think, as far as it is known here.
+    pub(super) fn electorate(&self, owner: &NodeId) -> Option<Electorate> {
+        self.catalog.electorate(owner, &self.destroyed())
+    }
+
+    fn destroyed(&self) -> BTreeSet<NodeId> {
+        let mut destroyed = self.catalog.destroyed();
+        destroyed.retain(|id| self.roster().revoked().contains_key(id));
+        destroyed
+    }
+
+    pub(super) fn vote_on(&self, owner: NodeId) -> impl Fn(&NodeId) -> Option<Vote> {
+        move |voter| self.catalog.vote(voter, &owner)
+    }
+
+    /// Did the owner remove itself?
+    pub(super) fn left_by_itself(&self, owner: &NodeId) -> bool {
+        let revoked = self.roster().revoked().get(owner);
+        revoked.is_some_and(|revoked| revoked.by == *owner)
+    }
+
+    pub(super) fn look_at_removals(&mut self) {
+        let new: Vec<NodeId> = self
+            .removed()
+            .difference(&self.space.seen_removed)
+            .copied()
+            .collect();
+        for id in new {
+            self.space.seen_removed.insert(id);
+            if self.liveness(&id) == Liveness::Down {
+                self.space.found_down.insert(id);
+            }
+        }
+    }
+
+    /// A removal names the last record of the removed node that counts, as far as the remover knew. What the removed node
+    /// gave to this one after that is this one's by its own word now: it is in use here, its giver's voters never had it.
+    fn keep_what_was_mine(&mut self, now: Now, out: &mut Vec<Output>) {
+        let removed = self.removed();
+        let before = self.previous_ring.parts(&self.me);
+        let mut lost = Vec::new();
+        for (start, last) in before {
+            for (owner, first, end) in self.ring.owners_of(start, last) {
+                if removed.contains(&owner) {
+                    lost.push((first, end));
+                }
+            }
+        }
+        for (start, last) in lost.into_iter().take(CLAIMS) {
+            let grant = self.ring.takeover(start, last, self.me, false);
+            let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
+        }
+    }
+
+    /// Honours the sets of voters that other nodes recorded.
+    fn promise(&mut self, now: Now, out: &mut Vec<Output>) {
+        let me = self.me;
+        let owners: Vec<NodeId> = self.roster().members().map(|member| member.id).collect();
+        for owner in owners.into_iter().filter(|owner| *owner != me) {
+            let asked = self
+                .electorate(&owner)
+                .and_then(|electorate| electorate.wants_promise_of(&me));
+            let Some(version) = asked else { continue };
+            let said = self.own_vote(&owner);
+            if said.gone.is_none() && said.seen < version {
+                let vote = Vote {
+                    seen: version,
+                    ..said
+                };
+                let _ = self.put(now, &Object::Vote(vote), Vec::new(), out);
+            }
+        }
+    }
+
+    /// Takes note of removals: says so once all that the removed node wrote and that counts is known here, and all that
+    /// it gave to this node is written down.
+    fn take_note(&mut self, now: Now, out: &mut Vec<Output>) {
+        for (subject, last_sequence) in self.removals() {
+            let said = self.own_vote(&subject);
+            let has_space = !self.ring.parts(&subject).is_empty();
+            if subject == self.me {
+                continue;
+            }
+            if !has_space {
+                if said.gone.is_some_and(|version| version != Vote::BY_FORCE) {
+                    let key = Object::Vote(said).key();
+                    let _ = self.remove(now, Kind::VOTE, &key, Vec::new(), out);
+                }
+                continue;
+            }
+            let known = self.catalog.state_of(&subject).complete >= last_sequence;
+            if said.gone.is_some() || !known {
+                continue;
+            }
+            let version = self.electorate(&subject).map_or(0, |electorate| {
+                electorate.current(self.vote_on(subject)).version
+            });
+            let vote = Vote {
+                gone: Some(version.max(said.seen)),
+                ..said
+            };
+            let _ = self.put(now, &Object::Vote(vote), Vec::new(), out);
+        }
+    }
+
+    /// Takes over what removed nodes left, where this node is the heir.
+    fn take_over(&mut self, now: Now, out: &mut Vec<Output>) {
+        for (subject, _) in self.removals() {
+            // Having taken note, it knows all that the subject gave away.
+            if self.own_vote(&subject).gone.is_none() || !self.is_heir_of(&subject) {
+                continue;
+            }
+            let Some(allowed) = self.free_of(&subject) else {
+                continue;
+            };
+            for (start, last) in allowed {
+                let grant = self.ring.takeover(start, last, self.me, false);
+                let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
+            }
+        }
+    }
+
+    /// Takes all that a removed node left, by force.
+    pub(super) fn take_by_force(&mut self, now: Now, subject: &NodeId, out: &mut Vec<Output>) {
+        for (start, last) in self.ring.parts(subject) {
+            let grant = self.ring.takeover(start, last, self.me, true);
+            let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
+        }
+    }
+
+    fn is_heir_of(&self, subject: &NodeId) -> bool {
+        let Some(electorate) = self.electorate(subject) else {
+            return false;
+        };
+        let vote = self.vote_on(*subject);
+        let Some(set) = electorate.decided(vote, self.left_by_itself(subject)) else {
+            return false;
+        };
+        let removed = self.removed();
+        // Whoever comes before this node in the list inherits, unless it is itself gone by its own voters' word.
+        let first = electorate
+            .heirs(set)
+            .find(|heir| !(removed.contains(heir) && self.is_decided(heir)));
+        first == Some(self.me)
+    }
+
+    /// Has the majority taken note that it is gone?
+    pub(super) fn is_decided(&self, subject: &NodeId) -> bool {
+        let by_itself = self.left_by_itself(subject);
+        self.electorate(subject).is_some_and(|electorate| {
+            electorate
+                .decided(self.vote_on(*subject), by_itself)
+                .is_some()
+        })
+    }
+
+    /// What of a removed node's parts may be used by now: what its voters guarded, as soon as their majority has taken
+    /// note; the rest, which it could have given to anybody, when everybody has.
+    fn free_of(&self, subject: &NodeId) -> Option<Vec<Interval>> {
+        let electorate = self.electorate(subject)?;
+        let vote = self.vote_on(*subject);
+        let set = electorate.decided(&vote, self.left_by_itself(subject))?;
+        let parts = self.ring.parts(subject);
+        let everybody = self
+            .roster()
+            .members()
+            .all(|member| vote(&member.id).is_some_and(|vote| vote.gone.is_some()));
+        match everybody {
+            true => Some(parts),
+            false => Some(intersect(&parts, &set.locked)),
+        }
+    }
+
+    /// The voters whose word on a removed node's space is missing, and how many it still takes.
+    pub(super) fn missing_votes(&self, subject: &NodeId) -> (Vec<NodeId>, usize) {
+        let Some(electorate) = self.electorate(subject) else {
+            return (Vec::new(), 1);
+        };
+        let vote = self.vote_on(*subject);
+        let set = electorate.current(&vote);
+        let (have, need) = electorate.tally(set, &vote, self.left_by_itself(subject));
+        let missing = electorate
+            .heirs(set)
+            .filter(|voter| vote(voter).is_none_or(|vote| vote.gone.is_none()));
+        (missing.collect(), need.saturating_sub(have))
+    }
+
+    /// Removed nodes that still own something, or that this node voted on, with the last of their records that counts.
+    fn removals(&self) -> Vec<(NodeId, u64)> {
+        let revoked = self.roster().revoked().iter();
+        revoked
+            .filter(|(id, _)| **id != self.me)
+            .map(|(id, revoked)| (*id, revoked.last_sequence))
+            .collect()
+    }
+
+    pub(super) fn own_vote(&self, subject: &NodeId) -> Vote {
+        let key = subject.0;
+        match self.catalog.own_object(&self.me, Kind::VOTE, &key) {
+            Some(Object::Vote(vote)) => vote,
+            _ => Vote {
+                subject: *subject,
+                seen: 0,
+                gone: None,
+            },
+        }
+    }
+
+    /// A first removal by somebody waits for nobody, the next for a majority's approval of the first: what this node saw
+    /// dead by itself it approves by itself.
+    fn approve(&mut self, now: Now, out: &mut Vec<Output>) {
+        let waits: Vec<[u8; 32]> = self
+            .roster()
+            .pending()
+            .iter()
+            .map(|pending| pending.waits_for)
+            .collect();
+        for record in waits {
+            let seen_dead = self.roster().revoked().iter().any(|(id, revoked)| {
+                revoked.record == record && self.space.found_down.contains(id)
+            });
+            if seen_dead {
+                self.approve_removal(now, record, out);
+            }
+        }
+    }
+
+    /// The ring gives addresses that are in use here to somebody else: both sides of a split took a removed node's part by
+    /// force, and the other side's word holds. The containers keep running, under other addresses.
+    fn readdress(&mut self, now: Now, out: &mut Vec<Output>) {
+        for endpoint in self.own_endpoints() {
+            let Some(owner) = self
+                .ring
+                .owner(endpoint.ip)
+                .filter(|owner| *owner != self.me)
+            else {
+                continue;
+            };
+            let old = endpoint.ip;
+            let Some(ip) = self.another_address(&endpoint.network) else {
+                self.ask_for_first_space(now);
+                self.space.due = Some(now.plus(SETTLE));
+                continue;
+            };
+            let names: Vec<String> = endpoint.names.iter().map(ToString::to_string).collect();
+            out.push(Output::Alarm(format!(
+                "{old} of {} belongs to node {} now, which took it while the nodes did not hear each other: it is {ip} \
+                 from now on",
+                if names.is_empty() { endpoint.id.to_string() } else { names.join(", ") },
+                self.name_of(&owner)
+            )));
+            let moved = Endpoint { ip, ..endpoint };
+            let _ = self.put(now, &Object::Endpoint(moved), Vec::new(), out);
+        }
+    }
+
+    /// Blocks of networks besides `default`.
+    fn networks(&self) -> Vec<Ipv4Net> {
+        let networks = self.catalog.networks(self.wall_now()).into_iter();
+        networks.map(|network| network.net).collect()
+    }
+
+    fn own_endpoints(&self) -> Vec<Endpoint> {
+        let mut endpoints = self.catalog.endpoints(&BTreeSet::new());
+        endpoints.retain(|endpoint| endpoint.node == self.me);
+        endpoints
+    }
+
+    fn another_address(&mut self, _network: &NetworkName) -> Option<Ipv4Addr> {
+        let net = self.plan.default_network();
+        self.allocator.allocate(&net).ok()
+    }
+
+    /// What may be given away follows from what the voters guard.
+    fn apply_locks(&mut self) {
+        let me = self.me;
+        let own = self.electorate(&me);
+        let Some(own) = own else {
+            return self.allocator.set_locked(Vec::new(), false);
+        };
+        let vote = self.vote_on(me);
+        let set = own.current(&vote);
+        let up = set
+            .voters
+            .iter()
+            .filter(|voter| **voter == me || self.liveness(voter) != Liveness::Down);
+        let thrifty = up.count() * 2 <= set.voters.len();
+        let locked = own.locked(&vote);
+        drop(vote);
+        self.allocator.set_locked(locked, thrifty);
+    }
+
+    /// Records who decides about this node's part, when that changed.
+    fn record_voters(&mut self, now: Now, out: &mut Vec<Output>) {
+        let me = self.me;
+        let own = self.electorate(&me);
+        let settled = own
+            .as_ref()
+            .is_none_or(|own| own.is_settled(self.vote_on(me)));
+        let urgent = !self.space.wanted.is_empty();
+        if !settled {
+            return;
+        }
+        if now < self.space.next_set && !urgent {
+            self.space.due = Some(self.space.next_set);
+            return;
+        }
+        let before = own.as_ref().map(Electorate::newest).cloned();
+        let voters = self.choose_voters(before.as_ref());
+        if voters.len() < 2 {
+            return;
+        }
+        let keeps_voters = before
+            .as_ref()
+            .is_some_and(|before| before.voters == voters);
+        let keeps_locks = before
+            .as_ref()
+            .is_some_and(|before| self.locks_do(&before.locked));
+        if keeps_voters && keeps_locks && !urgent {
+            return;
+        }
+        self.space.next_set = now.plus(SETTLE);
+        let locked = self.choose_locks();
+        let set = Voters {
+            version: before.as_ref().map_or(0, |before| before.version) + 1,
+            base: before.as_ref().map_or(0, |before| before.version),
+            voters,
+            locked,
+        };
+        if before.is_some_and(|before| before.voters == set.voters && before.locked == set.locked) {
+            return;
+        }
+        let _ = self.put(now, &Object::Voters(set), Vec::new(), out);
+    }
+
+    /// This node, those who are voters already, then other members that are up, then the rest.
+    fn choose_voters(&self, before: Option<&Voters>) -> Vec<NodeId> {
+        let may = |id: &NodeId| self.roster().may_vote(id);
+        let mut voters = vec![self.me];
+        let old = before
+            .into_iter()
+            .flat_map(|before| &before.voters)
+            .copied();
+        let mut others: Vec<(bool, u32, NodeId)> = self
+            .roster()
+            .members()
+            .map(|member| {
+                let down = self.liveness(&member.id) == Liveness::Down;
+                (down, member.depth, member.id)
+            })
+            .collect();
+        others.sort_unstable();
+        for id in old.chain(others.into_iter().map(|(_, _, id)| id)) {
+            if voters.len() < MAX_VOTERS && !voters.contains(&id) && may(&id) {
+                voters.push(id);
+            }
+        }
+        voters
+    }
+
+    /// All but what the next node that asks would get, and what somebody waits for.
+    fn choose_locks(&self) -> Vec<Interval> {
+        let mut open: Vec<Interval> = self.space.wanted.iter().copied().collect();
+        open.extend(self.allocator.reserves(&self.networks()));
+        let mut locked = subtract(&self.ring.parts(&self.me), &open);
+        if locked.len() > MAX_LOCKED {
+            locked.sort_by_key(|(start, last)| std::cmp::Reverse(last - start));
+            locked.truncate(MAX_LOCKED);
+            locked.sort_unstable();
+        }
+        locked
+    }
+
+    /// Are these locks still good: do they leave something to give where there is something, and most of the rest not?
+    fn locks_do(&self, locked: &[Interval]) -> bool {
+        let parts = self.ring.parts(&self.me);
+        let all: u64 = parts.iter().map(size).sum();
+        let open: u64 = subtract(&parts, locked).iter().map(size).sum();
+        let gives = self
+            .allocator
+            .reserves(&self.networks())
+            .iter()
+            .all(|reserve| !subtract(&[*reserve], locked).is_empty());
+        // A half is what a fresh set leaves open.
+        gives && open * 8 <= all * 5
+    }
+}
+
+fn size((start, last): &Interval) -> u64 {
+    u64::from(last - start) + 1
+}
+
+/// What of `parts` lies in `of`.
+pub(super) fn intersect(parts: &[Interval], of: &[Interval]) -> Vec<Interval> {
+    let mut both = Vec::new();
+    for (start, last) in parts {
+        for (from, to) in of {
+            let (first, end) = (*start.max(from), *last.min(to));
+            if first <= end {
+                both.push((first, end));
+            }
+        }
+    }
+    both
+}
+
+/// What of `parts` does not lie in `of`.
+pub(super) fn subtract(parts: &[Interval], of: &[Interval]) -> Vec<Interval> {
+    let mut of = of.to_vec();
+    of.sort_unstable();
+    let mut left = Vec::new();
+    for (start, last) in parts {
+        let mut from = Some(*start);
+        for (first, end) in of
+            .iter()
+            .filter(|(first, end)| first <= last && end >= start)
+        {
+            if let Some(at) = from.filter(|at| at < first) {
+                left.push((at, first - 1));
+            }
+            from = from.and_then(|at| end.checked_add(1).map(|next| at.max(next)));
+        }
+        if let Some(at) = from.filter(|at| at <= last) {
+            left.push((at, *last));
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_cut_where_they_should_be() {
+        let parts = [(10, 20), (30, 40)];
+        assert_eq!(
+            subtract(&parts, &[(12, 13), (18, 32)]),
+            [(10, 11), (14, 17), (33, 40)]
+        );
+        assert_eq!(subtract(&parts, &[(0, 50)]), []);
+        assert_eq!(subtract(&parts, &[]), parts);
+        assert_eq!(subtract(&[(0, u32::MAX)], &[(5, u32::MAX)]), [(0, 4)]);
+        assert_eq!(intersect(&parts, &[(15, 35)]), [(15, 20), (30, 35)]);
+    }
+}
