@@ -38,6 +38,7 @@ use crate::store::Batch;
 use burst::{next_burst, start_of};
 pub use frame::MAX_BODY;
 use frame::{Frame, Want, pack};
+pub(crate) use peer::MAX_JOBS;
 use peer::{Job, Peer};
 
 /// One random peer is asked so often.
@@ -274,6 +275,16 @@ impl Sync {
     pub fn deadline(&self) -> Option<Now> {
         let pump = self.pump_at.unwrap_or(self.gossip_at);
         Some(self.gossip_at.min(pump))
+    }
+
+    /// Peers that something is kept of.
+    pub(crate) fn peers_known(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Bursts that wait to go to peers.
+    pub(crate) fn queued(&self) -> usize {
+        self.peers.values().map(|peer| peer.jobs.len()).sum()
     }
 
     fn drop_for(&mut self, reason: &'static str) {

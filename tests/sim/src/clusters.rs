@@ -1,6 +1,8 @@
 //! A cluster's life under one seed: one host founds it, the others join by an invitation, all attach, serve and name
 //! things while links and hosts fail; then nothing fails any more, and all must be as it was promised.
 
+mod people;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -8,188 +10,251 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use weft_core::control::{NameSpec, ServiceSpec, TokenRequest};
 use weft_core::crypto::{Random, memo};
-use weft_core::model::{AddressPlan, EndpointId, Label, Now, Proto};
-use weft_core::node::{Command, CommandError, Reply};
-use weft_core::view::{EndpointKind, Method, Publish, ServicePort};
+use weft_core::model::{AddressPlan, EndpointId, Now};
+use weft_core::store::{Batch, Stored, Table};
+use weft_core::value::{Kind as RecordKind, endpoint_key};
 
 use crate::faults::{Action, Kind, Plan};
 use crate::members::Verdict;
-use crate::nodes::{self, Invitation, Shell, some_address};
+use crate::nodes::{self, Invitation, Invitations, Shell};
 use crate::promises::Ledger;
+use crate::watch::{self, Watch};
 use crate::world::World;
+use people::Pending;
 
-/// The driver looks around so often.
+/// The driver looks around so often; after each event it looks at who did something.
 const STEP: Duration = Duration::from_millis(100);
 /// All must have joined within this when nothing goes wrong.
 const JOINED_WITHIN: Duration = Duration::from_secs(60);
 /// After the last fault all must agree within this.
 const AGREE_WITHIN: Duration = Duration::from_secs(60);
-/// Every command is answered within this by a node that runs on.
-const ANSWER_WITHIN: Duration = Duration::from_secs(45);
-/// Who could not join tries again after this.
-const TRY_AGAIN: Duration = Duration::from_secs(3);
 /// In worlds with a small range addresses run out, and that is no fault.
 const SMALL_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 9, 0, 0), 22);
+/// More lines about one seed tell nothing more.
+const MAX_VIOLATIONS: usize = 50;
+/// A clock may be wrong by so much without anybody noticing.
+const CLOCK_NOTICED: i64 = 50_000_000;
+/// Two copies of one node that ran side by side for so long must have been noticed.
+const CLONE_NOTICED: Duration = Duration::from_secs(50);
 
-/// A command that was not answered yet.
-struct Pending {
-    host: usize,
-    boots: u64,
-    since: Now,
-    wish: Wish,
+/// What a seed is run with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many hosts.
+    pub hosts: usize,
+    /// Kinds of faults.
+    pub kinds: Vec<Kind>,
+    /// Numbers of faults to leave out.
+    pub without: BTreeSet<usize>,
+    /// Keep all that happens.
+    pub keep_trace: bool,
 }
 
-/// What was asked for.
-enum Wish {
-    Token,
-    Attach,
-    Release,
-    Serve(Label),
-    Unserve,
-    Name,
+impl Options {
+    /// So many hosts, all kinds of faults.
+    pub fn new(hosts: usize) -> Self {
+        Self {
+            hosts,
+            kinds: Kind::ALL.to_vec(),
+            without: BTreeSet::new(),
+            keep_trace: false,
+        }
+    }
 }
 
 /// One seed's cluster.
-pub struct Cluster {
+struct Cluster {
     world: World<Shell>,
     random: Random,
     invitation: Invitation,
     ledger: Ledger,
+    watch: Watch,
+    plan: Plan,
+    hosts: usize,
     pending: BTreeMap<u64, Pending>,
     next: u64,
     /// The start of each host whose leftovers were cleared.
     cleared: BTreeMap<usize, u64>,
     retry_at: BTreeMap<usize, Now>,
-    dead: BTreeSet<usize>,
+    mint_at: Now,
+    /// Uses of the scarce invitation, when there is one.
+    scarce: Option<usize>,
+    /// Since when a node runs twice, and whether anybody said so.
+    cloned: Option<Now>,
+    clone_told: bool,
+    forked: bool,
     small: bool,
+    calm: bool,
     violations: Vec<String>,
 }
 
-/// Runs one seed.
+/// Runs one seed with all kinds of faults among `kinds`.
 pub fn run(seed: u64, hosts: usize, kinds: &[Kind], keep_trace: bool) -> Verdict {
+    let options = Options {
+        kinds: kinds.to_vec(),
+        keep_trace,
+        ..Options::new(hosts)
+    };
+    run_with(seed, &options).0
+}
+
+/// The faults of one seed.
+pub fn plan_of(seed: u64, options: &Options) -> Plan {
+    Cluster::new(seed, options).plan
+}
+
+/// Runs one seed; its verdict, and the plan of its faults.
+pub fn run_with(seed: u64, options: &Options) -> (Verdict, Plan) {
     memo::enable_for_this_thread();
-    let mut cluster = Cluster::new(seed, hosts, keep_trace);
+    let mut cluster = Cluster::new(seed, options);
     cluster.found_and_join();
-    let whole_after = cluster.live_through(kinds);
+    let whole_after = cluster.live_through();
+    memo::disable_for_this_thread();
     let Cluster {
-        world, violations, ..
+        world,
+        violations,
+        plan,
+        ..
     } = cluster;
-    Verdict {
+    let verdict = Verdict {
         violations,
         whole_after,
         fingerprint: world.fingerprint,
         trace: world.trace().to_owned(),
-    }
+    };
+    (verdict, plan)
 }
 
 impl Cluster {
-    fn new(seed: u64, hosts: usize, keep_trace: bool) -> Self {
-        let invitation = Rc::new(RefCell::new(None));
+    fn new(seed: u64, options: &Options) -> Self {
+        let hosts = options.hosts;
+        let invitation = Rc::new(RefCell::new(Invitations::default()));
         let small = seed % 3 == 2;
         let range = if small {
             SMALL_RANGE
         } else {
             AddressPlan::DEFAULT_RANGE
         };
-        let mut world = nodes::world(seed, hosts, range, invitation.clone(), keep_trace);
-        let random = world.random().fork();
+        // One more, for a copy.
+        let mut world = nodes::world(seed, hosts + 1, range, invitation.clone(), options.keep_trace);
+        let mut random = world.random().fork();
+        let mut faults = random.fork();
+        let plan = Plan::draw_without(
+            hosts,
+            &options.kinds,
+            Now::default(),
+            &mut faults,
+            &options.without,
+        );
         Self {
             world,
             random,
             invitation,
             ledger: Ledger::new(range),
+            watch: Watch::default(),
+            plan,
+            hosts,
             pending: BTreeMap::new(),
             next: 1,
             cleared: BTreeMap::new(),
             retry_at: BTreeMap::new(),
-            dead: BTreeSet::new(),
+            mint_at: Now::default(),
+            scarce: None,
+            cloned: None,
+            clone_told: false,
+            forked: false,
             small,
+            calm: true,
             violations: Vec::new(),
         }
     }
 
+    fn violation(&mut self, line: String) {
+        if self.violations.len() < MAX_VIOLATIONS {
+            self.world.note(0, &format!("VIOLATION {line}"));
+            let at = self.world.now.0.as_secs_f64();
+            self.violations.push(format!("at {at:.3} s: {line}"));
+        }
+    }
+
     fn found_and_join(&mut self) {
-        let hosts = self.world.hosts.len();
         self.world.act(Action::Boot(0));
         self.step_until(Duration::from_secs(10), |cluster| cluster.is_ready(0));
-        let uses = u32::try_from(hosts).unwrap_or(u32::MAX);
-        let reusable = self.random.range(2) == 0;
-        let request = TokenRequest {
-            ttl_secs: 3600,
-            uses,
-            reusable,
-        };
-        self.ask(0, Wish::Token, Command::MintToken(request));
+        self.mint(0);
         self.step_until(Duration::from_secs(5), |cluster| {
-            cluster.invitation.borrow().is_some()
+            cluster.invitation.borrow().common.is_some()
         });
-        for host in 1..hosts {
-            let at = self
-                .world
-                .now
-                .plus(Duration::from_millis(self.random.range(5_000)));
-            self.world.schedule(at, Action::Boot(host));
+        let early: Vec<usize> = (0..self.hosts)
+            .filter(|host| !self.plan.late.contains(host))
+            .collect();
+        for host in early.iter().skip(1) {
+            let after = Duration::from_millis(self.random.range(5_000));
+            let at = self.world.now.plus(after);
+            self.world.schedule(at, Action::Boot(*host));
         }
-        let all = |cluster: &mut Self| (0..hosts).all(|host| cluster.is_ready(host));
+        let all = |cluster: &mut Self| early.iter().all(|host| cluster.is_ready(*host));
         if self.step_until(JOINED_WITHIN, all).is_none() {
-            let late: Vec<usize> = (0..hosts).filter(|host| !self.is_ready(*host)).collect();
-            self.violations.push(format!(
-                "hosts {late:?} are not ready after {JOINED_WITHIN:?}"
-            ));
+            let late: Vec<&usize> = early.iter().filter(|host| !self.is_ready(**host)).collect();
+            let line = format!("hosts {late:?} are not ready after {JOINED_WITHIN:?}");
+            self.violation(line);
         }
     }
 
     /// Faults and work together, then work's end. How long it took from the last fault until all agreed.
-    fn live_through(&mut self, kinds: &[Kind]) -> Option<Duration> {
-        let hosts = self.world.hosts.len();
+    fn live_through(&mut self) -> Option<Duration> {
+        self.make_scarce();
         let from = self.world.now.plus(Duration::from_secs(2));
-        let plan = Plan::draw(hosts, kinds, from, &mut self.random);
-        plan.actions
-            .iter()
-            .for_each(|(at, action)| self.world.schedule(*at, *action));
-        self.dead.clone_from(&plan.dead);
-        while self.world.now < plan.end {
+        for fault in &self.plan.faults {
+            self.world.note(0, &format!("fault {fault}"));
+        }
+        for (at, action) in &self.plan.actions {
+            self.world.schedule(from.plus(at.0), *action);
+        }
+        let end = from.plus(self.plan.end.0);
+        self.calm = false;
+        while self.world.now < end {
             self.work();
             self.step();
         }
+        self.calm = true;
+        self.share_out();
         // The last commands and the last failed joiners get their time.
         let agreed = self.step_until(AGREE_WITHIN, |cluster| {
             cluster.pending.is_empty() && cluster.has_no_leftovers() && cluster.broken().is_empty()
         });
-        let broken = self.broken();
-        self.violations.extend(broken);
+        if agreed.is_none() {
+            self.broken().into_iter().for_each(|line| self.violation(line));
+        }
         self.attach_everywhere();
         let agreed_again = self.step_until(Duration::from_secs(20), |cluster| {
             cluster.pending.is_empty() && cluster.broken().is_empty()
         });
         if agreed_again.is_none() {
-            let broken = self.broken();
-            self.violations
-                .extend(broken.into_iter().map(|line| format!("in the end: {line}")));
+            for line in self.broken() {
+                self.violation(format!("in the end: {line}"));
+            }
         }
         agreed
     }
 
-    /// Each host that runs can still give an address.
-    fn attach_everywhere(&mut self) {
-        if self.small {
-            return;
-        }
-        let running: Vec<usize> = self.world.running().map(|(host, _)| host).collect();
-        let before = self.ledger.endpoints.len();
-        running.iter().for_each(|host| self.attach(*host, None));
-        self.step_until(ANSWER_WITHIN, |cluster| cluster.pending.is_empty());
-        let got = self.ledger.endpoints.len() - before;
-        if got != running.len() {
-            self.violations
-                .push(format!("only {got} of {} hosts can attach", running.len()));
-        }
-    }
-
+    /// Where the nodes differ from the promises, but for what nobody promised: a member that forked its chain of the
+    /// roster has divided the cluster until it is removed, and all must know that.
     fn broken(&mut self) -> Vec<String> {
-        self.ledger.broken(&mut self.world, &self.dead)
+        if !self.forked && !self.plan.has(Kind::Fork) {
+            return self
+                .ledger
+                .broken(&mut self.world, self.hosts, &self.plan.dead);
+        }
+        let blind = self.world.running().filter(|(_, shell)| {
+            shell.node().roster().is_none_or(|roster| roster.forks().is_empty())
+        });
+        let blind: Vec<usize> = blind.map(|(host, _)| host).collect();
+        let forked = self.forked && !blind.is_empty();
+        forked
+            .then(|| format!("hosts {blind:?} have not seen that a chain was forked"))
+            .into_iter()
+            .collect()
     }
 
     fn is_ready(&self, host: usize) -> bool {
@@ -221,232 +286,115 @@ impl Cluster {
     }
 
     fn step(&mut self) {
-        self.world.run_for(STEP);
-        self.take_replies();
+        let until = self.world.now.plus(STEP);
+        while self.world.step(until) {
+            self.look();
+        }
+        self.look();
+        self.time_out();
+        self.mint_again();
         self.try_again();
         self.clear_leftovers();
         self.note_alarms();
+        watch::sizes(&self.world)
+            .into_iter()
+            .for_each(|line| self.violation(line));
+    }
+
+    /// After an event: what was done, what was answered, what changed.
+    fn look(&mut self) {
+        for action in self.world.take_acted() {
+            self.on_action(action);
+        }
+        for host in self.world.take_touched() {
+            self.take_replies(host);
+            let lines = self.watch.look(&mut self.world, host, &self.ledger);
+            lines.into_iter().for_each(|line| self.violation(line));
+        }
+    }
+
+    /// What an action means for the promises.
+    fn on_action(&mut self, action: Action) {
+        match action {
+            Action::Wipe(host) => self.ledger.forget(host, |_| false),
+            Action::Restore(host) => {
+                let kept = stored(self.world.hosts[host].disk());
+                let is_kept = |id: &EndpointId| {
+                    let key = [&[RecordKind::ENDPOINT.0], endpoint_key(id).as_slice()].concat();
+                    kept.get(Table::OwnRecords, &[&key]).is_some()
+                };
+                self.ledger.forget(host, is_kept);
+            }
+            Action::Clone(host, _) => {
+                self.cloned = Some(self.world.now);
+                self.clone_told = false;
+                self.taint(host);
+            }
+            Action::Unclone(host, copy) => self.end_clone(host, copy),
+            _ => {}
+        }
+    }
+
+    /// All that a node owns according to anybody: it may hear of its latest part only later.
+    fn taint(&mut self, host: usize) {
+        let Some(id) = self.world.hosts[host].machine.as_ref().map(Shell::id) else {
+            return;
+        };
+        let shells = self.world.running();
+        let rings = shells.filter_map(|(_, shell)| shell.node().ring());
+        let parts: BTreeSet<(u32, u32)> = rings.flat_map(|ring| ring.parts(&id)).collect();
+        self.ledger.taint(parts);
+    }
+
+    fn end_clone(&mut self, host: usize, copy: usize) {
+        self.ledger.forget(copy, |_| false);
+        self.taint(host);
+        let since = self.cloned.take();
+        let long = since.is_some_and(|since| self.world.now.since(since) >= CLONE_NOTICED);
+        if long && !self.clone_told && self.clone_was_seen(host) {
+            self.violation(format!("{host} ran twice, and nobody raised an alarm"));
+        }
+    }
+
+    /// Had both copies a chance to be seen: did nothing else befall that host or its links?
+    fn clone_was_seen(&self, host: usize) -> bool {
+        self.plan.faults.iter().all(|fault| match fault.kind {
+            Kind::Clone | Kind::Weather | Kind::Newer | Kind::Liar | Kind::Late => true,
+            _ => fault.actions.iter().all(|(_, action)| match action {
+                Action::Block(..) | Action::Unblock(..) => false,
+                action => action.host() != host,
+            }),
+        })
     }
 
     fn note_alarms(&mut self) {
+        let mut lines = Vec::new();
         for (index, host) in self.world.hosts.iter_mut().enumerate() {
             let alarms = host
                 .machine
                 .as_mut()
                 .map(|shell| std::mem::take(&mut shell.alarms));
+            lines.extend(alarms.into_iter().flatten().map(|line| (index, line)));
+        }
+        for (index, line) in lines {
+            let twice = line.contains("twice (") || line.contains("runs twice");
+            let forked = line.contains("two different roster records");
+            self.clone_told |= twice || forked;
+            self.forked |= forked;
             // Both sides of a split may create one name; that is told, and nothing to complain of.
-            let lines = alarms
-                .into_iter()
-                .flatten()
-                .filter(|line| !line.contains("was created twice"));
-            self.violations
-                .extend(lines.map(|line| format!("{index} raised an alarm: {line}")));
-        }
-    }
-
-    /// A person would type the command again.
-    fn try_again(&mut self) {
-        let now = self.world.now;
-        for host in 0..self.world.hosts.len() {
-            let failed = self.world.hosts[host]
-                .machine
-                .as_ref()
-                .is_some_and(|s| s.failed.is_some());
-            if !failed {
-                self.retry_at.remove(&host);
-                continue;
-            }
-            let at = *self.retry_at.entry(host).or_insert(now.plus(TRY_AGAIN));
-            if now >= at {
-                self.retry_at.remove(&host);
-                self.world.act(Action::Crash(host));
-                self.world.act(Action::Boot(host));
+            let expected = line.contains("was created twice")
+                || (twice && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Liar)))
+                || (forked && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Fork)));
+            if !expected {
+                self.violation(format!("{index} raised an alarm: {line}"));
             }
         }
-    }
-
-    /// After a restart the daemon releases what it holds and nobody was told of; so does this.
-    fn clear_leftovers(&mut self) {
-        for host in 0..self.world.hosts.len() {
-            let boots = self.world.hosts[host].boots();
-            let paused = self.world.hosts[host].is_paused();
-            if paused || !self.is_ready(host) || self.cleared.get(&host) == Some(&boots) {
-                continue;
-            }
-            self.cleared.insert(host, boots);
-            let Some(shell) = self.world.hosts[host].machine.as_mut() else {
-                continue;
-            };
-            let (me, view) = (shell.id(), shell.view());
-            let mine = view
-                .into_iter()
-                .flat_map(|view| view.endpoints)
-                .filter(|e| e.node == me);
-            let left: Vec<EndpointId> = mine
-                .map(|e| e.id)
-                .filter(|id| !self.ledger.endpoints.contains_key(id))
-                .collect();
-            left.into_iter()
-                .for_each(|id| self.ask(host, Wish::Release, Command::Release(id)));
-        }
-    }
-
-    fn ask(&mut self, host: usize, wish: Wish, command: Command) {
-        let id = self.next;
-        self.next += 1;
-        let boots = self.world.hosts[host].boots();
-        let since = self.world.now;
-        let asked = self
-            .world
-            .with(host, |shell, now, fx| shell.command(now, id, command, fx));
-        if asked.is_some() {
-            self.pending.insert(
-                id,
-                Pending {
-                    host,
-                    boots,
-                    since,
-                    wish,
-                },
-            );
-        }
-    }
-
-    fn take_replies(&mut self) {
-        let now = self.world.now;
-        let ids: Vec<u64> = self.pending.keys().copied().collect();
-        for id in ids {
-            let Some(pending) = self.pending.get(&id) else {
-                continue;
-            };
-            let host = &mut self.world.hosts[pending.host];
-            let same = host.boots() == pending.boots;
-            let reply = host
-                .machine
-                .as_mut()
-                .filter(|_| same)
-                .map(|shell| shell.take_reply(id));
-            match reply {
-                // It died with the answer; nobody was told anything.
-                None => {
-                    self.pending.remove(&id);
-                }
-                Some(None) if now.since(pending.since) > ANSWER_WITHIN => {
-                    self.violations
-                        .push(format!("{} never answered command {id}", pending.host));
-                    self.pending.remove(&id);
-                }
-                Some(None) => {}
-                Some(Some(reply)) => {
-                    if let Some(pending) = self.pending.remove(&id) {
-                        self.take_reply(&pending, reply);
-                    }
-                }
-            }
-        }
-    }
-
-    fn take_reply(&mut self, pending: &Pending, reply: Result<Reply, CommandError>) {
-        let (host, now) = (pending.host, self.world.now);
-        match (&pending.wish, reply) {
-            (Wish::Token, Ok(Reply::Token(text))) => *self.invitation.borrow_mut() = Some(text),
-            (Wish::Attach, Ok(Reply::Attached(endpoint))) => {
-                let wrong = self.ledger.attached(now, host, endpoint);
-                self.violations.extend(wrong);
-            }
-            (Wish::Serve(name), Ok(Reply::Service(service))) => {
-                let wrong = self.ledger.serves(host, name, service.vip);
-                self.violations.extend(wrong);
-            }
-            (Wish::Unserve | Wish::Release | Wish::Name, Ok(_)) => {}
-            (Wish::Token, Err(error)) => self.violations.push(format!("no invitation: {error}")),
-            // A refusal is an answer: what it must not do is change anything, and the promises show that.
-            (_, Err(_)) => {}
-            (_, Ok(other)) => self.violations.push(format!("{host} answers {other:?}")),
-        }
-    }
-
-    /// Some random work on some random host.
-    fn work(&mut self) {
-        let ready: Vec<usize> = (0..self.world.hosts.len())
-            .filter(|host| self.is_ready(*host) && !self.world.hosts[*host].is_paused())
-            .collect();
-        if ready.is_empty() || self.random.range(3) != 0 {
-            return;
-        }
-        let host = ready[self.random.range(ready.len() as u64) as usize];
-        match self.random.range(20) {
-            0..=8 => self.attach(host, None),
-            9..=10 => {
-                let ip = self.ledger.some_address(&mut self.random);
-                self.attach(host, Some(ip));
-            }
-            11..=14 => self.release(host),
-            15..=17 => self.serve(host),
-            18 => self.unserve(host),
-            _ => self.name(host),
-        }
-    }
-
-    fn attach(&mut self, host: usize, ip: Option<Ipv4Addr>) {
-        let command = Command::Attach {
-            kind: EndpointKind::Container,
-            names: vec![label(&format!("app-{}", self.random.range(4)))],
-            network: label("default"),
-            ip,
-            labels: BTreeMap::new(),
-        };
-        self.ask(host, Wish::Attach, command);
-    }
-
-    fn release(&mut self, host: usize) {
-        let own = self.ledger.of_host(host);
-        if own.is_empty() {
-            return;
-        }
-        let id = own[self.random.range(own.len() as u64) as usize];
-        self.ledger.released(self.world.now, &id);
-        self.ask(host, Wish::Release, Command::Release(id));
-    }
-
-    fn serve(&mut self, host: usize) {
-        let name = label(&format!("svc-{}", self.next));
-        let mut port = ServicePort {
-            proto: Proto::Tcp,
-            port: 80,
-            target: 8080,
-            publish: Vec::new(),
-        };
-        if self.random.range(3) == 0 {
-            let number = 20_000 + (self.next % 40_000) as u16;
-            port.publish.push(Publish {
-                addr: None,
-                port: number,
-            });
-        }
-        let spec = ServiceSpec {
-            name: name.clone(),
-            ports: vec![port],
-            selector: BTreeMap::new(),
-            method: Method::Maglev,
-        };
-        self.ask(host, Wish::Serve(name), Command::CreateService(spec));
-    }
-
-    fn unserve(&mut self, host: usize) {
-        if let Some(name) = self.ledger.some_service(&mut self.random) {
-            self.ledger.services.remove(&name);
-            self.ask(host, Wish::Unserve, Command::RemoveService(name));
-        }
-    }
-
-    fn name(&mut self, host: usize) {
-        let name = label(&format!("name-{}", self.random.range(10)));
-        let ip = some_address(self.random.range(60_000));
-        self.ask(host, Wish::Name, Command::AddName(NameSpec { name, ip }));
     }
 }
 
-fn label(text: &str) -> Label {
-    Label::parse(text).expect("letters, digits and hyphens")
+/// What a start would find on this disk.
+fn stored(disk: &[Batch]) -> Stored {
+    let mut stored = Stored::default();
+    disk.iter().for_each(|batch| stored.apply(batch));
+    stored
 }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use weft_core::crypto::Random;
 
 /// One host's disk.
+#[derive(Clone)]
 pub struct Disk<B> {
     durable: Vec<B>,
     written: VecDeque<(u64, B)>,
@@ -23,6 +24,17 @@ impl<B> Disk<B> {
     /// What a start would find.
     pub fn durable(&self) -> &[B] {
         &self.durable
+    }
+
+    /// How much there is now: for [`Self::turn_back`].
+    pub fn mark(&self) -> usize {
+        self.durable.len()
+    }
+
+    /// It is again what it was then.
+    pub fn turn_back(&mut self, mark: usize) {
+        self.written.clear();
+        self.durable.truncate(mark);
     }
 
     /// Takes a batch, not yet for good.

@@ -2,8 +2,9 @@
 //! for byte, so a failing seed is a bug report.
 //!
 //! [`world`] knows nothing of weft but the three verbs of a sans-IO machine. [`members`] puts membership alone in it,
-//! [`nodes`] whole nodes; [`clusters`] makes them found, join, attach and serve while things go wrong, and [`promises`]
-//! compares what each of them shows with what it promised.
+//! [`nodes`] whole nodes; [`clusters`] makes them found, join, attach and serve while the [`faults`] of a plan befall them.
+//! [`watch`] looks at each node after each of its steps, and [`promises`] compares in the end what each of them shows with
+//! what it promised. [`search`] runs many seeds and shrinks what fails.
 
 #![forbid(unsafe_code)]
 
@@ -14,4 +15,7 @@ pub mod members;
 pub mod net;
 pub mod nodes;
 pub mod promises;
+pub mod search;
+pub mod strange;
+pub mod watch;
 pub mod world;

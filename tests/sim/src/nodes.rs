@@ -18,21 +18,34 @@ use weft_core::token::Token;
 use weft_core::view::View;
 
 use crate::net::address_of;
-use crate::world::{Boot, Effects, Machine, World};
+use crate::strange;
+use crate::world::{Boot, Effects, Key, Machine, Strange, World};
 
 /// The shell tells the time so often.
 const WALL_EVERY: Duration = Duration::from_secs(2);
+/// A wall clock that is set by more than this makes the shell ask for new keys.
+const CLOCK_JUMP: Duration = Duration::from_secs(5);
 /// Wall clocks differ by up to this, either way.
 const WALL_SKEW: u64 = 2_000_000;
 
-/// The invitation that whoever is no member yet comes with.
-pub type Invitation = Rc<RefCell<Option<String>>>;
+/// The invitations that whoever is no member yet comes with.
+#[derive(Default)]
+pub struct Invitations {
+    /// For everybody,
+    pub common: Option<String>,
+    /// but for these hosts.
+    pub special: BTreeMap<usize, String>,
+}
 
-/// The key of `host` in the world of `seed`.
-pub fn identity_of(seed: u64, host: usize) -> Identity {
+/// They are shared by all hosts, as by a chat among people.
+pub type Invitation = Rc<RefCell<Invitations>>;
+
+/// The key in the world of `seed` of a host, and of who it is after it lost its disk so many times.
+pub fn identity_of(seed: u64, (host, lost): Key) -> Identity {
     let mut bytes = [0x1d; 32];
     bytes[..8].copy_from_slice(&seed.to_be_bytes());
     bytes[8..16].copy_from_slice(&(host as u64).to_be_bytes());
+    bytes[16..24].copy_from_slice(&lost.to_be_bytes());
     let mut random = Random::from_seed(bytes);
     Identity::from_bytes(&Secret::new(random.bytes()))
 }
@@ -51,13 +64,22 @@ pub struct Shell {
     /// What a person would have been told.
     pub alarms: Vec<String>,
     replies: BTreeMap<u64, Result<Reply, CommandError>>,
+    random: Random,
+    /// Something that people see changed since it was last asked.
+    changed: bool,
+    /// When it started.
+    pub since: Now,
 }
 
 impl Shell {
     fn boot(boot: Boot<'_, Batch>, seed: u64, range: Ipv4Net, invitation: &Invitation) -> Self {
         let mut stored = Stored::default();
         boot.disk.iter().for_each(|batch| stored.apply(batch));
-        let token = invitation.borrow().as_deref().map(Token::parse);
+        let token = {
+            let invitations = invitation.borrow();
+            let special = invitations.special.get(&boot.host);
+            special.or(invitations.common.as_ref()).map(|text| Token::parse(text))
+        };
         let start = match token {
             _ if cluster_of(&stored).is_some() => Start::Resume,
             Some(Ok(token)) => Start::Join {
@@ -67,7 +89,7 @@ impl Shell {
         };
         let address = address_of(boot.host);
         let name =
-            Label::parse(&format!("host-{}", boot.host)).expect("letters, digits and a hyphen");
+            Label::parse(&format!("host-{}", boot.key.0)).expect("letters, digits and a hyphen");
         let config = NodeConfig {
             name,
             rename: true,
@@ -79,7 +101,7 @@ impl Shell {
         let skew = random.range(2 * WALL_SKEW);
         let passed = u64::try_from(boot.now.0.as_micros()).unwrap_or(u64::MAX);
         let epoch = WallMicros((boot.wall.0 + skew).saturating_sub(WALL_SKEW + passed));
-        let identity = identity_of(seed, boot.host);
+        let identity = identity_of(seed, boot.key);
         Self {
             node: Node::new(identity, config, start, stored, random.bytes()),
             epoch,
@@ -89,10 +111,14 @@ impl Shell {
             failed: None,
             alarms: Vec::new(),
             replies: BTreeMap::new(),
+            random,
+            changed: true,
+            since: boot.now,
         }
     }
 
-    fn wall(&self, now: Now) -> WallMicros {
+    /// Its wall clock.
+    pub fn wall(&self, now: Now) -> WallMicros {
         let passed = u64::try_from(now.0.as_micros()).unwrap_or(u64::MAX);
         WallMicros(self.epoch.0.saturating_add(passed))
     }
@@ -112,7 +138,8 @@ impl Shell {
                         .push(format!("persist {id}, {} rows", batch.0.len()));
                     fx.persists.push((id, batch));
                 }
-                Output::Tunnels | Output::View => {}
+                Output::Tunnels => {}
+                Output::View => self.changed = true,
                 Output::Reply(id, reply) => {
                     let line = match &reply {
                         Ok(Reply::Attached(endpoint)) => {
@@ -154,6 +181,21 @@ impl Shell {
     /// The answer to a command, once.
     pub fn take_reply(&mut self, id: u64) -> Option<Result<Reply, CommandError>> {
         self.replies.remove(&id)
+    }
+
+    /// Has it answered anything that nobody took?
+    pub fn has_replies(&self) -> bool {
+        !self.replies.is_empty()
+    }
+
+    /// Did anything that people see change since this was last asked?
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
     }
 
     /// What it shows.
@@ -205,6 +247,28 @@ impl Machine for Shell {
         }
         self.node.expire(now, &mut out);
         self.carry_out(now, out, fx);
+    }
+
+    fn set_clock(&mut self, now: Now, micros: i64, fx: &mut Effects<Batch>) {
+        self.epoch = WallMicros(self.epoch.0.saturating_add_signed(micros));
+        self.input(now, Input::Wall(self.wall(now)), fx);
+        // As the daemon does: this may be a copy of a machine that goes on elsewhere.
+        if Duration::from_micros(micros.unsigned_abs()) > CLOCK_JUMP {
+            let seed = self.random.bytes();
+            self.input(now, Input::Snapshot(seed), fx);
+        }
+    }
+
+    fn leave(&mut self, now: Now, fx: &mut Effects<Batch>) {
+        self.input(now, Input::Leave, fx);
+    }
+
+    fn deviate(&mut self, now: Now, what: Strange, fx: &mut Effects<Batch>) {
+        for deviation in strange::deviations(&mut self.node, what) {
+            let mut out = Vec::new();
+            self.node.deviate(now, deviation, &mut out);
+            self.carry_out(now, out, fx);
+        }
     }
 
     fn deadline(&self) -> Option<Now> {

@@ -18,7 +18,11 @@ pub struct Ledger {
     pub endpoints: BTreeMap<EndpointId, (usize, Ipv4Addr)>,
     /// Acknowledged and not removed: who made it, and its address.
     pub services: BTreeMap<Label, (usize, Ipv4Addr)>,
-    released: BTreeMap<Ipv4Addr, Now>,
+    released: BTreeMap<Ipv4Addr, (usize, Now)>,
+    /// Space of a node that runs twice, first and last address: of that nothing is promised but an alarm.
+    tainted: Vec<(u32, u32)>,
+    /// Services whose maker or remover can't be held to them: its clock was wrong, or its disk was lost.
+    loose: BTreeSet<Label>,
 }
 
 impl Ledger {
@@ -29,7 +33,42 @@ impl Ledger {
             endpoints: BTreeMap::new(),
             services: BTreeMap::new(),
             released: BTreeMap::new(),
+            tainted: Vec::new(),
+            loose: BTreeSet::new(),
         }
+    }
+
+    /// A node begins to run twice: it owns this.
+    pub fn taint(&mut self, parts: impl IntoIterator<Item = (u32, u32)>) {
+        self.tainted.extend(parts);
+    }
+
+    /// Does this address belong to a node that ran twice?
+    pub fn is_tainted(&self, ip: u32) -> bool {
+        let mut parts = self.tainted.iter();
+        parts.any(|(start, last)| (*start..=*last).contains(&ip))
+    }
+
+    /// Nobody can be held to this service any more.
+    pub fn loosen(&mut self, name: &Label) {
+        self.loose.insert(name.clone());
+    }
+
+    /// Can nobody be held to this service?
+    pub fn is_loose(&self, name: &Label) -> bool {
+        self.loose.contains(name)
+    }
+
+    /// A host lost its disk, or what was written since a backup: only what `keeps` says is promised still.
+    pub fn forget(&mut self, host: usize, keeps: impl Fn(&EndpointId) -> bool) {
+        self.endpoints
+            .retain(|id, (owner, _)| *owner != host || keeps(id));
+        self.released.retain(|_, (owner, _)| *owner != host);
+        let made = self
+            .services
+            .iter()
+            .filter(|(_, (maker, _))| *maker == host);
+        self.loose.extend(made.map(|(name, _)| name.clone()));
     }
 
     /// A host was given an endpoint. What is wrong with that?
@@ -43,9 +82,12 @@ impl Ledger {
         let rests = self
             .released
             .get(&ip)
-            .filter(|at| now.since(**at) < ADDRESS_REST)
-            .copied();
+            .map(|(_, at)| *at)
+            .filter(|at| now.since(*at) < ADDRESS_REST);
         self.endpoints.insert(endpoint.id, (host, ip));
+        if self.is_tainted(ip.into()) {
+            return None;
+        }
         if let Some((other, _)) = twin {
             return Some(format!("{ip} was given to {host} while {other} has it"));
         }
@@ -57,15 +99,17 @@ impl Ledger {
 
     /// A host is about to give an endpoint back.
     pub fn released(&mut self, now: Now, id: &EndpointId) {
-        if let Some((_, ip)) = self.endpoints.remove(id) {
-            self.released.insert(ip, now);
+        if let Some((host, ip)) = self.endpoints.remove(id) {
+            self.released.insert(ip, (host, now));
         }
     }
 
     /// A host made a service. What is wrong with that?
     pub fn serves(&mut self, host: usize, name: &Label, vip: Ipv4Addr) -> Option<String> {
         let twin = self.services.iter().find(|(_, (_, other))| *other == vip);
-        let wrong = twin.map(|(other, _)| format!("{name} and {other} both have {vip}"));
+        let wrong = twin
+            .filter(|_| !self.is_tainted(vip.into()))
+            .map(|(other, _)| format!("{name} and {other} both have {vip}"));
         self.services.insert(name.clone(), (host, vip));
         wrong
     }
@@ -93,14 +137,19 @@ impl Ledger {
     }
 
     /// Where the nodes that run show something else than was promised, now that all should agree.
-    pub fn broken(&self, world: &mut World<Shell>, dead: &BTreeSet<usize>) -> Vec<String> {
-        let truth: BTreeMap<NodeId, usize> = (0..world.hosts.len())
+    pub fn broken(
+        &self,
+        world: &mut World<Shell>,
+        hosts: usize,
+        dead: &BTreeSet<usize>,
+    ) -> Vec<String> {
+        let truth: BTreeMap<NodeId, usize> = (0..hosts)
             .filter_map(|host| Some((world.hosts[host].machine.as_ref()?.id(), host)))
             .collect();
         let mut lines = Vec::new();
         let mut digests = BTreeMap::new();
         let mut first: Option<(usize, View)> = None;
-        for host in 0..world.hosts.len() {
+        for host in 0..hosts {
             let Some(shell) = world.hosts[host].machine.as_mut() else {
                 if !dead.contains(&host) {
                     lines.push(format!("{host} is off"));
@@ -157,13 +206,14 @@ impl Ledger {
         let shown: BTreeMap<EndpointId, Ipv4Addr> = view
             .endpoints
             .iter()
+            .filter(|endpoint| !self.is_tainted(endpoint.ip.into()))
             .map(|endpoint| (endpoint.id, endpoint.ip))
             .collect();
         let living: BTreeSet<usize> = truth.values().copied().collect();
         let promised: BTreeMap<EndpointId, Ipv4Addr> = self
             .endpoints
             .iter()
-            .filter(|(_, (owner, _))| living.contains(owner))
+            .filter(|(_, (owner, ip))| living.contains(owner) && !self.is_tainted((*ip).into()))
             .map(|(id, (_, ip))| (*id, *ip))
             .collect();
         let missing = promised
@@ -190,15 +240,16 @@ impl Ledger {
         for (name, (_, vip)) in self
             .services
             .iter()
-            .filter(|(_, (by, _))| !dead.contains(by))
+            .filter(|(name, (by, _))| !dead.contains(by) && !self.is_loose(name))
         {
             let shown = view.services.iter().find(|service| service.name == *name);
             if shown.map(|service| service.vip) != Some(*vip) {
                 lines.push(format!("{host} does not show {name} at {vip}"));
             }
         }
-        let vips: BTreeSet<Ipv4Addr> = view.services.iter().map(|service| service.vip).collect();
-        if vips.len() != view.services.len() {
+        let vips = || view.services.iter().map(|service| service.vip);
+        let vips = || vips().filter(|vip| !self.is_tainted((*vip).into()));
+        if vips().collect::<BTreeSet<_>>().len() != vips().count() {
             lines.push(format!("{host} shows one VIP twice"));
         }
     }

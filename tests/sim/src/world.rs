@@ -20,7 +20,7 @@ const WALL_EPOCH: u64 = 1_767_225_600_000_000;
 /// A sans-IO machine as the world drives it.
 pub trait Machine {
     /// What it wants kept on disk, one atomic batch.
-    type Batch;
+    type Batch: Clone;
 
     /// A datagram came in.
     fn deliver(&mut self, now: Now, from: SocketAddr, bytes: &[u8], fx: &mut Effects<Self::Batch>);
@@ -30,6 +30,23 @@ pub trait Machine {
     fn expire(&mut self, now: Now, fx: &mut Effects<Self::Batch>);
     /// When to call `expire` next.
     fn deadline(&self) -> Option<Now>;
+    /// The wall clock was set by so many microseconds.
+    fn set_clock(&mut self, _now: Now, _micros: i64, _fx: &mut Effects<Self::Batch>) {}
+    /// It is told to go.
+    fn leave(&mut self, _now: Now, _fx: &mut Effects<Self::Batch>) {}
+    /// It says what it should not.
+    fn deviate(&mut self, _now: Now, _what: Strange, _fx: &mut Effects<Self::Batch>) {}
+}
+
+/// How a machine says what it should not. The numbers are for it to choose by.
+#[derive(Clone, Copy, Debug)]
+pub enum Strange {
+    /// As a later version might.
+    Newer(u64),
+    /// What is not so.
+    Lie(u64),
+    /// Two roster records under one number.
+    Fork,
 }
 
 /// What a machine wants done.
@@ -56,6 +73,8 @@ impl<B> Default for Effects<B> {
 pub struct Boot<'a, B> {
     /// Which host.
     pub host: usize,
+    /// Whose key it has: the host's that it is or is a copy of, and how often that lost its disk.
+    pub key: Key,
     /// How many times it was started before.
     pub boots: u64,
     /// When.
@@ -68,6 +87,9 @@ pub struct Boot<'a, B> {
     pub disk: &'a [B],
 }
 
+/// Which key a host has: of which host, and how often that host lost its disk before.
+pub type Key = (usize, u64);
+
 /// Makes the machine of a host that starts.
 pub type Maker<M> = Box<dyn FnMut(Boot<'_, <M as Machine>::Batch>) -> M>;
 
@@ -76,7 +98,12 @@ pub struct Host<M: Machine> {
     /// The machine; none while the host is off.
     pub machine: Option<M>,
     boots: u64,
+    key: Key,
     disk: Disk<M::Batch>,
+    /// How much of the disk is in the backup.
+    backup: usize,
+    /// By so much its wall clock is wrong, microseconds.
+    clock: i64,
     pauses: u32,
     socket: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Batches that are on disk and not acknowledged, while it is paused.
@@ -112,6 +139,12 @@ pub struct World<M: Machine> {
     events: BTreeMap<(Now, u64), Event>,
     sequence: u64,
     trace: Option<String>,
+    notes: bool,
+    /// Hosts that did something since they were last asked for, and what happened to which.
+    touched: Vec<usize>,
+    acted: Vec<Action>,
+    /// The largest datagram that was sent.
+    pub largest: usize,
     /// A hash over the whole trace, also when it isn't kept.
     pub fingerprint: u64,
     /// Datagrams that were sent.
@@ -130,6 +163,24 @@ impl<M: Machine> Host<M> {
     pub fn boots(&self) -> u64 {
         self.boots
     }
+
+    /// What is on its disk.
+    pub fn disk(&self) -> &[M::Batch] {
+        self.disk.durable()
+    }
+
+    /// By so much its wall clock is wrong, microseconds.
+    pub fn clock(&self) -> i64 {
+        self.clock
+    }
+
+    fn lose_power(&mut self, random: &mut Random) {
+        self.machine = None;
+        self.socket.clear();
+        self.synced.clear();
+        self.wake = None;
+        self.disk.lose_power(random);
+    }
 }
 
 impl<M: Machine> World<M> {
@@ -139,10 +190,13 @@ impl<M: Machine> World<M> {
         bytes[..8].copy_from_slice(&seed.to_be_bytes());
         let mut random = Random::from_seed(bytes);
         let net = Net::new(hosts, &mut random);
-        let off = |_| Host {
+        let off = |host| Host {
             machine: None,
             boots: 0,
+            key: (host, 0),
             disk: Disk::default(),
+            backup: 0,
+            clock: 0,
             pauses: 0,
             socket: VecDeque::new(),
             synced: VecDeque::new(),
@@ -157,6 +211,10 @@ impl<M: Machine> World<M> {
             events: BTreeMap::new(),
             sequence: 0,
             trace: keep_trace.then(String::new),
+            notes: true,
+            touched: Vec::new(),
+            acted: Vec::new(),
+            largest: 0,
             fingerprint: 0xcbf2_9ce4_8422_2325,
             datagrams: 0,
             octets: 0,
@@ -180,16 +238,41 @@ impl<M: Machine> World<M> {
 
     /// Lets time pass until `until`.
     pub fn run_until(&mut self, until: Now) {
-        while let Some(entry) = self.events.first_entry() {
-            let at = entry.key().0;
-            if at > until {
-                break;
-            }
-            let event = entry.remove();
-            self.now = self.now.max(at);
-            self.happen(event);
+        while self.step(until) {
+            self.touched.clear();
+            self.acted.clear();
         }
-        self.now = self.now.max(until);
+    }
+
+    /// Lets time pass until the next event has happened; false when there is none until `until`, which it is then.
+    pub fn step(&mut self, until: Now) -> bool {
+        let due = self
+            .events
+            .first_entry()
+            .filter(|entry| entry.key().0 <= until);
+        let Some(entry) = due else {
+            self.now = self.now.max(until);
+            return false;
+        };
+        self.now = self.now.max(entry.key().0);
+        let event = entry.remove();
+        self.happen(event);
+        true
+    }
+
+    /// Hosts that did something since this was last asked.
+    pub fn take_touched(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// What was done to hosts and links since this was last asked.
+    pub fn take_acted(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.acted)
+    }
+
+    /// Neither trace nor fingerprint from now on: half of the time of a long measurement goes into them.
+    pub fn take_no_notes(&mut self) {
+        self.notes = false;
     }
 
     /// Lets time pass.
@@ -227,18 +310,48 @@ impl<M: Machine> World<M> {
 
     /// Adds a line to the trace.
     pub fn note(&mut self, host: usize, line: &str) {
-        let micros = self.now.0.as_micros();
-        let line = format!(
-            "{:>6}.{:06} {host:>2} {line}\n",
-            micros / 1_000_000,
-            micros % 1_000_000
-        );
-        for byte in line.bytes() {
-            self.fingerprint = (self.fingerprint ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        if !self.notes {
+            return;
         }
+        self.mark(&[self.now.0.as_micros() as u64, host as u64]);
+        self.mark_bytes(line.as_bytes());
+        let now = self.now;
         if let Some(trace) = &mut self.trace {
-            trace.push_str(&line);
+            write_line(trace, now, host, format_args!("{line}"));
         }
+    }
+
+    /// The same for a datagram, whose line is made only when somebody will read it.
+    fn note_datagram(&mut self, host: usize, way: char, other: SocketAddr, bytes: &[u8]) {
+        if !self.notes {
+            return;
+        }
+        let peer = host_of(other).map_or(u64::MAX, |peer| peer as u64);
+        let length = bytes.len() as u64;
+        let micros = self.now.0.as_micros() as u64;
+        self.mark(&[micros, host as u64, way as u64, peer, length]);
+        self.mark_bytes(bytes);
+        let (now, hash) = (self.now, self.fingerprint as u32);
+        if let Some(trace) = &mut self.trace {
+            let line = format_args!("{way} {other} {length:>4} octets {hash:08x}");
+            write_line(trace, now, host, line);
+        }
+    }
+
+    fn mark(&mut self, numbers: &[u64]) {
+        for number in numbers {
+            self.fingerprint = (self.fingerprint ^ number)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(23);
+        }
+    }
+
+    fn mark_bytes(&mut self, bytes: &[u8]) {
+        let (chunks, rest) = bytes.as_chunks::<8>();
+        for chunk in chunks {
+            self.mark(&[u64::from_le_bytes(*chunk)]);
+        }
+        self.mark(&[rest.iter().fold(1, |sum, byte| sum << 8 | u64::from(*byte))]);
     }
 
     fn push(&mut self, at: Now, event: Event) {
@@ -281,7 +394,7 @@ impl<M: Machine> World<M> {
             }
             return;
         }
-        self.note(to, &format!("< {from} {}", describe(&bytes)));
+        self.note_datagram(to, '<', from, &bytes);
         self.with(to, |machine, now, fx| {
             machine.deliver(now, from, &bytes, fx)
         });
@@ -300,22 +413,62 @@ impl<M: Machine> World<M> {
     /// Does something now.
     pub fn act(&mut self, action: Action) {
         self.note(action.host(), &format!("! {action:?}"));
+        self.acted.push(action);
         match action {
             Action::Boot(host) => self.boot(host),
-            Action::Crash(host) => {
+            Action::Crash(host) => self.hosts[host].lose_power(&mut self.random),
+            Action::Leave(host) => self.tell(host, |machine, now, fx| machine.leave(now, fx)),
+            Action::Wipe(host) => {
                 let this = &mut self.hosts[host];
-                this.machine = None;
-                this.socket.clear();
-                this.synced.clear();
-                this.wake = None;
-                this.disk.lose_power(&mut self.random);
+                this.lose_power(&mut self.random);
+                this.disk = Disk::default();
+                this.backup = 0;
+                this.key.1 += 1;
+            }
+            Action::Backup(host) => self.hosts[host].backup = self.hosts[host].disk.mark(),
+            Action::Restore(host) => {
+                let this = &mut self.hosts[host];
+                this.lose_power(&mut self.random);
+                this.disk.turn_back(this.backup);
+            }
+            Action::Clone(host, copy) => self.copy(host, copy),
+            Action::Unclone(host, copy) => {
+                self.hosts[copy].lose_power(&mut self.random);
+                self.hosts[copy].disk = Disk::default();
+                self.hosts[host].lose_power(&mut self.random);
+                self.boot(host);
+            }
+            Action::Clock(host, micros) => {
+                self.hosts[host].clock += micros;
+                self.tell(host, |machine, now, fx| machine.set_clock(now, micros, fx));
             }
             Action::Pause(host) => self.hosts[host].pauses += 1,
             Action::Resume(host) => self.resume(host),
             Action::Block(from, to) => self.net.block(from, to),
             Action::Unblock(from, to) => self.net.unblock(from, to),
             Action::Weather(weather) => self.net.weather = weather,
+            Action::Newer(host) => self.deviate(host, Strange::Newer),
+            Action::Lie(host) => self.deviate(host, Strange::Lie),
+            Action::Fork(host) => self.deviate(host, |_| Strange::Fork),
         }
+    }
+
+    fn tell(&mut self, host: usize, call: impl FnOnce(&mut M, Now, &mut Effects<M::Batch>)) {
+        self.with(host, call);
+    }
+
+    fn deviate(&mut self, host: usize, how: impl Fn(u64) -> Strange) {
+        let what = how(self.random.u64());
+        self.tell(host, |machine, now, fx| machine.deviate(now, what, fx));
+    }
+
+    fn copy(&mut self, host: usize, copy: usize) {
+        let (disk, key) = (self.hosts[host].disk.clone(), self.hosts[host].key);
+        let to = &mut self.hosts[copy];
+        to.lose_power(&mut self.random);
+        (to.disk, to.key) = (disk, key);
+        to.disk.lose_power(&mut self.random);
+        self.boot(copy);
     }
 
     fn boot(&mut self, host: usize) {
@@ -328,9 +481,10 @@ impl<M: Machine> World<M> {
         let micros = u64::try_from(now.0.as_micros()).unwrap_or(u64::MAX);
         let boot = Boot {
             host,
+            key: this.key,
             boots: this.boots,
             now,
-            wall: WallMicros(WALL_EPOCH + micros),
+            wall: WallMicros((WALL_EPOCH + micros).saturating_add_signed(this.clock)),
             random,
             disk: this.disk.durable(),
         };
@@ -355,6 +509,9 @@ impl<M: Machine> World<M> {
     }
 
     fn carry_out(&mut self, host: usize, fx: Effects<M::Batch>) {
+        if self.touched.last() != Some(&host) {
+            self.touched.push(host);
+        }
         for line in fx.notes {
             self.note(host, &line);
         }
@@ -373,7 +530,8 @@ impl<M: Machine> World<M> {
     fn transmit(&mut self, host: usize, to: SocketAddr, bytes: Vec<u8>) {
         self.datagrams += 1;
         self.octets += bytes.len() as u64;
-        self.note(host, &format!("> {to} {}", describe(&bytes)));
+        self.largest = self.largest.max(bytes.len());
+        self.note_datagram(host, '>', to, &bytes);
         let Some(target) = host_of(to).filter(|target| *target < self.hosts.len()) else {
             return;
         };
@@ -400,12 +558,9 @@ impl<M: Machine> World<M> {
     }
 }
 
-fn describe(bytes: &[u8]) -> String {
-    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
-    let mut text = String::new();
+fn write_line(trace: &mut String, now: Now, host: usize, line: std::fmt::Arguments<'_>) {
+    let micros = now.0.as_micros();
+    let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
     // Writing to a string can't fail.
-    let _ = write!(text, "{:>4} octets {hash:08x}", bytes.len());
-    text
+    let _ = writeln!(trace, "{seconds:>6}.{micros:06} {host:>2} {line}");
 }

@@ -118,6 +118,23 @@ impl Catalog {
         }
     }
 
+    /// Writes whatever it is told to, under the next sequence.
+    #[cfg(feature = "deviations")]
+    pub(crate) fn write_as_is(
+        &mut self,
+        slot: &Slot,
+        value: Option<&[u8]>,
+        identity: &Identity,
+        wall: WallMicros,
+    ) -> Result<Written, WriteError> {
+        self.write(slot, value, 0, identity, wall)
+    }
+
+    #[cfg(feature = "deviations")]
+    pub(crate) fn lineage_of(&self, slot: &Slot, wall: WallMicros) -> Lineage {
+        self.lineage(slot, wall)
+    }
+
     pub(super) fn write(
         &mut self,
         slot: &Slot,

@@ -16,9 +16,9 @@ use crate::view::{Liveness, Service};
 use crate::wire::{self, Message};
 
 /// Questions of this node that wait for answers at the same time.
-const MAX_WAITING: usize = 256;
+pub(super) const MAX_WAITING: usize = 256;
 /// Questions of others that wait for this host at the same time.
-const MAX_CHECKS: usize = 64;
+pub(super) const MAX_CHECKS: usize = 64;
 /// What was granted comes as records; they take a moment longer than the answer.
 const GRANT_PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -65,6 +65,11 @@ pub(super) struct Asks {
 impl Asks {
     pub(super) fn deadline(&self) -> Option<Now> {
         self.waiting.values().map(|waiting| waiting.deadline).min()
+    }
+
+    /// Questions of this node that wait, and others' that wait for the shell.
+    pub(super) fn sizes(&self) -> (usize, usize) {
+        (self.waiting.len(), self.checks.len())
     }
 
     fn has_first_space(&self) -> bool {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::Wall;
-use super::asks::Asks;
+use super::asks::{Asks, MAX_CHECKS, MAX_WAITING};
 use super::durable::Then;
 use super::io::{Input, NodeConfig, Output};
 use super::meta::{Meta, MetaError};
@@ -14,7 +14,7 @@ use super::numbers::Numbers;
 use super::removal::Removing;
 use super::space::Space;
 use super::tokens::Tokens;
-use super::upkeep::HOUSEKEEPING;
+use super::upkeep::{HOUSEKEEPING, MAX_TOLD};
 use crate::catalog::Catalog;
 use crate::crypto::Random;
 use crate::identity::Identity;
@@ -24,9 +24,9 @@ use crate::model::{AddressPlan, ClusterId, Generation, NodeId, NodeName, Now, Wa
 use crate::roster::Roster;
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
-use crate::session::{SessionConfig, SessionEvent, Sessions};
+use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, Sessions};
 use crate::store::Stored;
-use crate::sync::{Stores, Sync, SyncEvent};
+use crate::sync::{MAX_JOBS, Stores, Sync, SyncEvent};
 use crate::view::Liveness;
 use crate::wire::{DataHeader, DatagramType, Message};
 
@@ -203,6 +203,22 @@ impl Cluster {
 
     pub(super) fn roster(&self) -> &Roster {
         &self.meta.roster
+    }
+
+    pub(super) fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
+        let members = self.roster().members().count() + self.roster().revoked().len();
+        let (waiting, checks) = self.asks.sizes();
+        let (links, half_open) = self.sessions.sizes();
+        vec![
+            ("questions that wait", waiting, MAX_WAITING),
+            ("questions to the shell", checks, MAX_CHECKS),
+            ("links", links, members),
+            ("handshakes under way", half_open, MAX_HALF_OPEN),
+            ("sessions received on", self.receivers.len(), members * MAX_SESSIONS),
+            ("things told", self.told.len(), MAX_TOLD),
+            ("peers of sync", self.sync.peers_known(), members),
+            ("work queued for peers", self.sync.queued(), members * MAX_JOBS),
+        ]
     }
 
     pub(super) fn set_wall(&mut self, wall: Wall) {

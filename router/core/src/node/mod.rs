@@ -16,6 +16,8 @@
 mod asks;
 mod cluster;
 mod commands;
+#[cfg(feature = "deviations")]
+mod deviate;
 mod door;
 mod durable;
 mod events;
@@ -30,12 +32,17 @@ mod space;
 mod tokens;
 mod upkeep;
 
+#[cfg(feature = "deviations")]
+pub use deviate::Deviation;
 pub use io::{Command, CommandError, Input, JoinFailure, NodeConfig, Output, Reply, Start, Tunnel};
 pub use meta::{MetaError, cluster_of, range_of};
 
+use crate::catalog::Catalog;
 use crate::crypto::Random;
 use crate::identity::Identity;
+use crate::ipam::Ring;
 use crate::model::{AddressPlan, ClusterId, Generation, NodeId, Now, WallMicros};
+use crate::roster::Roster;
 use crate::store::Stored;
 use crate::view::{PeerView, View};
 
@@ -231,6 +238,38 @@ impl Node {
     pub fn digest(&self) -> Option<u64> {
         match &self.phase {
             Phase::Member(cluster) => Some(cluster.digest()),
+            _ => None,
+        }
+    }
+
+    /// All records that it knows, once it is a member.
+    pub fn catalog(&self) -> Option<&Catalog> {
+        self.member().map(|cluster| &cluster.catalog)
+    }
+
+    /// Who belongs to the cluster, as far as it knows.
+    pub fn roster(&self) -> Option<&Roster> {
+        self.member().map(|cluster| cluster.roster())
+    }
+
+    /// Who owns which part of the range, as far as it knows.
+    pub fn ring(&self) -> Option<&Ring> {
+        self.member().map(|cluster| &cluster.ring)
+    }
+
+    /// Its start.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// What it keeps and could be made to keep more of: each with the most that it may come to.
+    pub fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
+        self.member().map(Cluster::sizes).unwrap_or_default()
+    }
+
+    fn member(&self) -> Option<&Cluster> {
+        match &self.phase {
+            Phase::Member(cluster) => Some(cluster),
             _ => None,
         }
     }

@@ -12,7 +12,7 @@ use crate::value::{Kind, NodeInfo, Object, conflict_key};
 
 pub(super) const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// Things that people were told once; more would be a flood.
-const MAX_TOLD: usize = 256;
+pub(super) const MAX_TOLD: usize = 256;
 
 impl Cluster {
     /// Own records came back that this start has written over: what it wrote is written once more, above them.

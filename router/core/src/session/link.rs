@@ -35,6 +35,8 @@ const QUEUE: usize = 64;
 pub(super) const ATTEMPTS: usize = 4;
 /// Answered handshakes of one peer that wait for its first datagram, and replaced sessions that linger.
 const SPARE: usize = 3;
+/// Sessions of one peer that may be received on: the present one, the answered and the replaced ones.
+pub(crate) const MAX_SESSIONS: usize = 1 + 2 * SPARE;
 /// Echoes under way.
 const PROBES: usize = 8;
 /// Addresses remembered of one peer.

@@ -40,6 +40,7 @@ use timers::{COOKIE_USE, INSIST_FOR, POLL, retry_after};
 use transport::Transport;
 
 pub(crate) use events::Probe;
+pub(crate) use link::MAX_SESSIONS;
 pub use events::{SessionConfig, SessionEvent, SessionInfo, Trust};
 
 /// Links a node keeps at once.
@@ -280,6 +281,11 @@ impl Sessions {
     fn take_link(&mut self, now: Now, peer: NodeId) -> Option<Link> {
         self.link(now, peer)?;
         self.links.remove(&peer)
+    }
+
+    /// Links, and handshakes under way.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.links.len(), self.half_open())
     }
 
     fn half_open(&self) -> usize {

@@ -12,7 +12,7 @@ pub(super) const BULK_BURST: u64 = 32 << 10;
 /// Records per second taken of one peer: a signature costs some 70 µs.
 pub(super) const INTAKE_RATE: u64 = 2000;
 /// Bursts that may wait, and whole logs that were sent lately.
-pub(super) const MAX_JOBS: usize = 1024;
+pub(crate) const MAX_JOBS: usize = 1024;
 
 #[derive(Clone, Debug)]
 pub(super) struct Peer {

@@ -1,0 +1,134 @@
+//! What must hold after every step of a node, looked at when what it shows has changed.
+
+use std::collections::BTreeMap;
+
+use weft_core::model::{Now, WallMicros};
+use weft_core::value::{Kind, Object, endpoint_key, label_key};
+use weft_core::wire::MAX_DATAGRAM;
+
+use crate::nodes::Shell;
+use crate::promises::Ledger;
+use crate::world::World;
+
+/// What a ready node believes to own, first and last address of each part.
+struct Owned {
+    boots: u64,
+    parts: Vec<(u32, u32)>,
+}
+
+/// Looks at one node after the other.
+#[derive(Default)]
+pub struct Watch {
+    owned: BTreeMap<usize, Owned>,
+}
+
+impl Watch {
+    /// A host did something: what is wrong now?
+    pub fn look(&mut self, world: &mut World<Shell>, host: usize, ledger: &Ledger) -> Vec<String> {
+        let mut lines = Vec::new();
+        let now = world.now;
+        let Some(shell) = world.hosts[host].machine.as_mut() else {
+            return lines;
+        };
+        if !shell.take_changed() || !shell.ready {
+            return lines;
+        }
+        let shell = &*shell;
+        keeps_its_word(host, shell, ledger, now, &mut lines);
+        let Some(ring) = shell.node().ring() else {
+            return lines;
+        };
+        let parts = ring.parts(&shell.id());
+        let boots = world.hosts[host].boots();
+        let known = self.owned.get(&host);
+        if known.is_none_or(|known| known.boots != boots || known.parts != parts) {
+            self.owned.insert(host, Owned { boots, parts });
+            self.owns_alone(world, host, ledger, &mut lines);
+        }
+        lines
+    }
+
+    /// No two nodes that run believe to own one address.
+    fn owns_alone(&self, world: &World<Shell>, host: usize, ledger: &Ledger, lines: &mut Vec<String>) {
+        let present = |host: &usize, owned: &Owned| {
+            let there = &world.hosts[*host];
+            let shell = there.machine.as_ref()?;
+            (there.boots() == owned.boots).then(|| shell.id())
+        };
+        let Some((mine, me)) = self
+            .owned
+            .get(&host)
+            .and_then(|owned| Some((owned, present(&host, owned)?)))
+        else {
+            return;
+        };
+        for (other, owned) in &self.owned {
+            if present(other, owned).is_none_or(|id| id == me) {
+                continue;
+            }
+            let both = overlap(&mine.parts, &owned.parts);
+            if let Some(ip) = both.filter(|ip| !ledger.is_tainted(*ip)) {
+                let ip = std::net::Ipv4Addr::from(ip);
+                lines.push(format!("{host} and {other} both believe to own {ip}"));
+            }
+        }
+    }
+}
+
+/// What a node acknowledged it still shows, and it lies in its own part of the range.
+fn keeps_its_word(host: usize, shell: &Shell, ledger: &Ledger, now: Now, lines: &mut Vec<String>) {
+    let (Some(catalog), Some(ring)) = (shell.node().catalog(), shell.node().ring()) else {
+        return;
+    };
+    let me = shell.id();
+    for (id, (_, ip)) in ledger.endpoints.iter().filter(|(_, (owner, _))| *owner == host) {
+        let held = catalog.own_object(&me, Kind::ENDPOINT, &endpoint_key(id));
+        let same = matches!(&held, Some(Object::Endpoint(endpoint)) if endpoint.ip == *ip);
+        if !same {
+            lines.push(format!("{host} lost {id} at {ip}, which it acknowledged"));
+        }
+        if ring.owner(*ip) != Some(me) && !ledger.is_tainted((*ip).into()) {
+            lines.push(format!("{host} gave {ip}, which is not its own"));
+        }
+    }
+    let wall = shell.wall(now);
+    for (name, (_, vip)) in ledger.services.iter().filter(|(_, (maker, _))| *maker == host) {
+        if !shows_service(catalog, name, *vip, wall) && !ledger.is_loose(name) {
+            lines.push(format!("{host} lost service {name}, which it acknowledged"));
+        }
+    }
+}
+
+fn shows_service(
+    catalog: &weft_core::catalog::Catalog,
+    name: &weft_core::model::Label,
+    vip: std::net::Ipv4Addr,
+    wall: WallMicros,
+) -> bool {
+    let held = catalog.shared_object(Kind::SERVICE, &label_key(name), wall);
+    matches!(held, Some(Object::Service(service)) if service.vip == vip)
+}
+
+/// What every node keeps stays within its bounds, and so do the datagrams.
+pub fn sizes(world: &World<Shell>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (host, shell) in world.running() {
+        let over = shell.node().sizes().into_iter();
+        let over = over.filter(|(_, size, most)| size > most);
+        lines.extend(over.map(|(what, size, most)| format!("{host}: {size} {what}, at most {most}")));
+    }
+    if world.largest > MAX_DATAGRAM {
+        lines.push(format!("a datagram of {} octets", world.largest));
+    }
+    lines
+}
+
+/// The first address that is in both lists.
+fn overlap(a: &[(u32, u32)], b: &[(u32, u32)]) -> Option<u32> {
+    let shared = |(start, last): &(u32, u32)| {
+        let others = b.iter();
+        let common = others.map(|(s, l)| ((*start).max(*s), (*last).min(*l)));
+        common.filter(|(start, last)| start <= last).map(|(start, _)| start).min()
+    };
+    a.iter().filter_map(shared).min()
+}
