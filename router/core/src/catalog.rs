@@ -132,6 +132,8 @@ pub struct Catalog {
     space_revision: u64,
     /// The first sequence written in this start.
     first_own: Option<u64>,
+    /// Own records of this start from here on are not on disk yet: nobody may hear of them.
+    unsynced: Option<u64>,
     collided: bool,
 }
 
@@ -150,6 +152,7 @@ impl Catalog {
             revision: 0,
             space_revision: 0,
             first_own: None,
+            unsynced: None,
             collided: false,
         }
     }
@@ -250,13 +253,48 @@ impl Catalog {
         log.flat_map(|log| log.after(sequence)).cloned().collect()
     }
 
-    /// The next few of [`Self::records_after`].
+    /// The next few of [`Self::records_after`], of those that others may hear of.
     pub(crate) fn next_records(&self, writer: &NodeId, sequence: u64, limit: usize) -> Vec<Record> {
         let log = self.logs.get(writer).into_iter();
         log.flat_map(|log| log.after(sequence))
+            .take_while(|record| self.may_be_told(record))
             .take(limit)
             .cloned()
             .collect()
+    }
+
+    /// Is it on disk, or another's?
+    pub(crate) fn may_be_told(&self, record: &Record) -> bool {
+        record.writer() != self.me
+            || record.generation() != self.generation
+            || self
+                .unsynced
+                .is_none_or(|first| record.sequence() < first)
+    }
+
+    /// How far a log is known that others may hear of.
+    pub(crate) fn complete_to_tell(&self, writer: &NodeId) -> u64 {
+        let complete = self.state_of(writer).complete;
+        match self.unsynced.filter(|_| *writer == self.me) {
+            Some(first) => complete.min(first.saturating_sub(1)),
+            None => complete,
+        }
+    }
+
+    /// These own records are not on disk yet: nobody may hear of them.
+    pub(crate) fn hold_back(&mut self, records: &[Record]) {
+        if let Some(first) = records.first() {
+            self.unsynced.get_or_insert(first.sequence());
+        }
+    }
+
+    /// Own records up to this one are on disk.
+    pub(crate) fn on_synced(&mut self, record: &Record) {
+        let next = record.sequence().saturating_add(1);
+        self.unsynced = self
+            .unsynced
+            .map(|first| first.max(next))
+            .filter(|first| *first <= self.last_sequence(&self.me));
     }
 
     /// All that counts in a writer's roll-up; under [`SHARED`] the winners of all cluster-wide slots.

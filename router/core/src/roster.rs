@@ -182,6 +182,9 @@ pub struct Roster {
     verdict: Verdict,
     digest: u64,
     intake: BTreeMap<NodeId, Intake>,
+    /// This node's records from here on are not on disk yet. Nobody may hear of them: after a crash others would stand in
+    /// their places, and the chain were forked.
+    unsynced: Option<(NodeId, u32)>,
 }
 
 impl Roster {
@@ -441,6 +444,41 @@ impl Roster {
             .map(|l| l.bytes.as_slice())
     }
 
+    /// The same, of those that others may hear of.
+    pub(crate) fn records_to_tell(
+        &self,
+        issuer: &NodeId,
+        index: u32,
+    ) -> impl Iterator<Item = &[u8]> {
+        let told = self.told_of(issuer).saturating_sub(index as usize);
+        self.records_from(issuer, index).take(told)
+    }
+
+    /// So many records of a chain others may hear of.
+    fn told_of(&self, issuer: &NodeId) -> usize {
+        let unsynced = self.unsynced.filter(|(own, _)| own == issuer);
+        unsynced.map_or(usize::MAX, |(_, first)| first as usize)
+    }
+
+    /// A record that this node issued is not on disk yet: nobody may hear of it.
+    pub(crate) fn hold_back(&mut self, record: &[u8]) {
+        if let Some(link) = Link::parse(record) {
+            self.unsynced.get_or_insert((link.issuer, link.index));
+        }
+    }
+
+    /// A record that this node issued is on disk, and so are those before it.
+    pub(crate) fn on_synced(&mut self, record: &[u8]) {
+        let Some(link) = Link::parse(record) else {
+            return;
+        };
+        let length = self.chain_len(&link.issuer);
+        self.unsynced = self
+            .unsynced
+            .map(|(own, first)| (own, first.max(link.index + 1)))
+            .filter(|(_, first)| *first < length);
+    }
+
     /// All records that one with these `heads` lacks, in an order in which each can be taken when it comes.
     pub fn records_after(&self, heads: &BTreeMap<NodeId, Head>) -> Vec<&[u8]> {
         let mut left: BTreeMap<NodeId, usize> = BTreeMap::new();
@@ -463,11 +501,12 @@ impl Roster {
         }
         all.into_iter()
             .filter(|l| heads.get(&l.issuer).is_none_or(|h| h.length <= l.index))
+            .filter(|l| (l.index as usize) < self.told_of(&l.issuer))
             .map(|l| l.bytes.as_slice())
             .collect()
     }
 
-    /// All records, the founding one first: for one who joins.
+    /// All records that others may hear of, the founding one first: for one who joins.
     pub fn records(&self) -> Vec<&[u8]> {
         self.records_after(&BTreeMap::new())
     }
@@ -482,6 +521,7 @@ impl Roster {
             verdict: Verdict::default(),
             digest: 0,
             intake: BTreeMap::new(),
+            unsynced: None,
         }
     }
 

@@ -7,6 +7,7 @@ use crate::catalog::Written;
 use crate::control::ErrorKind;
 use crate::model::{NodeId, Now};
 use crate::record::Record;
+use crate::roster::Issued;
 use crate::session::join::{JoinHandle, Verdict};
 use crate::store::Batch;
 use crate::value::{Kind, Object};
@@ -93,9 +94,24 @@ impl Cluster {
         then: Vec<Then>,
         out: &mut Vec<Output>,
     ) {
+        self.catalog.hold_back(&written.records);
         let mut all = vec![Then::Publish(written.records)];
         all.extend(then);
         self.persist(now, written.batch, all, out);
+    }
+
+    /// Queues a roster record that this node issued; others hear of it when it is durable.
+    pub(super) fn publish_roster(
+        &mut self,
+        now: Now,
+        issued: Issued,
+        then: Vec<Then>,
+        out: &mut Vec<Output>,
+    ) {
+        self.meta.roster.hold_back(&issued.bytes);
+        let mut all = vec![Then::PublishRoster(issued.bytes)];
+        all.extend(then);
+        self.persist(now, issued.change.batch, all, out);
     }
 
     pub(super) fn on_persisted(&mut self, now: Now, id: u64, out: &mut Vec<Output>) {
@@ -108,6 +124,9 @@ impl Cluster {
         for step in then {
             match step {
                 Then::Publish(records) => {
+                    if let Some(last) = records.last() {
+                        self.catalog.on_synced(last);
+                    }
                     self.sync.on_local(&records, &mut self.buffers.sync);
                     self.on_catalog(now, out);
                 }
@@ -117,7 +136,10 @@ impl Cluster {
                 }
                 Then::Welcome(handle) => self.welcome(handle),
                 Then::LetIn(handle) => self.let_in(now, handle, Verdict::Accepted),
-                Then::PublishRoster(record) => self.sync.on_roster(&record, &mut self.buffers.sync),
+                Then::PublishRoster(record) => {
+                    self.meta.roster.on_synced(&record);
+                    self.sync.on_roster(&record, &mut self.buffers.sync);
+                }
                 Then::Answer(to, id, answer) => self.answer(now, &to, id, &answer),
             }
         }

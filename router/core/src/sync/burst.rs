@@ -12,12 +12,13 @@ pub(super) fn next_burst(job: &mut Job, stores: &Stores<'_>) -> Option<Frame> {
     match job.what {
         What::Chain => {
             let index = u32::try_from(job.at).ok()?;
-            let records = pack(stores.roster.records_from(&job.id, index), 1);
+            let records = pack(stores.roster.records_to_tell(&job.id, index), 1);
             job.at += records.len() as u64;
             (!records.is_empty()).then_some(Frame::Roster(records))
         }
         What::Whole => {
-            let all = stores.catalog.records_that_count(&job.id);
+            let mut all = stores.catalog.records_that_count(&job.id);
+            all.retain(|record| stores.catalog.may_be_told(record));
             let rest = all.iter().skip(job.at as usize).map(Record::bytes);
             let records = pack(rest, 1);
             job.at += records.len() as u64;
@@ -32,7 +33,7 @@ fn next_delta(job: &mut Job, catalog: &Catalog) -> Option<Frame> {
     let rest = catalog.next_records(&job.id, job.at, MAX_BODY / 100);
     let records = pack(rest.iter().map(Record::bytes), 49);
     let last = rest.get(records.len().checked_sub(1)?)?.sequence();
-    let complete = catalog.state_of(&job.id).complete;
+    let complete = catalog.complete_to_tell(&job.id);
     // Behind the last record nothing is missing up to where we know the log ourselves.
     let upto = if records.len() == rest.len() {
         complete
