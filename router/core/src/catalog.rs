@@ -267,9 +267,7 @@ impl Catalog {
     pub(crate) fn may_be_told(&self, record: &Record) -> bool {
         record.writer() != self.me
             || record.generation() != self.generation
-            || self
-                .unsynced
-                .is_none_or(|first| record.sequence() < first)
+            || self.unsynced.is_none_or(|first| record.sequence() < first)
     }
 
     /// How far a log is known that others may hear of.

@@ -137,7 +137,13 @@ impl Cluster {
             AddressPlan::DEFAULT_RANGE
         };
         // One more, for a copy.
-        let mut world = nodes::world(seed, hosts + 1, range, invitation.clone(), options.keep_trace);
+        let mut world = nodes::world(
+            seed,
+            hosts + 1,
+            range,
+            invitation.clone(),
+            options.keep_trace,
+        );
         let mut random = world.random().fork();
         let mut faults = random.fork();
         let plan = Plan::draw_without(
@@ -224,7 +230,9 @@ impl Cluster {
             cluster.pending.is_empty() && cluster.has_no_leftovers() && cluster.broken().is_empty()
         });
         if agreed.is_none() {
-            self.broken().into_iter().for_each(|line| self.violation(line));
+            self.broken()
+                .into_iter()
+                .for_each(|line| self.violation(line));
         }
         self.attach_everywhere();
         let agreed_again = self.step_until(Duration::from_secs(20), |cluster| {
@@ -247,7 +255,10 @@ impl Cluster {
                 .broken(&mut self.world, self.hosts, &self.plan.dead);
         }
         let blind = self.world.running().filter(|(_, shell)| {
-            shell.node().roster().is_none_or(|roster| roster.forks().is_empty())
+            shell
+                .node()
+                .roster()
+                .is_none_or(|roster| roster.forks().is_empty())
         });
         let blind: Vec<usize> = blind.map(|(host, _)| host).collect();
         let forked = self.forked && !blind.is_empty();

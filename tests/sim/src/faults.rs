@@ -286,12 +286,7 @@ impl Plan {
         let all = self.faults.iter().flat_map(|fault| fault.actions.iter());
         self.actions = all.copied().collect();
         self.actions.sort_by_key(|(at, _)| *at);
-        self.end = self
-            .actions
-            .iter()
-            .map(|(at, _)| *at)
-            .max()
-            .unwrap_or(from);
+        self.end = self.actions.iter().map(|(at, _)| *at).max().unwrap_or(from);
         if self.has(Kind::Restore) {
             self.end = self.end.max(calm.plus(PEACE));
         }

@@ -154,7 +154,10 @@ impl Report {
         self.violations += outcome.violations.len();
         self.whole.extend(outcome.whole_after);
         if self.seeds.is_multiple_of(10_000) {
-            println!("{} seeds, {} violations so far", self.seeds, self.violations);
+            println!(
+                "{} seeds, {} violations so far",
+                self.seeds, self.violations
+            );
         }
         if outcome.violations.is_empty() {
             return;
@@ -167,7 +170,10 @@ impl Report {
         println!("  replay: {}", search::replay_command(*seed, options));
         if self.failed <= SHRUNK {
             let least = search::shrink(outcome);
-            println!("  least:  {}", search::replay_command(*seed, &least.options));
+            println!(
+                "  least:  {}",
+                search::replay_command(*seed, &least.options)
+            );
             for line in least.violations.iter().take(3) {
                 println!("          {line}");
             }

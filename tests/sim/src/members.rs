@@ -143,7 +143,11 @@ pub fn run(seed: u64, hosts: usize, kinds: &[Kind], keep_trace: bool) -> Verdict
     let mut world = world(seed, hosts, keep_trace);
     start_all(&mut world);
     let mut random = world.random().fork();
-    let kinds: Vec<Kind> = kinds.iter().copied().filter(|kind| Kind::OF_MEMBERS.contains(kind)).collect();
+    let kinds: Vec<Kind> = kinds
+        .iter()
+        .copied()
+        .filter(|kind| Kind::OF_MEMBERS.contains(kind))
+        .collect();
     let plan = Plan::draw(hosts, &kinds, Now(Duration::from_secs(5)), &mut random);
     for (at, action) in &plan.actions {
         world.schedule(*at, *action);

@@ -78,7 +78,9 @@ impl Shell {
         let token = {
             let invitations = invitation.borrow();
             let special = invitations.special.get(&boot.host);
-            special.or(invitations.common.as_ref()).map(|text| Token::parse(text))
+            special
+                .or(invitations.common.as_ref())
+                .map(|text| Token::parse(text))
         };
         let start = match token {
             _ if cluster_of(&stored).is_some() => Start::Resume,

@@ -75,7 +75,10 @@ fn lie(number: u64, view: &View) -> Option<Deviation> {
     let now = Duration::ZERO;
     Some(match (number >> 16) % 9 {
         0 => Deviation::Object(Box::new(Object::Grant(others_space(view, victim)?)), now),
-        1 => Deviation::Object(Box::new(Object::Endpoint(others_address(view, number)?)), now),
+        1 => Deviation::Object(
+            Box::new(Object::Endpoint(others_address(view, number)?)),
+            now,
+        ),
         2 => Deviation::Object(Box::new(Object::NodeInfo(others_place(view, victim)?)), now),
         3 => Deviation::Object(Box::new(Object::Service(next_year(view)?)), YEAR),
         4 => Deviation::Say(Message::Sync(wrong_digest(number))),

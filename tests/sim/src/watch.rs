@@ -49,7 +49,13 @@ impl Watch {
     }
 
     /// No two nodes that run believe to own one address.
-    fn owns_alone(&self, world: &World<Shell>, host: usize, ledger: &Ledger, lines: &mut Vec<String>) {
+    fn owns_alone(
+        &self,
+        world: &World<Shell>,
+        host: usize,
+        ledger: &Ledger,
+        lines: &mut Vec<String>,
+    ) {
         let present = |host: &usize, owned: &Owned| {
             let there = &world.hosts[*host];
             let shell = there.machine.as_ref()?;
@@ -81,7 +87,11 @@ fn keeps_its_word(host: usize, shell: &Shell, ledger: &Ledger, now: Now, lines: 
         return;
     };
     let me = shell.id();
-    for (id, (_, ip)) in ledger.endpoints.iter().filter(|(_, (owner, _))| *owner == host) {
+    for (id, (_, ip)) in ledger
+        .endpoints
+        .iter()
+        .filter(|(_, (owner, _))| *owner == host)
+    {
         let held = catalog.own_object(&me, Kind::ENDPOINT, &endpoint_key(id));
         let same = matches!(&held, Some(Object::Endpoint(endpoint)) if endpoint.ip == *ip);
         if !same {
@@ -92,7 +102,11 @@ fn keeps_its_word(host: usize, shell: &Shell, ledger: &Ledger, now: Now, lines: 
         }
     }
     let wall = shell.wall(now);
-    for (name, (_, vip)) in ledger.services.iter().filter(|(_, (maker, _))| *maker == host) {
+    for (name, (_, vip)) in ledger
+        .services
+        .iter()
+        .filter(|(_, (maker, _))| *maker == host)
+    {
         if !shows_service(catalog, name, *vip, wall) && !ledger.is_loose(name) {
             lines.push(format!("{host} lost service {name}, which it acknowledged"));
         }
@@ -115,7 +129,9 @@ pub fn sizes(world: &World<Shell>) -> Vec<String> {
     for (host, shell) in world.running() {
         let over = shell.node().sizes().into_iter();
         let over = over.filter(|(_, size, most)| size > most);
-        lines.extend(over.map(|(what, size, most)| format!("{host}: {size} {what}, at most {most}")));
+        lines.extend(
+            over.map(|(what, size, most)| format!("{host}: {size} {what}, at most {most}")),
+        );
     }
     if world.largest > MAX_DATAGRAM {
         lines.push(format!("a datagram of {} octets", world.largest));
@@ -128,7 +144,10 @@ fn overlap(a: &[(u32, u32)], b: &[(u32, u32)]) -> Option<u32> {
     let shared = |(start, last): &(u32, u32)| {
         let others = b.iter();
         let common = others.map(|(s, l)| ((*start).max(*s), (*last).min(*l)));
-        common.filter(|(start, last)| start <= last).map(|(start, _)| start).min()
+        common
+            .filter(|(start, last)| start <= last)
+            .map(|(start, _)| start)
+            .min()
     };
     a.iter().filter_map(shared).min()
 }

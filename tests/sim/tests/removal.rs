@@ -1,9 +1,7 @@
 //! Nodes that go for good: removed, removed by force, on both sides of a split, and leaving.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use weft_core::control::TokenRequest;
@@ -22,7 +20,7 @@ struct Hosts {
 impl Hosts {
     /// `count` hosts that are members and have settled.
     fn new(seed: u64, count: usize) -> Self {
-        let invitation: Invitation = Rc::new(RefCell::new(None));
+        let invitation = Invitation::default();
         let range = AddressPlan::DEFAULT_RANGE;
         let world = nodes::world(seed, count, range, invitation.clone(), false);
         let mut hosts = Self { world, next: 1 };
@@ -34,7 +32,7 @@ impl Hosts {
             reusable: true,
         };
         match hosts.ask(0, Command::MintToken(request)) {
-            Ok(Reply::Token(text)) => *invitation.borrow_mut() = Some(text),
+            Ok(Reply::Token(text)) => invitation.borrow_mut().common = Some(text),
             other => panic!("{other:?}"),
         }
         for host in 1..count {

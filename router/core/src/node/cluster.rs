@@ -214,10 +214,18 @@ impl Cluster {
             ("questions to the shell", checks, MAX_CHECKS),
             ("links", links, members),
             ("handshakes under way", half_open, MAX_HALF_OPEN),
-            ("sessions received on", self.receivers.len(), members * MAX_SESSIONS),
+            (
+                "sessions received on",
+                self.receivers.len(),
+                members * MAX_SESSIONS,
+            ),
             ("things told", self.told.len(), MAX_TOLD),
             ("peers of sync", self.sync.peers_known(), members),
-            ("work queued for peers", self.sync.queued(), members * MAX_JOBS),
+            (
+                "work queued for peers",
+                self.sync.queued(),
+                members * MAX_JOBS,
+            ),
         ]
     }
 

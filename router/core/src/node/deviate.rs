@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use super::Node;
+use super::Phase;
 use super::cluster::Cluster;
 use super::io::Output;
-use super::Phase;
 use crate::crypto::x25519_public;
 use crate::model::{Label, NodeId, Now, WallMicros};
 use crate::roster::Rights;
@@ -99,7 +99,10 @@ impl Cluster {
         let slot = (Kind(0xe0), b"twin".to_vec());
         let other = copy.write_as_is(&slot, Some(b"one"), &self.identity, wall);
         self.write_as_is(now, slot, Some(b"other".to_vec()), Duration::ZERO, out);
-        let Some(other) = other.ok().and_then(|written| written.records.into_iter().next()) else {
+        let Some(other) = other
+            .ok()
+            .and_then(|written| written.records.into_iter().next())
+        else {
             return;
         };
         self.say_to_half(now, 7, other.bytes());
@@ -111,7 +114,9 @@ impl Cluster {
             let name = Label::parse("nobody").ok()?;
             let id = NodeId([number; 32]);
             let noise = x25519_public(&[number; 32]);
-            let issued = roster.admit(&self.identity, id, noise, name, Rights(0)).ok()?;
+            let issued = roster
+                .admit(&self.identity, id, noise, name, Rights(0))
+                .ok()?;
             Some(issued)
         };
         let (one, other) = (admit(&mut copy, 0xd1), admit(&mut self.meta.roster, 0xd2));

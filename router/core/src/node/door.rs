@@ -115,11 +115,7 @@ impl Cluster {
             // A full log leaves the newcomer without a part of its own; it asks for one by itself.
             let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
         }
-        let then = vec![
-            Then::PublishRoster(issued.bytes),
-            Then::Welcome(request.handle),
-        ];
-        self.persist(now, issued.change.batch, then, out);
+        self.publish_roster(now, issued, vec![Then::Welcome(request.handle)], out);
         self.on_roster(now, out);
     }
 

@@ -157,7 +157,7 @@ impl Cluster {
             return;
         }
         if let Ok(issued) = self.meta.roster.approve(&self.identity, record) {
-            self.publish_roster(now, issued, out);
+            self.publish_removal(now, issued, out);
         }
     }
 
@@ -204,14 +204,14 @@ impl Cluster {
         // What this node can show to others, so that all can know that they know all of it.
         let last = self.catalog.state_of(subject).complete;
         let issued = self.meta.roster.revoke(&self.identity, *subject, last)?;
-        self.publish_roster(now, issued, out);
+        self.publish_removal(now, issued, out);
         Ok(())
     }
 
-    fn publish_roster(&mut self, now: Now, issued: Issued, out: &mut Vec<Output>) {
-        let mut batch = issued.change.batch;
-        batch.append(self.catalog.prune(&self.meta.roster));
-        self.persist(now, batch, vec![Then::PublishRoster(issued.bytes)], out);
+    fn publish_removal(&mut self, now: Now, mut issued: Issued, out: &mut Vec<Output>) {
+        let pruned = self.catalog.prune(&self.meta.roster);
+        issued.change.batch.append(pruned);
+        self.publish_roster(now, issued, Vec::new(), out);
     }
 
     /// A person here says so too: the removal has one approval more.

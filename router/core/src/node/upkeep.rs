@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::cluster::Cluster;
-use super::durable::Then;
 use super::io::Output;
 use crate::model::{Now, Proto};
 use crate::value::{Kind, NodeInfo, Object, conflict_key};
@@ -61,12 +60,7 @@ impl Cluster {
                 member.rights,
             );
             if let Ok(issued) = issued {
-                self.persist(
-                    now,
-                    issued.change.batch,
-                    vec![Then::PublishRoster(issued.bytes)],
-                    out,
-                );
+                self.publish_roster(now, issued, Vec::new(), out);
             }
         }
     }

@@ -40,8 +40,8 @@ use timers::{COOKIE_USE, INSIST_FOR, POLL, retry_after};
 use transport::Transport;
 
 pub(crate) use events::Probe;
-pub(crate) use link::MAX_SESSIONS;
 pub use events::{SessionConfig, SessionEvent, SessionInfo, Trust};
+pub(crate) use link::MAX_SESSIONS;
 
 /// Links a node keeps at once.
 pub const MAX_LINKS: usize = 1024;
