@@ -70,7 +70,7 @@ pub enum DropReason {
     #[error("the writer has too many records")]
     Limit,
     /// Another record of the same writer, generation and sequence is held: the writer runs twice.
-    #[error("two records of {0} with one sequence: the node runs twice")]
+    #[error("{0} runs twice: somebody else writes with its key")]
     Clone(NodeId),
 }
 
@@ -354,6 +354,9 @@ impl Catalog {
                 .first_own
                 .is_some_and(|first| record.sequence() >= first);
         self.collided |= unexpected;
+        if writer == self.me && record.generation() > self.generation {
+            applied.alarm = Some(DropReason::Clone(writer).to_string());
+        }
         self.hold(record.clone(), wall, &mut applied.batch);
         Ok(applied)
     }

@@ -95,6 +95,7 @@ pub struct Sync {
     gossip_at: Now,
     pump_at: Option<Now>,
     answered: bool,
+    agreed: Option<Now>,
     /// A peer knows this node's own log up to here.
     own_target: u64,
     settled: BTreeMap<NodeId, u64>,
@@ -113,6 +114,7 @@ impl Sync {
             gossip_at: now.plus(GOSSIP),
             pump_at: None,
             answered: false,
+            agreed: None,
             own_target: 0,
             settled: BTreeMap::new(),
             alarmed: BTreeSet::new(),
@@ -144,6 +146,11 @@ impl Sync {
             .map(|m| self.settled.get(&m.id).copied().unwrap_or(0))
             .min()
             .unwrap_or(catalog.revision())
+    }
+
+    /// When a peer last knew just what this node knew.
+    pub fn agreed(&self) -> Option<Now> {
+        self.agreed
     }
 
     /// What was dropped, by reason.

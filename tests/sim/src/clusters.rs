@@ -2,6 +2,7 @@
 //! things while links and hosts fail; then nothing fails any more, and all must be as it was promised.
 
 mod people;
+mod removals;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use weft_core::crypto::{Random, memo};
-use weft_core::model::{AddressPlan, EndpointId, Now};
+use weft_core::model::{AddressPlan, EndpointId, NodeId, Now};
 use weft_core::store::{Batch, Stored, Table};
 use weft_core::value::{Kind as RecordKind, endpoint_key};
 
@@ -22,6 +23,7 @@ use crate::promises::Ledger;
 use crate::watch::{self, Watch};
 use crate::world::World;
 use people::Pending;
+use removals::Removal;
 
 /// The driver looks around so often; after each event it looks at who did something.
 const STEP: Duration = Duration::from_millis(100);
@@ -65,6 +67,7 @@ impl Options {
 
 /// One seed's cluster.
 struct Cluster {
+    seed: u64,
     world: World<Shell>,
     random: Random,
     invitation: Invitation,
@@ -77,6 +80,7 @@ struct Cluster {
     /// The start of each host whose leftovers were cleared.
     cleared: BTreeMap<usize, u64>,
     retry_at: BTreeMap<usize, Now>,
+    removals: Vec<Removal>,
     mint_at: Now,
     /// Uses of the scarce invitation, when there is one.
     scarce: Option<usize>,
@@ -154,6 +158,7 @@ impl Cluster {
             &options.without,
         );
         Self {
+            seed,
             world,
             random,
             invitation,
@@ -165,6 +170,7 @@ impl Cluster {
             next: 1,
             cleared: BTreeMap::new(),
             retry_at: BTreeMap::new(),
+            removals: Vec::new(),
             mint_at: Now::default(),
             scarce: None,
             cloned: None,
@@ -225,15 +231,20 @@ impl Cluster {
         }
         self.calm = true;
         self.share_out();
+        self.remove_by_force();
         // The last commands and the last failed joiners get their time.
         let agreed = self.step_until(AGREE_WITHIN, |cluster| {
-            cluster.pending.is_empty() && cluster.has_no_leftovers() && cluster.broken().is_empty()
+            cluster.pending.is_empty()
+                && cluster.has_no_leftovers()
+                && cluster.removals.is_empty()
+                && cluster.broken().is_empty()
         });
         if agreed.is_none() {
             self.broken()
                 .into_iter()
                 .for_each(|line| self.violation(line));
         }
+        self.ledger.settle();
         self.attach_everywhere();
         let agreed_again = self.step_until(Duration::from_secs(20), |cluster| {
             cluster.pending.is_empty() && cluster.broken().is_empty()
@@ -304,6 +315,7 @@ impl Cluster {
         self.look();
         self.time_out();
         self.mint_again();
+        self.remove_again();
         self.try_again();
         self.clear_leftovers();
         self.note_alarms();
@@ -319,7 +331,7 @@ impl Cluster {
         }
         for host in self.world.take_touched() {
             self.take_replies(host);
-            let lines = self.watch.look(&mut self.world, host, &self.ledger);
+            let lines = self.watch.look(&mut self.world, host, &mut self.ledger);
             lines.into_iter().for_each(|line| self.violation(line));
         }
     }
@@ -327,7 +339,9 @@ impl Cluster {
     /// What an action means for the promises.
     fn on_action(&mut self, action: Action) {
         match action {
-            Action::Wipe(host) => self.ledger.forget(host, |_| false),
+            Action::Wipe(host) => self.on_wiped(host),
+            Action::Remove(host) => self.on_removal(host, 1, false),
+            Action::Force(host) => self.on_removal(host, 2, true),
             Action::Restore(host) => {
                 let kept = stored(self.world.hosts[host].disk());
                 let is_kept = |id: &EndpointId| {
@@ -346,15 +360,18 @@ impl Cluster {
         }
     }
 
-    /// All that a node owns according to anybody: it may hear of its latest part only later.
     fn taint(&mut self, host: usize) {
-        let Some(id) = self.world.hosts[host].machine.as_ref().map(Shell::id) else {
-            return;
-        };
+        if let Some(id) = self.world.hosts[host].machine.as_ref().map(Shell::id) {
+            let parts = self.space_of(&id);
+            self.ledger.taint(parts);
+        }
+    }
+
+    /// All that a node owns according to anybody: some hear of its latest part only later.
+    fn space_of(&self, id: &NodeId) -> BTreeSet<(u32, u32)> {
         let shells = self.world.running();
         let rings = shells.filter_map(|(_, shell)| shell.node().ring());
-        let parts: BTreeSet<(u32, u32)> = rings.flat_map(|ring| ring.parts(&id)).collect();
-        self.ledger.taint(parts);
+        rings.flat_map(|ring| ring.parts(id)).collect()
     }
 
     fn end_clone(&mut self, host: usize, copy: usize) {
@@ -395,6 +412,8 @@ impl Cluster {
             // Both sides of a split may create one name; that is told, and nothing to complain of.
             let expected = line.contains("was created twice")
                 || (twice && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Liar)))
+                || (line.contains("this node was removed") && self.plan.has(Kind::Evict))
+                || (line.contains("belongs to node") && !self.ledger.is_quiet())
                 || (forked && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Fork)));
             if !expected {
                 self.violation(format!("{index} raised an alarm: {line}"));

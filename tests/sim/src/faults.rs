@@ -35,6 +35,10 @@ pub enum Action {
     Leave(usize),
     /// It loses power and its disk; what comes up there later is somebody else.
     Wipe(usize),
+    /// A person elsewhere removes whoever it is now.
+    Remove(usize),
+    /// The same by force, and another person too.
+    Force(usize),
     /// What is on its disk now is kept elsewhere.
     Backup(usize),
     /// It loses power, and its disk is again what was kept.
@@ -71,6 +75,8 @@ impl Action {
             | Action::Crash(host)
             | Action::Leave(host)
             | Action::Wipe(host)
+            | Action::Remove(host)
+            | Action::Force(host)
             | Action::Backup(host)
             | Action::Restore(host)
             | Action::Clone(host, _)
@@ -131,6 +137,8 @@ pub struct Plan {
     pub dead: BTreeSet<usize>,
     /// Hosts that start only while things go wrong.
     pub late: BTreeSet<usize>,
+    /// Hosts whose disks are lost, or that are.
+    lost: BTreeSet<usize>,
 }
 
 impl Plan {
@@ -211,7 +219,23 @@ impl Plan {
                     (start.plus(pause), Action::Resume(one)),
                 ]
             }
-            Kind::Wipe => vec![(start, Action::Wipe(one)), (stop, Action::Boot(one))],
+            Kind::Wipe if self.may_lose(one, hosts) => {
+                vec![(start, Action::Wipe(one)), (stop, Action::Boot(one))]
+            }
+            Kind::Evict if self.may_lose(one, hosts) => vec![
+                (start, Action::Remove(one)),
+                (stop, Action::Wipe(one)),
+                (stop, Action::Boot(one)),
+            ],
+            Kind::Remove if self.may_lose(one, hosts) => {
+                self.dead.insert(one);
+                vec![(start, Action::Crash(one)), (stop, Action::Remove(one))]
+            }
+            Kind::Force if self.may_lose(one, hosts) => {
+                self.dead.insert(one);
+                vec![(start, Action::Crash(one)), (stop, Action::Force(one))]
+            }
+            Kind::Wipe | Kind::Evict | Kind::Remove | Kind::Force => Vec::new(),
             Kind::Restore => vec![
                 (start, Action::Backup(one)),
                 (stop, Action::Restore(one)),
@@ -242,6 +266,15 @@ impl Plan {
         }
     }
 
+    /// Two hosts must keep what all know.
+    fn may_lose(&mut self, host: usize, hosts: usize) -> bool {
+        let may = self.lost.contains(&host) || self.lost.len() + 2 < hosts;
+        if may {
+            self.lost.insert(host);
+        }
+        may
+    }
+
     fn crash(
         &mut self,
         host: usize,
@@ -250,8 +283,7 @@ impl Plan {
         stop: Now,
         random: &mut Random,
     ) -> Vec<(Now, Action)> {
-        let stays_dead = random.range(4) == 0 && self.dead.len() + 2 < hosts;
-        if stays_dead {
+        if random.range(4) == 0 && self.may_lose(host, hosts) {
             self.dead.insert(host);
         }
         vec![(start, Action::Crash(host)), (stop, Action::Boot(host))]
@@ -307,7 +339,17 @@ impl Plan {
         }
         for fault in &mut self.faults {
             let of_cloned = fault.actions.first().map(|(_, action)| action.host()) == cloned;
-            if of_cloned && matches!(fault.kind, Kind::Wipe | Kind::Restore | Kind::Leave) {
+            if of_cloned
+                && matches!(
+                    fault.kind,
+                    Kind::Wipe
+                        | Kind::Evict
+                        | Kind::Remove
+                        | Kind::Force
+                        | Kind::Restore
+                        | Kind::Leave
+                )
+            {
                 fault.actions.clear();
             }
         }

@@ -21,6 +21,11 @@ pub struct Ledger {
     released: BTreeMap<Ipv4Addr, (usize, Now)>,
     /// Space of a node that runs twice, first and last address: of that nothing is promised but an alarm.
     tainted: Vec<(u32, u32)>,
+    /// Space that people take by force: both sides of a split may, until they hear of each other.
+    disputed: Vec<(u32, u32)>,
+    forced: bool,
+    /// Hosts whose present key was removed: nothing that they say counts.
+    pub evicted: BTreeSet<usize>,
     /// Services whose maker or remover can't be held to them: its clock was wrong, or its disk was lost.
     loose: BTreeSet<Label>,
 }
@@ -34,6 +39,9 @@ impl Ledger {
             services: BTreeMap::new(),
             released: BTreeMap::new(),
             tainted: Vec::new(),
+            disputed: Vec::new(),
+            forced: false,
+            evicted: BTreeSet::new(),
             loose: BTreeSet::new(),
         }
     }
@@ -47,6 +55,35 @@ impl Ledger {
     pub fn is_tainted(&self, ip: u32) -> bool {
         let mut parts = self.tainted.iter();
         parts.any(|(start, last)| (*start..=*last).contains(&ip))
+    }
+
+    /// People begin to take this by force.
+    pub fn dispute(&mut self, parts: impl IntoIterator<Item = (u32, u32)>) {
+        self.disputed.extend(parts);
+        self.forced = true;
+    }
+
+    /// Has nobody ever taken anything by force, and no node run twice?
+    pub fn is_quiet(&self) -> bool {
+        self.tainted.is_empty() && !self.forced
+    }
+
+    /// Both sides have heard of each other.
+    pub fn settle(&mut self) {
+        self.disputed.clear();
+    }
+
+    /// May two believe to own this for now?
+    pub fn is_disputed(&self, ip: u32) -> bool {
+        let mut parts = self.disputed.iter();
+        parts.any(|(start, last)| (*start..=*last).contains(&ip))
+    }
+
+    /// An endpoint got another address because another node's force held.
+    pub fn readdressed(&mut self, id: &EndpointId, to: Ipv4Addr) {
+        if let Some((_, ip)) = self.endpoints.get_mut(id) {
+            *ip = to;
+        }
     }
 
     /// Nobody can be held to this service any more.
@@ -85,7 +122,7 @@ impl Ledger {
             .map(|(_, at)| *at)
             .filter(|at| now.since(*at) < ADDRESS_REST);
         self.endpoints.insert(endpoint.id, (host, ip));
-        if self.is_tainted(ip.into()) {
+        if self.is_tainted(ip.into()) || self.is_disputed(ip.into()) {
             return None;
         }
         if let Some((other, _)) = twin {
@@ -108,7 +145,7 @@ impl Ledger {
     pub fn serves(&mut self, host: usize, name: &Label, vip: Ipv4Addr) -> Option<String> {
         let twin = self.services.iter().find(|(_, (_, other))| *other == vip);
         let wrong = twin
-            .filter(|_| !self.is_tainted(vip.into()))
+            .filter(|_| !self.is_tainted(vip.into()) && !self.is_disputed(vip.into()))
             .map(|(other, _)| format!("{name} and {other} both have {vip}"));
         self.services.insert(name.clone(), (host, vip));
         wrong

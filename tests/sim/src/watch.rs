@@ -10,6 +10,9 @@ use crate::nodes::Shell;
 use crate::promises::Ledger;
 use crate::world::World;
 
+/// No honest clock is ahead by more, microseconds.
+const FAR_AHEAD: u64 = 3_600_000_000;
+
 /// What a ready node believes to own, first and last address of each part.
 struct Owned {
     boots: u64,
@@ -24,16 +27,22 @@ pub struct Watch {
 
 impl Watch {
     /// A host did something: what is wrong now?
-    pub fn look(&mut self, world: &mut World<Shell>, host: usize, ledger: &Ledger) -> Vec<String> {
+    pub fn look(
+        &mut self,
+        world: &mut World<Shell>,
+        host: usize,
+        ledger: &mut Ledger,
+    ) -> Vec<String> {
         let mut lines = Vec::new();
         let now = world.now;
         let Some(shell) = world.hosts[host].machine.as_mut() else {
             return lines;
         };
-        if !shell.take_changed() || !shell.ready {
+        if !shell.take_changed() || !shell.ready || ledger.evicted.contains(&host) {
             return lines;
         }
         let shell = &*shell;
+        knows_no_removed(host, shell, now, &mut lines);
         keeps_its_word(host, shell, ledger, now, &mut lines);
         let Some(ring) = shell.node().ring() else {
             return lines;
@@ -73,7 +82,9 @@ impl Watch {
                 continue;
             }
             let both = overlap(&mine.parts, &owned.parts);
-            if let Some(ip) = both.filter(|ip| !ledger.is_tainted(*ip)) {
+            let excused = |ip: &u32| ledger.is_tainted(*ip) || ledger.is_disputed(*ip);
+            let evicted = ledger.evicted.contains(other);
+            if let Some(ip) = both.filter(|ip| !evicted && !excused(ip)) {
                 let ip = std::net::Ipv4Addr::from(ip);
                 lines.push(format!("{host} and {other} both believe to own {ip}"));
             }
@@ -82,7 +93,13 @@ impl Watch {
 }
 
 /// What a node acknowledged it still shows, and it lies in its own part of the range.
-fn keeps_its_word(host: usize, shell: &Shell, ledger: &Ledger, now: Now, lines: &mut Vec<String>) {
+fn keeps_its_word(
+    host: usize,
+    shell: &Shell,
+    ledger: &mut Ledger,
+    now: Now,
+    lines: &mut Vec<String>,
+) {
     let (Some(catalog), Some(ring)) = (shell.node().catalog(), shell.node().ring()) else {
         return;
     };
@@ -101,7 +118,8 @@ fn keeps_its_word(host: usize, shell: &Shell, ledger: &Ledger, now: Now, lines: 
             lines.push(format!("{host} gave {ip}, which is not its own"));
         }
     }
-    let wall = shell.wall(now);
+    // Its own clock may hide what it holds, and nobody's clock is that far ahead but a liar's.
+    let wall = WallMicros(crate::world::true_wall(now).0 + FAR_AHEAD);
     for (name, (_, vip)) in ledger
         .services
         .iter()
@@ -109,6 +127,29 @@ fn keeps_its_word(host: usize, shell: &Shell, ledger: &Ledger, now: Now, lines: 
     {
         if !shows_service(catalog, name, *vip, wall) && !ledger.is_loose(name) {
             lines.push(format!("{host} lost service {name}, which it acknowledged"));
+        }
+    }
+}
+
+/// Who has heard that a key is void has no session with it and holds no later word of it.
+fn knows_no_removed(host: usize, shell: &Shell, now: Now, lines: &mut Vec<String>) {
+    let (Some(catalog), Some(roster)) = (shell.node().catalog(), shell.node().roster()) else {
+        return;
+    };
+    if roster.revoked().is_empty() || !roster.is_member(&shell.id()) {
+        return;
+    }
+    for peer in shell.node().peers(now) {
+        if roster.revoked().contains_key(&peer.id) {
+            lines.push(format!(
+                "{host} has a session with {}, which was removed",
+                peer.id
+            ));
+        }
+    }
+    for (id, revoked) in roster.revoked() {
+        if !catalog.records_after(id, revoked.last_sequence).is_empty() {
+            lines.push(format!("{host} took words of {id} after its removal"));
         }
     }
 }

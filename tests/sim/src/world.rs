@@ -17,6 +17,11 @@ const SOCKET_BUFFER: usize = 512;
 /// Virtual wall clock at the world's beginning: 2026-01-01.
 const WALL_EPOCH: u64 = 1_767_225_600_000_000;
 
+/// What a wall clock shows that is right.
+pub fn true_wall(now: Now) -> WallMicros {
+    WallMicros(WALL_EPOCH + u64::try_from(now.0.as_micros()).unwrap_or(u64::MAX))
+}
+
 /// A sans-IO machine as the world drives it.
 pub trait Machine {
     /// What it wants kept on disk, one atomic batch.
@@ -167,6 +172,11 @@ impl<M: Machine> Host<M> {
     /// What is on its disk.
     pub fn disk(&self) -> &[M::Batch] {
         self.disk.durable()
+    }
+
+    /// Whose key it has.
+    pub fn key(&self) -> Key {
+        self.key
     }
 
     /// By so much its wall clock is wrong, microseconds.
@@ -425,6 +435,8 @@ impl<M: Machine> World<M> {
                 this.backup = 0;
                 this.key.1 += 1;
             }
+            // What people do, not the world.
+            Action::Remove(_) | Action::Force(_) => {}
             Action::Backup(host) => self.hosts[host].backup = self.hosts[host].disk.mark(),
             Action::Restore(host) => {
                 let this = &mut self.hosts[host];
@@ -478,13 +490,12 @@ impl<M: Machine> World<M> {
         if this.machine.is_some() {
             return;
         }
-        let micros = u64::try_from(now.0.as_micros()).unwrap_or(u64::MAX);
         let boot = Boot {
             host,
             key: this.key,
             boots: this.boots,
             now,
-            wall: WallMicros((WALL_EPOCH + micros).saturating_add_signed(this.clock)),
+            wall: WallMicros(true_wall(now).0.saturating_add_signed(this.clock)),
             random,
             disk: this.disk.durable(),
         };

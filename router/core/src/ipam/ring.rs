@@ -141,6 +141,12 @@ impl Ring {
             .collect()
     }
 
+    /// Was the part that holds this address ever taken by force?
+    pub fn was_forced(&self, ip: Ipv4Addr) -> bool {
+        let part = self.parts.range(..=u32::from(ip)).next_back();
+        part.is_some_and(|(_, part)| part.epoch > 0)
+    }
+
     /// All owners.
     pub fn owners(&self) -> BTreeSet<NodeId> {
         self.parts.values().map(|p| p.owner).collect()

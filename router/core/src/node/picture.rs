@@ -7,7 +7,7 @@ use super::cluster::Cluster;
 use super::io::Tunnel;
 use crate::model::{NodeId, Now};
 use crate::session::SessionInfo;
-use crate::view::{Carrier, Liveness, Member, PeerNumber, PeerView, View};
+use crate::view::{Carrier, Endpoint, Liveness, Member, PeerNumber, PeerView, View};
 use crate::wire;
 
 /// RFC 791 and RFC 8200 headers, RFC 768 header.
@@ -26,7 +26,7 @@ impl Cluster {
             cluster: self.meta.cluster,
             plan: self.plan,
             members: self.members(),
-            endpoints: self.catalog.endpoints(&hidden),
+            endpoints: self.endpoints(&hidden),
             services: self.catalog.services(self.wall_now()),
             names: self.catalog.names(self.wall_now()),
             conflicts: self.catalog.conflicts(&hidden),
@@ -74,6 +74,13 @@ impl Cluster {
                 mtu: session.path.map(|path| self.inner_mtu(path)),
             })
             .collect()
+    }
+
+    /// Endpoints with addresses of their nodes' own: nobody takes another's by saying so.
+    fn endpoints(&self, hidden: &BTreeSet<NodeId>) -> Vec<Endpoint> {
+        let mut endpoints = self.catalog.endpoints(hidden);
+        endpoints.retain(|endpoint| self.ring.owner(endpoint.ip) == Some(endpoint.node));
+        endpoints
     }
 
     /// Nodes whose records are hidden: those that are Down, and those that were revoked.

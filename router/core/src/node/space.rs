@@ -3,7 +3,7 @@
 //! is who does what when. Everything said here is a record, so it is on disk before anybody hears of it, and whoever was
 //! away hears it later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -12,13 +12,18 @@ use ipnet::Ipv4Net;
 use super::cluster::Cluster;
 use super::gifts::Wish;
 use super::io::Output;
-use crate::model::{NetworkName, NodeId, Now};
+use crate::model::{EndpointId, NetworkName, NodeId, Now};
 use crate::value::{Kind, MAX_LOCKED, MAX_VOTERS, Object, Vote, Voters};
 use crate::view::{Endpoint, Liveness};
 use crate::voters::Electorate;
 
 /// Sets of voters follow the roster at most so often: ten hosts that join together need one new set, not ten.
 const SETTLE: Duration = Duration::from_secs(2);
+/// An address that lies in another's part is given up when that has lasted so long: where it was taken by force or another
+/// node knows just the same,
+const LOST_FOR_SURE: Duration = Duration::from_secs(2);
+/// and where nobody confirmed it.
+const LOST: Duration = Duration::from_secs(60);
 /// Pieces that a node claims at a time.
 const CLAIMS: usize = 64;
 
@@ -38,6 +43,8 @@ pub(super) struct Space {
     pub(super) wishes: Vec<Wish>,
     /// Nodes that were Down here when their removal was heard of.
     pub(super) found_down: BTreeSet<NodeId>,
+    /// Endpoints of this node whose addresses lie in another's part, and since when.
+    pub(super) lost: BTreeMap<EndpointId, Now>,
     /// Removals that were looked at.
     pub(super) seen_removed: BTreeSet<NodeId>,
 }
@@ -306,7 +313,11 @@ impl Cluster {
 
     /// The ring gives addresses that are in use here to somebody else: both sides of a split took a removed node's part by
     /// force, and the other side's word holds. The containers keep running, under other addresses.
+    ///
+    /// A node that just came out of a backup knows its own endpoints again before it knows who gave it their addresses:
+    /// so the loss must last, or be news that others agree with.
     fn readdress(&mut self, now: Now, out: &mut Vec<Output>) {
+        let before = std::mem::take(&mut self.space.lost);
         for endpoint in self.own_endpoints() {
             let Some(owner) = self
                 .ring
@@ -315,6 +326,17 @@ impl Cluster {
             else {
                 continue;
             };
+            let since = before.get(&endpoint.id).copied().unwrap_or(now);
+            let agreed = self.sync.agreed().is_some_and(|at| at > since);
+            let patience = match agreed || self.ring.was_forced(endpoint.ip) {
+                true => LOST_FOR_SURE,
+                false => LOST,
+            };
+            if now.since(since) < patience {
+                self.space.lost.insert(endpoint.id, since);
+                self.space.due = Some(now.plus(LOST_FOR_SURE));
+                continue;
+            }
             let old = endpoint.ip;
             let Some(ip) = self.another_address(&endpoint.network) else {
                 self.ask_for_first_space(now);

@@ -17,6 +17,7 @@ mod watch;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cookie::Cookie;
 use super::desk::Desk;
@@ -37,6 +38,9 @@ pub(super) const ATTEMPTS: usize = 4;
 const SPARE: usize = 3;
 /// Sessions of one peer that may be received on: the present one, the answered and the replaced ones.
 pub(crate) const MAX_SESSIONS: usize = 1 + 2 * SPARE;
+/// A call of a node's earlier start may come so long after its present one was first seen; one that comes later was made
+/// by a copy that still runs.
+const OVERLAP: Duration = Duration::from_secs(30);
 /// Echoes under way.
 const PROBES: usize = 8;
 /// Addresses remembered of one peer.
@@ -127,6 +131,9 @@ pub(super) struct Link {
     queue: VecDeque<Vec<u8>>,
     /// Highest (generation, counter) of a first message from it.
     pub(super) seen: (Generation, u64),
+    /// When its present generation was first seen, and the highest (generation, counter) of the one before.
+    began: Now,
+    before: (Generation, u64),
     /// Instance numbers it showed in its present generation, the latest last.
     instances: (Generation, Vec<u64>),
     pub(super) rtt: Rtt,
@@ -156,6 +163,8 @@ impl Link {
             cookie: None,
             queue: VecDeque::new(),
             seen: (Generation(0), 0),
+            began: now,
+            before: (Generation(0), 0),
             instances: (Generation(0), Vec::new()),
             rtt: Rtt::default(),
             probes: VecDeque::new(),
@@ -471,6 +480,31 @@ impl Link {
             let rtt = self.rtt.smoothed().unwrap_or_default();
             let peer = self.peer;
             out.push(SessionEvent::Rtt { peer, rtt });
+        }
+    }
+
+    /// It called with this generation and counter, which nobody has seen before.
+    pub(super) fn note_start(&mut self, now: Now, fresh: (Generation, u64)) {
+        if fresh.0 > self.seen.0 {
+            self.before = self.seen;
+            self.began = now;
+        }
+    }
+
+    /// A call of an earlier start. When it comes so long after the later start was first seen, it can't have been on its way
+    /// since before: the earlier one still runs, with the same key. A call that came before, or that somebody recorded and
+    /// that came already, says nothing.
+    pub(super) fn note_old_start(
+        &mut self,
+        now: Now,
+        old: (Generation, u64),
+        out: &mut Vec<SessionEvent>,
+    ) {
+        let lives_on = old.0 < self.seen.0 && old > self.before;
+        if lives_on && now.since(self.began) >= OVERLAP {
+            self.before = old;
+            let peer = self.peer;
+            out.push(SessionEvent::CloneSuspected { peer });
         }
     }
 

@@ -426,8 +426,10 @@ impl Sessions {
             link.note_instance(fresh.0, arrived.payload.instance, out);
         }
         if fresh <= link.seen {
+            link.note_old_start(now, fresh, out);
             return Err(DropReason::Stale);
         }
+        link.note_start(now, fresh);
         link.seen = fresh;
         let insists = me < peer
             && link
@@ -525,6 +527,7 @@ impl Sessions {
             self.desk.release(index);
             return Err(DropReason::Stale);
         }
+        link.note_start(now, (payload.generation, 0));
         link.seen = link.seen.max((payload.generation, 0));
         link.note_instance(payload.generation, payload.instance, out);
         let theirs = payload.capabilities;

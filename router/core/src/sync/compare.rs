@@ -36,6 +36,7 @@ impl Sync {
     ) {
         if equal {
             self.answered = true;
+            self.agreed = Some(now);
             self.settled.insert(from, stores.catalog.revision());
             if let Some(peer) = self.peers.get_mut(&from) {
                 peer.differing.clear();
@@ -92,8 +93,14 @@ impl Sync {
         let ours = stores.roster.heads();
         let mut wants = Vec::new();
         for (id, ours, theirs) in join(span, &ours, Head { length: 0, hash: 0 }) {
-            let start = u64::from(ours.length.min(theirs.length));
-            if ours.length > theirs.length {
+            if ours == theirs {
+                continue;
+            }
+            // What lasts is more than a tail that is missing: both must see where the chain forks.
+            let lasts = self.lasts(now, &from, (What::Chain, id), (ours.hash, theirs.hash));
+            let shorter = u64::from(ours.length.min(theirs.length));
+            let start = if lasts { 0 } else { shorter };
+            if ours.length > theirs.length || (lasts && ours.length > 0) {
                 self.queue(
                     &from,
                     Job {
@@ -102,24 +109,13 @@ impl Sync {
                         at: start,
                     },
                 );
-            } else if theirs.length > ours.length {
+            }
+            if theirs.length > ours.length {
                 wants.push(Want {
                     what: What::Chain,
                     id,
                     from: start,
                 });
-            } else if ours.hash != theirs.hash
-                && self.may_exchange_whole(now, &from, id, (ours.hash, theirs.hash))
-            {
-                // Both see where the chain forks.
-                self.queue(
-                    &from,
-                    Job {
-                        what: What::Chain,
-                        id,
-                        at: 0,
-                    },
-                );
             }
         }
         send_wants(from, &wants, out);
@@ -184,7 +180,7 @@ impl Sync {
                 },
             );
         }
-        if self.may_exchange_whole(now, from, id, (ours.sum, theirs.sum)) {
+        if self.lasts(now, from, (What::Log, id), (ours.sum, theirs.sum)) {
             self.queue(
                 from,
                 Job {
@@ -201,17 +197,12 @@ impl Sync {
         }
     }
 
-    pub(super) fn may_exchange_whole(
-        &mut self,
-        now: Now,
-        from: &NodeId,
-        id: NodeId,
-        sums: (u64, u64),
-    ) -> bool {
+    /// Has this difference lasted, and is it time to exchange all of it?
+    fn lasts(&mut self, now: Now, from: &NodeId, what: (What, NodeId), sums: (u64, u64)) -> bool {
         let Some(peer) = self.peers.get_mut(from) else {
             return false;
         };
-        let seen = peer.differing.entry(id).or_insert(Differing {
+        let seen = peer.differing.entry(what).or_insert(Differing {
             sums,
             since: now,
             asked: None,

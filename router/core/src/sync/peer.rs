@@ -20,7 +20,7 @@ pub(super) struct Peer {
     pub(super) bulk: Bucket,
     pub(super) intake: Bucket,
     pub(super) summary_at: Option<Now>,
-    pub(super) differing: BTreeMap<NodeId, Differing>,
+    pub(super) differing: BTreeMap<(What, NodeId), Differing>,
     pub(super) whole_sent: BTreeMap<NodeId, Now>,
     /// By how much its clock is ahead of ours, microseconds.
     pub(super) ahead: Option<i64>,

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use weft_core::control::{NameSpec, ServiceSpec, TokenRequest};
-use weft_core::model::{EndpointId, Label, Now, Proto};
+use weft_core::model::{EndpointId, Label, NodeId, Now, Proto};
 use weft_core::node::{Command, CommandError, Reply};
 use weft_core::view::{EndpointKind, Method, Publish, ServicePort};
 
@@ -42,6 +42,7 @@ pub(super) enum Wish {
     Serve(Label),
     Unserve,
     Name,
+    Remove(NodeId),
 }
 
 impl Cluster {
@@ -97,13 +98,14 @@ impl Cluster {
     }
 
     /// Hosts that can be asked for something.
-    fn able(&self) -> Vec<usize> {
+    pub(super) fn able(&self) -> Vec<usize> {
         (0..self.world.hosts.len())
             .filter(|host| self.is_ready(*host) && !self.world.hosts[*host].is_paused())
+            .filter(|host| !self.ledger.evicted.contains(host))
             .collect()
     }
 
-    fn one_of(&mut self, hosts: &[usize]) -> Option<usize> {
+    pub(super) fn one_of(&mut self, hosts: &[usize]) -> Option<usize> {
         let index = self.random.range(hosts.len() as u64) as usize;
         hosts.get(index).copied()
     }
@@ -216,6 +218,9 @@ impl Cluster {
 
     fn take_reply(&mut self, pending: &Pending, reply: Result<Reply, CommandError>) {
         let (host, now) = (pending.host, self.world.now);
+        if self.ledger.evicted.contains(&host) {
+            return;
+        }
         match (&pending.wish, reply) {
             (Wish::Token, Ok(Reply::Token(text))) => {
                 self.invitation.borrow_mut().common = Some(text);
@@ -237,6 +242,8 @@ impl Cluster {
                 }
             }
             (Wish::Unserve | Wish::Release | Wish::Name, Ok(_)) => {}
+            (Wish::Remove(id), Ok(_)) => self.on_removed(id),
+            (Wish::Remove(id), Err(error)) => self.on_not_removed(id, &error),
             (Wish::Token, Err(error)) => self.violation(format!("no invitation: {error}")),
             // A refusal is an answer: what it must not do is change anything, and the promises show that.
             (_, Err(_)) => {}

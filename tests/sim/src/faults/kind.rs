@@ -22,6 +22,12 @@ pub enum Kind {
     Wipe,
     /// A host that comes back with the disk of some time ago.
     Restore,
+    /// A host that dies and is removed.
+    Remove,
+    /// A host that dies and is removed by force, on two sides at once.
+    Force,
+    /// A host that lives and is removed, and comes back as somebody else.
+    Evict,
     /// A wall clock that is set by up to ten minutes, and back.
     Clock,
     /// A host that runs twice for a minute: same disk, same key.
@@ -40,7 +46,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, with what they are for people.
-    pub const NAMES: [(Kind, &str, &str); 15] = [
+    pub const NAMES: [(Kind, &str, &str); 18] = [
         (
             Kind::Weather,
             "weather",
@@ -77,6 +83,17 @@ impl Kind {
             "restore",
             "back with the disk of some time ago",
         ),
+        (Kind::Remove, "remove", "dead for good, and removed"),
+        (
+            Kind::Force,
+            "force",
+            "dead for good, and removed by force, twice at once",
+        ),
+        (
+            Kind::Evict,
+            "evict",
+            "removed alive; comes back as somebody else",
+        ),
         (
             Kind::Clock,
             "clock",
@@ -107,8 +124,8 @@ impl Kind {
     ];
 
     /// All of them.
-    pub const ALL: [Kind; 15] = {
-        let mut all = [Kind::Weather; 15];
+    pub const ALL: [Kind; 18] = {
+        let mut all = [Kind::Weather; 18];
         let mut at = 0;
         while at < all.len() {
             all[at] = Kind::NAMES[at].0;

@@ -1,0 +1,113 @@
+//! The people who remove nodes for good: those that are dead, those that came back with an empty disk as somebody else,
+//! and those that they don't want any more.
+
+use std::time::Duration;
+
+use weft_core::control::ErrorKind;
+use weft_core::model::{NodeId, Now};
+use weft_core::node::{Command, CommandError};
+
+use super::Cluster;
+use super::people::Wish;
+use crate::nodes::identity_of;
+
+/// Who did not succeed tries again after this, on some host.
+const TRY_AGAIN: Duration = Duration::from_secs(12);
+/// Somebody notices an empty disk after up to this.
+const NOTICED_MILLIS: u64 = 8_000;
+
+/// A node that is to go.
+pub(super) struct Removal {
+    id: NodeId,
+    at: Now,
+    /// So many people do it at once.
+    people: usize,
+    force: bool,
+}
+
+impl Cluster {
+    /// A host has lost its disk: who it was never comes back, and people say so.
+    pub(super) fn on_wiped(&mut self, host: usize) {
+        self.ledger.forget(host, |_| false);
+        self.ledger.evicted.remove(&host);
+        let (of, lost) = self.world.hosts[host].key();
+        let id = identity_of(self.seed, (of, lost.saturating_sub(1))).id();
+        let noticed = Duration::from_millis(self.random.range(NOTICED_MILLIS));
+        let at = self.world.now.plus(noticed);
+        match self.removals.iter_mut().find(|removal| removal.id == id) {
+            Some(removal) => removal.force = true,
+            None => self.removals.push(Removal {
+                id,
+                at,
+                people: 1,
+                force: true,
+            }),
+        }
+    }
+
+    /// People remove who is on this host.
+    pub(super) fn on_removal(&mut self, host: usize, people: usize, force: bool) {
+        let id = identity_of(self.seed, self.world.hosts[host].key()).id();
+        self.ledger.forget(host, |_| false);
+        self.ledger.evicted.insert(host);
+        self.removals.push(Removal {
+            id,
+            at: self.world.now,
+            people,
+            force,
+        });
+    }
+
+    /// In the end nobody waits for the majority any more.
+    pub(super) fn remove_by_force(&mut self) {
+        for removal in &mut self.removals {
+            removal.force = true;
+            removal.people = 1;
+        }
+    }
+
+    /// Whoever has not succeeded tries again.
+    pub(super) fn remove_again(&mut self) {
+        let now = self.world.now;
+        let due = self.removals.iter_mut().filter(|removal| removal.at <= now);
+        let due: Vec<(NodeId, usize, bool)> = due
+            .map(|removal| {
+                removal.at = now.plus(TRY_AGAIN);
+                (removal.id, removal.people, removal.force)
+            })
+            .collect();
+        for (id, people, force) in due {
+            let mut able = self.able();
+            for _ in 0..people {
+                let Some(host) = self.one_of(&able) else {
+                    break;
+                };
+                able.retain(|other| *other != host);
+                if force {
+                    let parts = self.space_of(&id);
+                    self.ledger.dispute(parts);
+                }
+                let node = id.to_string();
+                self.ask(host, Wish::Remove(id), Command::RemoveNode { node, force });
+            }
+        }
+    }
+
+    /// There may be nobody to remove: who never was let in, or who is gone already.
+    pub(super) fn on_not_removed(&mut self, id: &NodeId, error: &CommandError) {
+        let rosters = || {
+            self.world
+                .running()
+                .filter_map(|(_, shell)| shell.node().roster())
+        };
+        let nobody = !rosters().any(|roster| roster.is_member(id));
+        if error.kind == ErrorKind::NotFound && nobody {
+            self.on_removed(id);
+        }
+    }
+
+    /// A node is removed, and all its space is somebody's.
+    pub(super) fn on_removed(&mut self, id: &NodeId) {
+        self.removals.retain(|removal| removal.id != *id);
+    }
+}
