@@ -331,6 +331,9 @@ impl Cluster {
         }
         for host in self.world.take_touched() {
             self.take_replies(host);
+            if self.cloned.is_some() && self.runs_twice(host) {
+                self.taint_own(host);
+            }
             let lines = self.watch.look(&mut self.world, host, &mut self.ledger);
             lines.into_iter().for_each(|line| self.violation(line));
         }
@@ -356,6 +359,10 @@ impl Cluster {
                 self.taint(host);
             }
             Action::Unclone(host, copy) => self.end_clone(host, copy),
+            Action::Lie(host) => {
+                let liar = self.world.hosts[host].machine.as_ref();
+                self.ledger.liars.extend(liar.map(Shell::id));
+            }
             _ => {}
         }
     }
@@ -365,6 +372,22 @@ impl Cluster {
             let parts = self.space_of(&id);
             self.ledger.taint(parts);
         }
+    }
+
+    fn is_liar(&self, host: usize) -> bool {
+        let id = self.world.hosts[host].machine.as_ref().map(Shell::id);
+        id.is_some_and(|id| self.ledger.liars.contains(&id))
+    }
+
+    fn runs_twice(&self, host: usize) -> bool {
+        let key = self.world.hosts[self.hosts].key();
+        self.world.hosts[host].key() == key
+    }
+
+    fn taint_own(&mut self, host: usize) {
+        let shell = self.world.hosts[host].machine.as_ref();
+        let parts = shell.and_then(|shell| Some(shell.node().ring()?.parts(&shell.id())));
+        self.ledger.taint(parts.unwrap_or_default());
     }
 
     /// All that a node owns according to anybody: some hear of its latest part only later.
@@ -414,6 +437,7 @@ impl Cluster {
                 || (twice && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Liar)))
                 || (line.contains("this node was removed") && self.plan.has(Kind::Evict))
                 || (line.contains("belongs to node") && !self.ledger.is_quiet())
+                || (line.contains("belongs to node") && self.is_liar(index))
                 || (forked && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Fork)));
             if !expected {
                 self.violation(format!("{index} raised an alarm: {line}"));

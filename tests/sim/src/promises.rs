@@ -20,10 +20,12 @@ pub struct Ledger {
     pub services: BTreeMap<Label, (usize, Ipv4Addr)>,
     released: BTreeMap<Ipv4Addr, (usize, Now)>,
     /// Space of a node that runs twice, first and last address: of that nothing is promised but an alarm.
-    tainted: Vec<(u32, u32)>,
+    tainted: BTreeSet<(u32, u32)>,
     /// Space that people take by force: both sides of a split may, until they hear of each other.
     disputed: Vec<(u32, u32)>,
     forced: bool,
+    /// Nodes that lied: they may show more than anybody was promised.
+    pub liars: BTreeSet<NodeId>,
     /// Hosts whose present key was removed: nothing that they say counts.
     pub evicted: BTreeSet<usize>,
     /// Services whose maker or remover can't be held to them: its clock was wrong, or its disk was lost.
@@ -38,9 +40,10 @@ impl Ledger {
             endpoints: BTreeMap::new(),
             services: BTreeMap::new(),
             released: BTreeMap::new(),
-            tainted: Vec::new(),
+            tainted: BTreeSet::new(),
             disputed: Vec::new(),
             forced: false,
+            liars: BTreeSet::new(),
             evicted: BTreeSet::new(),
             loose: BTreeSet::new(),
         }
@@ -244,6 +247,9 @@ impl Ledger {
             .endpoints
             .iter()
             .filter(|endpoint| !self.is_tainted(endpoint.ip.into()))
+            .filter(|endpoint| {
+                !self.liars.contains(&endpoint.node) || self.endpoints.contains_key(&endpoint.id)
+            })
             .map(|endpoint| (endpoint.id, endpoint.ip))
             .collect();
         let living: BTreeSet<usize> = truth.values().copied().collect();

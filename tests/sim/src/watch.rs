@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use weft_core::catalog::Catalog;
 use weft_core::model::{Now, WallMicros};
 use weft_core::value::{Kind, Object, endpoint_key, label_key};
 use weft_core::wire::MAX_DATAGRAM;
@@ -104,18 +105,21 @@ fn keeps_its_word(
         return;
     };
     let me = shell.id();
-    for (id, (_, ip)) in ledger
-        .endpoints
-        .iter()
-        .filter(|(_, (owner, _))| *owner == host)
-    {
-        let held = catalog.own_object(&me, Kind::ENDPOINT, &endpoint_key(id));
-        let same = matches!(&held, Some(Object::Endpoint(endpoint)) if endpoint.ip == *ip);
-        if !same {
-            lines.push(format!("{host} lost {id} at {ip}, which it acknowledged"));
+    for id in ledger.of_host(host) {
+        let Some((_, ip)) = ledger.endpoints.get(&id).copied() else {
+            continue;
+        };
+        let tainted = ledger.is_tainted(ip.into());
+        let excused = tainted || ledger.is_disputed(ip.into());
+        match catalog.own_object(&me, Kind::ENDPOINT, &endpoint_key(&id)) {
+            Some(Object::Endpoint(endpoint)) if endpoint.ip == ip => {}
+            Some(Object::Endpoint(endpoint)) if excused => ledger.readdressed(&id, endpoint.ip),
+            _ if tainted => {}
+            _ => lines.push(format!("{host} lost {id} at {ip}, which it acknowledged")),
         }
-        if ring.owner(*ip) != Some(me) && !ledger.is_tainted((*ip).into()) {
-            lines.push(format!("{host} gave {ip}, which is not its own"));
+        if ring.owner(ip) != Some(me) && !excused {
+            let grants = history(catalog, ip.into());
+            lines.push(format!("{host} gave {ip}, which is not its own: {grants}"));
         }
     }
     // Its own clock may hide what it holds, and nobody's clock is that far ahead but a liar's.
@@ -129,6 +133,19 @@ fn keeps_its_word(
             lines.push(format!("{host} lost service {name}, which it acknowledged"));
         }
     }
+}
+
+/// All grants of an address, in the order in which they count.
+fn history(catalog: &Catalog, ip: u32) -> String {
+    let mut grants = catalog.grants();
+    grants.retain(|(_, grant)| (grant.start..=grant.last).contains(&ip));
+    grants.sort_by_key(|(_, grant)| (grant.epoch, grant.version));
+    let texts = grants.iter().map(|(writer, grant)| {
+        let (first, last) = grant.addresses();
+        let (epoch, version, to) = (grant.epoch, grant.version, grant.to);
+        format!("{writer} gave {first}-{last} to {to} ({epoch}, {version})")
+    });
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 /// Who has heard that a key is void has no session with it and holds no later word of it.
@@ -155,7 +172,7 @@ fn knows_no_removed(host: usize, shell: &Shell, now: Now, lines: &mut Vec<String
 }
 
 fn shows_service(
-    catalog: &weft_core::catalog::Catalog,
+    catalog: &Catalog,
     name: &weft_core::model::Label,
     vip: std::net::Ipv4Addr,
     wall: WallMicros,

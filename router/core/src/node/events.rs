@@ -2,6 +2,7 @@
 
 use super::cluster::Cluster;
 use super::io::Output;
+use super::upkeep::MAX_TOLD;
 use crate::membership::MembershipEvent;
 use crate::model::{NodeId, Now};
 use crate::session::SessionEvent;
@@ -60,7 +61,12 @@ impl Cluster {
                 self.receivers.remove(&local_index);
                 self.tunnels_changed = true;
             }
-            SessionEvent::Path { .. } | SessionEvent::Lost { .. } => self.tunnels_changed = true,
+            SessionEvent::Path { .. } => self.tunnels_changed = true,
+            SessionEvent::Lost { peer } => {
+                // Nothing tells any more whether it answers; membership goes on by itself.
+                self.view_changed |= self.silent.remove(&peer);
+                self.tunnels_changed = true;
+            }
             SessionEvent::Frame { peer, message } => self.on_message(now, peer, message, out),
             // Only a shell without a carrier sees packets here.
             SessionEvent::Packet { .. } => {}
@@ -81,10 +87,13 @@ impl Cluster {
             SessionEvent::Silent { peer } => self.view_changed |= self.silent.insert(peer),
             SessionEvent::Answering { peer } => self.view_changed |= self.silent.remove(&peer),
             SessionEvent::CloneSuspected { peer } => {
-                out.push(Output::Alarm(format!(
+                let text = format!(
                     "node {peer} seems to run twice (a copied disk or virtual machine): stop one of them and run \
                      `weft reset` there"
-                )));
+                );
+                if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
+                    out.push(Output::Alarm(text));
+                }
             }
         }
     }

@@ -158,6 +158,8 @@ impl Cluster {
         }
         if let Ok(issued) = self.meta.roster.approve(&self.identity, record) {
             self.publish_removal(now, issued, out);
+            // It may have been the approval that was missing.
+            self.on_roster(now, out);
         }
     }
 

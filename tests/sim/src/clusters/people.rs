@@ -162,6 +162,7 @@ impl Cluster {
         self.next += 1;
         let boots = self.world.hosts[host].boots();
         let since = self.world.now;
+        self.world.note(host, &format!("? {id}: {command:?}"));
         let asked = self
             .world
             .with(host, |shell, now, fx| shell.command(now, id, command, fx));
