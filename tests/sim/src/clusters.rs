@@ -362,6 +362,7 @@ impl Cluster {
             Action::Lie(host) => {
                 let liar = self.world.hosts[host].machine.as_ref();
                 self.ledger.liars.extend(liar.map(Shell::id));
+                self.ledger.loosen_made_by(host);
             }
             _ => {}
         }

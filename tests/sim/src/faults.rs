@@ -266,9 +266,9 @@ impl Plan {
         }
     }
 
-    /// Two hosts must keep what all know.
+    /// Most hosts must keep what all know: where most are lost at once, nobody can agree on what becomes of them.
     fn may_lose(&mut self, host: usize, hosts: usize) -> bool {
-        let may = self.lost.contains(&host) || self.lost.len() + 2 < hosts;
+        let may = self.lost.contains(&host) || (self.lost.len() + 1) * 2 < hosts;
         if may {
             self.lost.insert(host);
         }

@@ -94,6 +94,13 @@ impl Ledger {
         self.loose.insert(name.clone());
     }
 
+    /// Nobody can be held to what this host made.
+    pub fn loosen_made_by(&mut self, host: usize) {
+        let made = self.services.iter();
+        let made = made.filter(|(_, (maker, _))| *maker == host);
+        self.loose.extend(made.map(|(name, _)| name.clone()));
+    }
+
     /// Can nobody be held to this service?
     pub fn is_loose(&self, name: &Label) -> bool {
         self.loose.contains(name)
@@ -104,11 +111,7 @@ impl Ledger {
         self.endpoints
             .retain(|id, (owner, _)| *owner != host || keeps(id));
         self.released.retain(|_, (owner, _)| *owner != host);
-        let made = self
-            .services
-            .iter()
-            .filter(|(_, (maker, _))| *maker == host);
-        self.loose.extend(made.map(|(name, _)| name.clone()));
+        self.loosen_made_by(host);
     }
 
     /// A host was given an endpoint. What is wrong with that?
@@ -213,6 +216,7 @@ impl Ledger {
         let values: BTreeSet<_> = digests.values().collect();
         if values.len() > 1 {
             lines.push(format!("digests differ: {digests:x?}"));
+            lines.extend(where_they_differ(world, hosts));
         }
         lines
     }
@@ -296,6 +300,37 @@ impl Ledger {
             lines.push(format!("{host} shows one VIP twice"));
         }
     }
+}
+
+/// Which logs and chains the nodes know differently.
+fn where_they_differ(world: &World<Shell>, hosts: usize) -> Vec<String> {
+    let mut known: Vec<(usize, &Shell)> =
+        world.running().filter(|(host, _)| *host < hosts).collect();
+    let Some((one, first)) = known.pop() else {
+        return Vec::new();
+    };
+    let states = |shell: &Shell| Some(shell.node().catalog()?.writer_state());
+    let heads = |shell: &Shell| Some(shell.node().roster()?.heads());
+    let mut lines = Vec::new();
+    for (other, shell) in known {
+        for (writer, a) in states(first).into_iter().flatten() {
+            let b = states(shell).and_then(|states| states.get(&writer).copied());
+            if b != Some(a) {
+                lines.push(format!(
+                    "of {writer}: {one} knows {a:x?}, {other} knows {b:x?}"
+                ));
+            }
+        }
+        for (issuer, a) in heads(first).into_iter().flatten() {
+            let b = heads(shell).and_then(|heads| heads.get(&issuer).copied());
+            if b != Some(a) {
+                lines.push(format!(
+                    "of {issuer}'s chain: {one} knows {a:x?}, {other} knows {b:x?}"
+                ));
+            }
+        }
+    }
+    lines
 }
 
 /// Every address outside the VIPs has exactly one owner.

@@ -217,16 +217,30 @@ fn unapproved(
     let before = counting
         .iter()
         .rfind(|c| c.link.issuer == issuer && c.revocation.id != issuer)?;
+    let approvals = links
+        .values()
+        .filter(|l| l.body == Body::Approve(before.link.hash));
+    let mut said: BTreeMap<NodeId, u32> = BTreeMap::from([(issuer, before.link.index)]);
+    for approval in approvals {
+        let first = said.entry(approval.issuer).or_insert(approval.index);
+        *first = approval.index.min(*first);
+    }
+    // Whom somebody lets in who has approved already, or the issuer after it revoked, has no vote on it: a newcomer must
+    // not undo what was agreed.
+    let came_later = |m: &MemberKeys| {
+        let (by, index) = m.admitted_by;
+        said.get(&by).is_some_and(|approved| index > *approved)
+    };
     let voters: BTreeSet<NodeId> = everybody
         .values()
         .filter(|m| m.rights.has(Rights::VOTE) && m.id != before.revocation.id)
         .filter(|m| !revoked.contains_key(&m.id) || m.id == issuer)
+        .filter(|m| !came_later(m))
         .map(|m| m.id)
         .collect();
-    let mut yes: BTreeSet<NodeId> = links
-        .values()
-        .filter(|l| l.body == Body::Approve(before.link.hash) && voters.contains(&l.issuer))
-        .map(|l| l.issuer)
+    let mut yes: BTreeSet<NodeId> = said
+        .into_keys()
+        .filter(|id| *id != issuer && voters.contains(id))
         .collect();
     if voters.contains(&issuer) {
         yes.insert(issuer);

@@ -32,8 +32,13 @@ fn next_delta(job: &mut Job, catalog: &Catalog) -> Option<Frame> {
     // More than one frame holds, so that the last of them is never taken for the log's last.
     let rest = catalog.next_records(&job.id, job.at, MAX_BODY / 100);
     let records = pack(rest.iter().map(Record::bytes), 49);
-    let last = rest.get(records.len().checked_sub(1)?)?.sequence();
     let complete = catalog.complete_to_tell(&job.id);
+    let last = match records.len().checked_sub(1) {
+        Some(last) => rest.get(last)?.sequence(),
+        // The end of a revoked writer's log may be void, and nothing to send of it but that it is so.
+        None if complete > job.at => complete,
+        None => return None,
+    };
     // Behind the last record nothing is missing up to where we know the log ourselves.
     let upto = if records.len() == rest.len() {
         complete
