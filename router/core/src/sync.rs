@@ -47,6 +47,8 @@ const GOSSIP: Duration = Duration::from_millis(500);
 const PUMP: Duration = Duration::from_millis(50);
 /// A node with peers that don't answer waits so long before it writes.
 const OWN_LOG_WAIT: Duration = Duration::from_secs(30);
+/// So long it waits for all of them, once one has answered.
+const ALL_ANSWER_WAIT: Duration = Duration::from_secs(3);
 /// Up to so many peers everybody is told news directly.
 const SMALL: usize = 8;
 const MAX_ALARMS: usize = 256;
@@ -94,10 +96,13 @@ pub struct Sync {
     peers: BTreeMap<NodeId, Peer>,
     gossip_at: Now,
     pump_at: Option<Now>,
-    answered: bool,
+    /// Peers that have shown what they know of this node's own log.
+    told: BTreeSet<NodeId>,
     agreed: Option<Now>,
-    /// A peer knows this node's own log up to here.
+    /// A peer knows this node's own log up to here, and so much of its chain of the roster.
     own_target: u64,
+    own_chain: u32,
+    own_is_known: bool,
     settled: BTreeMap<NodeId, u64>,
     alarmed: BTreeSet<String>,
     drops: BTreeMap<&'static str, u64>,
@@ -113,21 +118,27 @@ impl Sync {
             peers: BTreeMap::new(),
             gossip_at: now.plus(GOSSIP),
             pump_at: None,
-            answered: false,
+            told: BTreeSet::new(),
             agreed: None,
             own_target: 0,
+            own_chain: 0,
+            own_is_known: false,
             settled: BTreeMap::new(),
             alarmed: BTreeSet::new(),
             drops: BTreeMap::new(),
         }
     }
 
-    /// May this node write and allocate? When it is alone, when a peer has shown (and given back) what it knows of this
-    /// node's own log, or when nobody did for half a minute.
+    /// May this node write and allocate? When it is alone, when its peers have shown (and given back) what they know of
+    /// this node's own log, or when nobody did for half a minute. All of them, or all that did so in the first seconds:
+    /// the first one that answers may be the one that was cut off.
     pub fn ready(&self, now: Now, roster: &Roster) -> bool {
-        self.answered
-            || now.since(self.started) >= OWN_LOG_WAIT
-            || roster.members().all(|m| m.id == self.me)
+        let waited = now.since(self.started);
+        let mut others = roster.members().filter(|m| m.id != self.me);
+        let own_chain = roster.heads().get(&self.me).map_or(0, |head| head.length);
+        let knows = self.own_is_known && own_chain >= self.own_chain && !self.told.is_empty();
+        let heard = waited >= ALL_ANSWER_WAIT || others.all(|m| self.told.contains(&m.id));
+        (knows && heard) || waited >= OWN_LOG_WAIT || roster.members().all(|m| m.id == self.me)
     }
 
     /// How far this node's clock is from the median of its peers', if that is more than a stamp may be ahead: then it

@@ -87,7 +87,6 @@ struct Cluster {
     /// Since when a node runs twice, and whether anybody said so.
     cloned: Option<Now>,
     clone_told: bool,
-    forked: bool,
     small: bool,
     calm: bool,
     violations: Vec<String>,
@@ -175,7 +174,6 @@ impl Cluster {
             scarce: None,
             cloned: None,
             clone_told: false,
-            forked: false,
             small,
             calm: true,
             violations: Vec::new(),
@@ -260,7 +258,14 @@ impl Cluster {
     /// Where the nodes differ from the promises, but for what nobody promised: a member that forked its chain of the
     /// roster has divided the cluster until it is removed, and all must know that.
     fn broken(&mut self) -> Vec<String> {
-        if !self.forked && !self.plan.has(Kind::Fork) {
+        let sees = |(_, shell): (usize, &Shell)| {
+            shell
+                .node()
+                .roster()
+                .is_some_and(|roster| !roster.forks().is_empty())
+        };
+        // Where only the forger itself ever had the other branch, and is gone, there is but one.
+        if !self.world.running().any(sees) {
             return self
                 .ledger
                 .broken(&mut self.world, self.hosts, &self.plan.dead);
@@ -272,8 +277,7 @@ impl Cluster {
                 .is_none_or(|roster| roster.forks().is_empty())
         });
         let blind: Vec<usize> = blind.map(|(host, _)| host).collect();
-        let forked = self.forked && !blind.is_empty();
-        forked
+        (!blind.is_empty())
             .then(|| format!("hosts {blind:?} have not seen that a chain was forked"))
             .into_iter()
             .collect()
@@ -432,7 +436,6 @@ impl Cluster {
             let twice = line.contains("twice (") || line.contains("runs twice");
             let forked = line.contains("two different roster records");
             self.clone_told |= twice || forked;
-            self.forked |= forked;
             // Both sides of a split may create one name; that is told, and nothing to complain of.
             let expected = line.contains("was created twice")
                 || (twice && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Liar)))

@@ -35,7 +35,8 @@ impl Sync {
         out: &mut Vec<SyncEvent>,
     ) {
         if equal {
-            self.answered = true;
+            self.told.insert(from);
+            self.check_own_log(stores);
             self.agreed = Some(now);
             self.settled.insert(from, stores.catalog.revision());
             if let Some(peer) = self.peers.get_mut(&from) {
@@ -91,6 +92,11 @@ impl Sync {
         out: &mut Vec<SyncEvent>,
     ) {
         let ours = stores.roster.heads();
+        if (span.first..=span.last).contains(&self.me) {
+            let theirs = span.entries.iter().find(|(id, _)| *id == self.me);
+            let length = theirs.map_or(0, |(_, head)| head.length);
+            self.own_chain = self.own_chain.max(length);
+        }
         let mut wants = Vec::new();
         for (id, ours, theirs) in join(span, &ours, Head { length: 0, hash: 0 }) {
             if ours == theirs {
@@ -154,6 +160,7 @@ impl Sync {
         if (span.first..=span.last).contains(&self.me) {
             let theirs = span.entries.iter().find(|(id, _)| *id == self.me);
             self.own_target = self.own_target.max(theirs.map_or(0, |(_, s)| s.complete));
+            self.told.insert(from);
             self.check_own_log(stores);
         }
         send_wants(from, &wants, out);
@@ -219,7 +226,7 @@ impl Sync {
     }
 
     pub(super) fn check_own_log(&mut self, stores: &Stores<'_>) {
-        self.answered |= stores.catalog.state_of(&self.me).complete >= self.own_target;
+        self.own_is_known = stores.catalog.state_of(&self.me).complete >= self.own_target;
     }
 
     pub(super) fn handle_wants(&mut self, now: Now, from: NodeId, wants: Vec<Want>) {
