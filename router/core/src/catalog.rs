@@ -29,6 +29,7 @@ use std::time::Duration;
 use crate::crypto::sha256_parts;
 use crate::hlc::{Clock, Stamp};
 use crate::model::{AddressPlan, ClusterId, Generation, NodeId, WallMicros};
+use crate::mutation::{self, Mutation};
 use crate::record::{RESERVED_KINDS, Record, be_u64};
 use crate::roster::{Rights, Roster, Standing};
 use crate::store::{Batch, Key, Stored, Table};
@@ -377,6 +378,16 @@ impl Catalog {
         batch
     }
 
+    /// Forgets all that a node wrote: what must not be done to one that is down.
+    #[cfg(feature = "mutations")]
+    pub(crate) fn erase_all_of(&mut self, writer: &NodeId) {
+        for record in self.records_after(writer, 0) {
+            self.erase(writer, &slot_of(&record), &mut Batch::new());
+        }
+        self.logs.remove(writer);
+        self.revision += 1;
+    }
+
     /// Drops what a change of the roster made void. Call it after every one.
     pub fn prune(&mut self, roster: &Roster) -> Batch {
         let mut batch = Batch::new();
@@ -389,6 +400,7 @@ impl Catalog {
         for writer in writers {
             let last = match roster.standing(&writer) {
                 Standing::Member(_) => continue,
+                Standing::Revoked(..) if mutation::is_on(Mutation::AcceptRevoked) => continue,
                 Standing::Revoked(last, _) => last,
                 Standing::Unknown => 0,
             };
@@ -460,6 +472,9 @@ impl Catalog {
         let Some(log) = self.logs.get(&record.writer()) else {
             return false;
         };
+        if mutation::is_on(Mutation::AcceptStaleSequence) {
+            return false;
+        }
         let void = record.kind().scope() == Scope::Own && record.sequence() < log.floor;
         void || log
             .record(&slot_of(record))
@@ -589,6 +604,7 @@ fn rank(record: &Record) -> (Stamp, NodeId, (Generation, u64), [u8; 32]) {
 
 fn check_writer(record: &Record, roster: &Roster) -> Result<(), DropReason> {
     let rights = match roster.standing(&record.writer()) {
+        Standing::Revoked(_, rights) if mutation::is_on(Mutation::AcceptRevoked) => rights,
         Standing::Unknown => return Err(DropReason::UnknownWriter),
         Standing::Revoked(last, _) if record.sequence() > last => return Err(DropReason::Revoked),
         Standing::Revoked(_, rights) | Standing::Member(rights) => rights,

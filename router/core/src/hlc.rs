@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::WallMicros;
+use crate::mutation::{self, Mutation};
 
 /// How far ahead of the wall clock a stamp may be and still be believed.
 pub const MAX_AHEAD: Duration = Duration::from_secs(60);
@@ -32,6 +33,9 @@ impl Stamp {
 
     /// Is it to be applied by a node whose clock says `wall`?
     pub fn is_due(self, wall: WallMicros) -> bool {
+        if mutation::is_on(Mutation::BelieveTheFuture) {
+            return true;
+        }
         self.wall().0 <= wall.0.saturating_add(MAX_AHEAD.as_micros() as u64)
     }
 

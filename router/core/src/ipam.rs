@@ -13,6 +13,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::model::{AddressPlan, NodeId, Now};
+use crate::mutation::{self, Mutation};
 use crate::store::{Batch, Stored, Table};
 use crate::value::Grant;
 use crate::view::ADDRESS_REST;
@@ -124,7 +125,10 @@ impl Allocator {
         let freed: Vec<u32> = self.used.difference(&used).copied().collect();
         self.reserved.retain(|ip| !used.contains(ip));
         self.ring = ring;
-        self.used = used;
+        self.used = match mutation::is_on(Mutation::ForgetUsed) {
+            true => BTreeSet::new(),
+            false => used,
+        };
         self.networks = networks.to_vec();
         let mut batch = Batch::new();
         for ip in freed {
@@ -280,6 +284,9 @@ impl Allocator {
     }
 
     fn rest(&mut self, ip: u32, now: Now, batch: &mut Batch) {
+        if mutation::is_on(Mutation::SkipRest) {
+            return;
+        }
         if self.ring.owner(ip.into()) == Some(self.me) {
             self.resting.insert(ip, now.plus(ADDRESS_REST));
             batch.put(rest_key(ip), Vec::new());

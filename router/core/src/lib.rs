@@ -14,6 +14,7 @@ pub mod ipam;
 pub mod layout;
 pub mod membership;
 pub mod model;
+pub mod mutation;
 pub mod node;
 pub mod record;
 pub mod roster;

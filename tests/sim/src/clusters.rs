@@ -270,6 +270,18 @@ impl Cluster {
                 .ledger
                 .broken(&mut self.world, self.hosts, &self.plan.dead);
         }
+        // A forger that is gone, or that runs twice, leaves behind what nobody can put together.
+        let gone = [
+            Kind::Wipe,
+            Kind::Evict,
+            Kind::Remove,
+            Kind::Force,
+            Kind::Crash,
+            Kind::Clone,
+        ];
+        if gone.into_iter().any(|kind| self.plan.has(kind)) {
+            return Vec::new();
+        }
         let blind = self.world.running().filter(|(_, shell)| {
             shell
                 .node()

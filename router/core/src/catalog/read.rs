@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::hlc::Stamp;
 use crate::model::{NodeId, WallMicros};
+use crate::mutation::{self, Mutation};
 use crate::record::Record;
 use crate::value::{Grant, Kind, Lineage, Network, NodeInfo, Object, Scope, Vote};
 use crate::view::{Endpoint, ManualName, PublishConflict, Service};
@@ -245,7 +246,17 @@ impl Catalog {
             .iter()
             .filter_map(|writer| self.held(writer, slot))
             .filter(|r| wall.is_none_or(|wall| r.stamp().is_due(wall)))
-            .max_by_key(|r| rank(r))
+            .max_by_key(|r| match mutation::is_on(Mutation::LastComerWins) {
+                true => (self.since(r, slot), rank(r)),
+                false => (0, rank(r)),
+            })
+    }
+
+    /// When a held record came.
+    fn since(&self, record: &Record, slot: &Slot) -> u64 {
+        let log = self.logs.get(&record.writer());
+        let held = log.and_then(|log| log.slots.get(slot));
+        held.map_or(0, |held| held.since)
     }
 
     pub(super) fn held(&self, writer: &NodeId, slot: &Slot) -> Option<&Record> {

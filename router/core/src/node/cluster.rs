@@ -21,6 +21,7 @@ use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
 use crate::membership::{Membership, MembershipEvent};
 use crate::model::{AddressPlan, ClusterId, Generation, NodeId, NodeName, Now, WallMicros};
+use crate::mutation::{self, Mutation};
 use crate::roster::Roster;
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
@@ -408,7 +409,9 @@ impl Cluster {
         for id in revoked {
             self.membership
                 .remove(now, id, &mut self.buffers.membership);
-            self.sessions.drop_peer(&id, &mut self.buffers.sessions);
+            if !mutation::is_on(Mutation::KeepSessions) {
+                self.sessions.drop_peer(&id, &mut self.buffers.sessions);
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use super::io::{Answer, Output, Reply};
 use crate::catalog::Written;
 use crate::control::ErrorKind;
 use crate::model::{NodeId, Now};
+use crate::mutation::{self, Mutation};
 use crate::record::Record;
 use crate::roster::Issued;
 use crate::session::join::{JoinHandle, Verdict};
@@ -38,6 +39,12 @@ impl Cluster {
         out: &mut Vec<Output>,
     ) {
         let pending = self.held.keys().next_back().copied();
+        if mutation::is_on(Mutation::ActBeforePersisted) && !batch.is_empty() {
+            let id = self.next_persist;
+            self.next_persist += 1;
+            out.push(Output::Persist(id, batch));
+            return self.perform(now, then, out);
+        }
         if batch.is_empty() {
             // Nothing to write, but what was queued before must not be overtaken.
             match pending {
@@ -65,6 +72,14 @@ impl Cluster {
             .catalog
             .put(object, &self.identity, wall)
             .map_err(|error| CommandError::new(ErrorKind::Conflict, error.to_string()))?;
+        let forgets = mutation::is_on(Mutation::ForgetGrants);
+        let written = match forgets && matches!(object, Object::Grant(_)) {
+            true => Written {
+                batch: Batch::new(),
+                ..written
+            },
+            false => written,
+        };
         self.publish(now, written, then, out);
         Ok(())
     }
@@ -94,7 +109,9 @@ impl Cluster {
         then: Vec<Then>,
         out: &mut Vec<Output>,
     ) {
-        self.catalog.hold_back(&written.records);
+        if !mutation::is_on(Mutation::TellBeforeSynced) {
+            self.catalog.hold_back(&written.records);
+        }
         let mut all = vec![Then::Publish(written.records)];
         all.extend(then);
         self.persist(now, written.batch, all, out);

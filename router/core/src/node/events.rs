@@ -5,6 +5,8 @@ use super::io::Output;
 use super::upkeep::MAX_TOLD;
 use crate::membership::MembershipEvent;
 use crate::model::{NodeId, Now};
+#[cfg(feature = "mutations")]
+use crate::mutation::{self, Mutation};
 use crate::session::SessionEvent;
 use crate::sync::{Stores, SyncEvent};
 use crate::wire::Message;
@@ -153,6 +155,10 @@ impl Cluster {
                 self.view_changed = true;
                 self.silent.remove(&id);
                 self.sync.on_peer_down(&id);
+                #[cfg(feature = "mutations")]
+                if mutation::is_on(Mutation::EraseDown) {
+                    self.catalog.erase_all_of(&id);
+                }
             }
         }
     }

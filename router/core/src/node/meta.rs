@@ -10,6 +10,7 @@ use super::io::NodeConfig;
 use crate::crypto::{Random, Secret};
 use crate::identity::Identity;
 use crate::model::{ClusterId, Generation, NodeId, WallMicros};
+use crate::mutation::{self, Mutation};
 use crate::roster::{Roster, RosterError};
 use crate::store::{Batch, Stored, Table};
 use crate::wire;
@@ -151,6 +152,9 @@ pub(super) fn next_generation(stored: &Stored, wall: WallMicros) -> Generation {
     let last = stored
         .get(Table::Cluster, &[GENERATION])
         .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+    if mutation::is_on(Mutation::ReuseGeneration) {
+        return Generation(last.unwrap_or(wall.0 / 1_000_000));
+    }
     Generation((last.unwrap_or(0) + 1).max(wall.0 / 1_000_000))
 }
 

@@ -192,6 +192,11 @@ impl Cluster {
     /// Takes over what removed nodes left, where this node is the heir.
     fn take_over(&mut self, now: Now, out: &mut Vec<Output>) {
         for (subject, _) in self.removals() {
+            // Somebody may have given it something that was not known when it was said to be destroyed.
+            if self.own_vote(&subject).gone == Some(Vote::BY_FORCE) {
+                self.take_by_force(now, &subject, out);
+                continue;
+            }
             // Having taken note, it knows all that the subject gave away.
             if self.own_vote(&subject).gone.is_none() || !self.is_heir_of(&subject) {
                 continue;
