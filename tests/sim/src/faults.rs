@@ -31,6 +31,8 @@ pub enum Action {
     Boot(usize),
     /// It loses power.
     Crash(usize),
+    /// It loses power right after it next hands something to its disk.
+    CrashAtWrite(usize),
     /// It says farewell; a crash follows.
     Leave(usize),
     /// It loses power and its disk; what comes up there later is somebody else.
@@ -73,6 +75,7 @@ impl Action {
         match self {
             Action::Boot(host)
             | Action::Crash(host)
+            | Action::CrashAtWrite(host)
             | Action::Leave(host)
             | Action::Wipe(host)
             | Action::Remove(host)
@@ -286,7 +289,11 @@ impl Plan {
         if random.range(4) == 0 && self.may_lose(host, hosts) {
             self.dead.insert(host);
         }
-        vec![(start, Action::Crash(host)), (stop, Action::Boot(host))]
+        let how = match random.range(2) {
+            0 => Action::Crash(host),
+            _ => Action::CrashAtWrite(host),
+        };
+        vec![(start, how), (stop, Action::Boot(host))]
     }
 
     /// What only the whole plan shows.

@@ -19,6 +19,8 @@ pub struct Ledger {
     /// Acknowledged and not removed: who made it, and its address.
     pub services: BTreeMap<Label, (usize, Ipv4Addr)>,
     released: BTreeMap<Ipv4Addr, (usize, Now)>,
+    /// Given back, with whose it was.
+    pub gone: BTreeMap<EndpointId, NodeId>,
     /// Space of a node that runs twice, first and last address: of that nothing is promised but an alarm.
     tainted: BTreeSet<(u32, u32)>,
     /// Space that people take by force: both sides of a split may, until they hear of each other.
@@ -40,6 +42,7 @@ impl Ledger {
             endpoints: BTreeMap::new(),
             services: BTreeMap::new(),
             released: BTreeMap::new(),
+            gone: BTreeMap::new(),
             tainted: BTreeSet::new(),
             disputed: Vec::new(),
             forced: false,

@@ -1,9 +1,9 @@
 //! What must hold after every step of a node, looked at when what it shows has changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use weft_core::catalog::Catalog;
-use weft_core::model::{Now, WallMicros};
+use weft_core::model::{EndpointId, Now, WallMicros};
 use weft_core::value::{Kind, Object, endpoint_key, label_key};
 use weft_core::wire::MAX_DATAGRAM;
 
@@ -24,6 +24,8 @@ struct Owned {
 #[derive(Default)]
 pub struct Watch {
     owned: BTreeMap<usize, Owned>,
+    /// What each start of a host has seen gone.
+    gone: BTreeMap<(usize, u64), BTreeSet<EndpointId>>,
 }
 
 impl Watch {
@@ -35,7 +37,7 @@ impl Watch {
         ledger: &mut Ledger,
     ) -> Vec<String> {
         let mut lines = Vec::new();
-        let now = world.now;
+        let (now, boots) = (world.now, world.hosts[host].boots());
         let Some(shell) = world.hosts[host].machine.as_mut() else {
             return lines;
         };
@@ -48,8 +50,14 @@ impl Watch {
         let Some(ring) = shell.node().ring() else {
             return lines;
         };
+        nothing_returns(
+            host,
+            shell,
+            ledger,
+            self.gone.entry((host, boots)).or_default(),
+            &mut lines,
+        );
         let parts = ring.parts(&shell.id());
-        let boots = world.hosts[host].boots();
         let known = self.owned.get(&host);
         if known.is_none_or(|known| known.boots != boots || known.parts != parts) {
             self.owned.insert(host, Owned { boots, parts });
@@ -151,6 +159,31 @@ fn history(catalog: &Catalog, ip: u32) -> String {
         format!("{writer} gave {first}-{last} to {to} ({epoch}, {version})")
     });
     texts.collect::<Vec<_>>().join("; ")
+}
+
+/// What a node has seen gone it never shows again.
+fn nothing_returns(
+    host: usize,
+    shell: &Shell,
+    ledger: &Ledger,
+    gone: &mut BTreeSet<EndpointId>,
+    lines: &mut Vec<String>,
+) {
+    let Some(catalog) = shell.node().catalog() else {
+        return;
+    };
+    for (id, writer) in &ledger.gone {
+        let held = catalog.own_object(writer, Kind::ENDPOINT, &endpoint_key(id));
+        match held {
+            None if catalog.last_sequence(writer) > 0 => {
+                gone.insert(*id);
+            }
+            Some(_) if gone.remove(id) => {
+                lines.push(format!("{host} saw {id} go, and shows it again"));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Who has heard that a key is void has no session with it and holds no later word of it.

@@ -109,6 +109,8 @@ pub struct Host<M: Machine> {
     backup: usize,
     /// By so much its wall clock is wrong, microseconds.
     clock: i64,
+    /// Its next write is its last.
+    doomed: bool,
     pauses: u32,
     socket: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Batches that are on disk and not acknowledged, while it is paused.
@@ -207,6 +209,7 @@ impl<M: Machine> World<M> {
             disk: Disk::default(),
             backup: 0,
             clock: 0,
+            doomed: false,
             pauses: 0,
             socket: VecDeque::new(),
             synced: VecDeque::new(),
@@ -427,6 +430,7 @@ impl<M: Machine> World<M> {
         match action {
             Action::Boot(host) => self.boot(host),
             Action::Crash(host) => self.hosts[host].lose_power(&mut self.random),
+            Action::CrashAtWrite(host) => self.hosts[host].doomed = true,
             Action::Leave(host) => self.tell(host, |machine, now, fx| machine.leave(now, fx)),
             Action::Wipe(host) => {
                 let this = &mut self.hosts[host];
@@ -441,7 +445,10 @@ impl<M: Machine> World<M> {
             Action::Restore(host) => {
                 let this = &mut self.hosts[host];
                 this.lose_power(&mut self.random);
-                this.disk.turn_back(this.backup);
+                // There is a backup, unless the host has become somebody else since.
+                if this.backup > 0 {
+                    this.disk.turn_back(this.backup);
+                }
             }
             Action::Clone(host, copy) => self.copy(host, copy),
             Action::Unclone(host, copy) => {
@@ -487,6 +494,7 @@ impl<M: Machine> World<M> {
         let random = self.random.fork();
         let now = self.now;
         let this = &mut self.hosts[host];
+        this.doomed = false;
         if this.machine.is_some() {
             return;
         }
@@ -526,6 +534,7 @@ impl<M: Machine> World<M> {
         for line in fx.notes {
             self.note(host, &line);
         }
+        let writes = !fx.persists.is_empty();
         for (id, batch) in fx.persists {
             let boots = self.hosts[host].boots;
             let takes = Duration::from_micros(200 + self.random.range(5_000));
@@ -534,6 +543,10 @@ impl<M: Machine> World<M> {
         }
         for (to, bytes) in fx.sends {
             self.transmit(host, to, bytes);
+        }
+        if writes && std::mem::take(&mut self.hosts[host].doomed) {
+            self.act(Action::Crash(host));
+            return;
         }
         self.rearm(host);
     }

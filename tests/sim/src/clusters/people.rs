@@ -312,6 +312,9 @@ impl Cluster {
         }
         let id = own[self.random.range(own.len() as u64) as usize];
         self.ledger.released(self.world.now, &id);
+        if let Some(shell) = &self.world.hosts[host].machine {
+            self.ledger.gone.insert(id, shell.id());
+        }
         self.ask(host, Wish::Release, Command::Release(id));
     }
 
