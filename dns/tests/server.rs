@@ -65,6 +65,7 @@ fn view() -> View {
         }],
         names: Vec::new(),
         conflicts: Vec::new(),
+        networks: Vec::new(),
     }
 }
 

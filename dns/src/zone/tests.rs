@@ -74,6 +74,7 @@ fn view() -> View {
             },
         ],
         conflicts: Vec::new(),
+        networks: Vec::new(),
     }
 }
 

@@ -91,6 +91,7 @@ fn view() -> View {
         ],
         names: Vec::new(),
         conflicts: Vec::new(),
+        networks: Vec::new(),
     }
 }
 

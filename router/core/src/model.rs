@@ -328,6 +328,20 @@ impl AddressPlan {
         (self.range.contains(&v4) && self.v6(v4) == ip).then_some(v4)
     }
 
+    /// The prefix lengths that networks may have, the largest network first: a sixteenth to a 256th of the range.
+    pub fn network_sizes(&self) -> std::ops::RangeInclusive<u8> {
+        self.range.prefix_len() + 4..=self.range.prefix_len() + 8
+    }
+
+    /// May `net` be a network besides `default`? It has one of the sizes and lies between `default` and the VIPs.
+    pub fn is_network(&self, net: &Ipv4Net) -> bool {
+        let sound = net.addr() == net.network() && self.range.contains(net);
+        let fixed = [self.default_network(), self.vips()];
+        sound
+            && self.network_sizes().contains(&net.prefix_len())
+            && !fixed.iter().any(|fixed| fixed.contains(net))
+    }
+
     fn sixteenth(&self, index: u32) -> Ipv4Net {
         let prefix = self.range.prefix_len() + 4;
         let start = u32::from(self.range.network()) + (index << (32 - u32::from(prefix)));
@@ -392,6 +406,30 @@ mod tests {
                 .v6_net(net)
                 .contains(&plan.v6("10.32.8.0".parse().unwrap()))
         );
+    }
+
+    #[test]
+    fn networks_have_their_sizes_and_their_place() {
+        let plan = plan();
+        for net in [
+            "10.33.0.0/16",
+            "10.33.0.0/20",
+            "10.46.240.0/20",
+            "10.40.128.0/17",
+        ] {
+            assert!(plan.is_network(&net.parse().unwrap()), "{net}");
+        }
+        for net in [
+            "10.32.0.0/16",
+            "10.32.16.0/20",
+            "10.47.0.0/20",
+            "10.33.0.0/21",
+            "10.36.0.0/15",
+            "10.48.0.0/20",
+            "10.33.0.1/20",
+        ] {
+            assert!(!plan.is_network(&net.parse().unwrap()), "{net}");
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod gifts;
 mod io;
 mod joining;
 mod meta;
+mod networks;
 mod numbers;
 mod picture;
 mod removal;

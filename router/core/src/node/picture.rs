@@ -30,6 +30,7 @@ impl Cluster {
             services: self.catalog.services(self.wall_now()),
             names: self.catalog.names(self.wall_now()),
             conflicts: self.catalog.conflicts(&hidden),
+            networks: self.networks(),
         }
     }
 

@@ -90,9 +90,13 @@ impl Cluster {
                 self.name_of(&duplicate.kept),
                 self.name_of(&duplicate.lost)
             );
-            if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
-                out.push(Output::Alarm(text));
-            }
+            self.tell_once(text, out);
+        }
+    }
+
+    pub(super) fn tell_once(&mut self, text: String, out: &mut Vec<Output>) {
+        if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
+            out.push(Output::Alarm(text));
         }
     }
 

@@ -37,6 +37,7 @@ fn view() -> View {
         services: vec![],
         names: vec![],
         conflicts: vec![],
+        networks: Vec::new(),
     }
 }
 

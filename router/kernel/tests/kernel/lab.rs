@@ -326,5 +326,6 @@ fn view() -> View {
         services: vec![],
         names: vec![],
         conflicts: vec![],
+        networks: Vec::new(),
     }
 }
