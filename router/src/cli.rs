@@ -55,7 +55,7 @@ pub(crate) enum Command {
     Up(Box<UpArgs>),
     /// Stop weft and remove everything it made in the kernel; its state is kept
     Down(StateArgs),
-    /// Stop weft, remove everything it made and forget the cluster
+    /// Leave the cluster for good: its addresses go to the others, everything weft made is removed, its state forgotten
     Reset(StateArgs),
     /// Print an invitation for another host
     Token(TokenArgs),
@@ -419,6 +419,31 @@ pub(crate) enum DnsCommand {
 pub(crate) enum NodeCommand {
     /// List the nodes
     Ls(JsonFlag),
+    /// Remove a node for good: its key is void at once, its addresses come back
+    Rm(NodeRmArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The other nodes stop talking to it within seconds of hearing this. Its addresses come back once a majority of the nodes
+that it recorded as its voters agree, which live nodes do by themselves; so the smaller half of a split gets nothing, and
+neither does one of two nodes. When the node is destroyed and that majority can't be had, --force takes the addresses
+back all the same. If the other half of a split did so too, one of them holds in the end, and the containers of the
+other get new addresses.
+
+Examples:
+  weft node rm old-server             it is gone, or must be kept out
+  weft node rm old-server --force     it is destroyed, and too few others are left to agree
+
+To leave for good from the node itself, run `weft reset` there.")]
+pub(crate) struct NodeRmArgs {
+    /// Its name or its id, from `weft node ls`
+    pub(crate) node: String,
+    /// It is destroyed and will never come back: take its addresses back whoever agrees
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
 }
 
 #[derive(Debug, Args)]

@@ -21,6 +21,8 @@
 //! | DELETE `/v1/names/{name}` | - | `{}` |
 //! | POST `/v1/networks` | [`NetworkSpec`] | [`NetworkRow`] |
 //! | DELETE `/v1/networks/{name}` | - | `{}` |
+//! | POST `/v1/nodes/remove` | [`RemoveRequest`] | [`Removed`] |
+//! | POST `/v1/leave` | - | `{}`, once another node has heard it |
 //! | POST `/v1/down` | - | `{}`, once all is removed |
 //!
 //! Errors come with a fitting HTTP status and an [`ErrorBody`]. A body is at most [`MAX_BODY`] octets.
@@ -82,6 +84,26 @@ pub struct TokenRequest {
 pub struct TokenReply {
     /// The text to hand to `weft up --join`.
     pub token: String,
+}
+
+/// Removes a node for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveRequest {
+    /// Its name or its id.
+    pub node: String,
+    /// It is destroyed: its addresses come back whoever agrees.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A node was removed, and its addresses are back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Short id.
+    pub node: String,
+    /// What it was called.
+    pub name: String,
 }
 
 /// How to find the network namespace to attach.

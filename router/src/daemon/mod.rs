@@ -23,7 +23,8 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use weft_carrier::Carrier;
 use weft_core::control::{
-    EndpointRow, ErrorKind, NameRow, NodeRow, PeerRow, ServiceRow, Status, TokenReply, TokenRequest,
+    EndpointRow, ErrorKind, NameRow, NodeRow, PeerRow, RemoveRequest, Removed, ServiceRow, Status,
+    TokenReply, TokenRequest,
 };
 use weft_core::node::{Command, Reply};
 use weft_core::view::{EndpointKind, Liveness, PeerNumber, View};
@@ -170,6 +171,28 @@ impl Daemon {
             Reply::Token(token) => Ok(TokenReply { token }),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Removes a node for good.
+    pub(crate) async fn remove_node(&self, request: RemoveRequest) -> Result<Removed, ApiError> {
+        let RemoveRequest { node, force } = request;
+        match self
+            .core
+            .command(Command::RemoveNode { node, force })
+            .await?
+        {
+            Reply::Removed { node, name } => Ok(Removed {
+                node: node.short(),
+                name,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Leaves the cluster for good; nothing but stopping makes sense afterwards.
+    pub(crate) async fn leave(&self) -> Result<(), ApiError> {
+        self.core.command(Command::LeaveForGood).await?;
+        Ok(())
     }
 
     /// Removes everything and ends the daemon.
