@@ -14,6 +14,7 @@ mod itself;
 mod join;
 mod lacking;
 mod names;
+mod removal;
 mod restart;
 mod services;
 mod wire;
