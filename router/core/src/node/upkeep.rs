@@ -39,6 +39,8 @@ impl Cluster {
         let collected = self.catalog.collect(self.wall.micros(now), settled);
         self.persist(now, collected, Vec::new(), out);
         self.flatten_chains(now, out);
+        // Attachments come and go, and with them what voters should guard.
+        self.space.due = Some(now);
     }
 
     /// Handshakes carry at most three links of an admission; who hangs deeper is admitted anew by a member further up.
