@@ -66,6 +66,7 @@ fn view() -> View {
         names: Vec::new(),
         conflicts: Vec::new(),
         networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }
 

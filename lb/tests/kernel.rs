@@ -85,6 +85,7 @@ fn view(lab: &Lab, web: &[usize]) -> View {
         names: Vec::new(),
         conflicts: Vec::new(),
         networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }
 

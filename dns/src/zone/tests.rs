@@ -75,6 +75,7 @@ fn view() -> View {
         ],
         conflicts: Vec::new(),
         networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }
 

@@ -252,6 +252,19 @@ pub struct View {
     pub networks: Vec<NetworkView>,
     /// Conflicts of published ports.
     pub conflicts: Vec<PublishConflict>,
+    /// Removed nodes whose addresses are not back yet.
+    pub blocked: Vec<Blocked>,
+}
+
+/// A removed node's part of the range that nobody may use yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Who was removed.
+    pub id: NodeId,
+    /// Its name for people.
+    pub name: String,
+    /// Its part outside the VIPs.
+    pub prefixes: Vec<Ipv4Net>,
 }
 
 impl View {

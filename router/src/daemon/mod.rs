@@ -105,6 +105,7 @@ impl Daemon {
                 .into_iter()
                 .flat_map(|service| service.conflicts),
         );
+        warnings.extend(view.blocked.iter().map(rows::blocked));
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: view.me.short(),

@@ -4,7 +4,9 @@ use weft_core::control::{
     EndpointRow, NameRow, NameSpec, NodeRow, PeerRow, ServiceRow, ServiceSpec,
 };
 use weft_core::model::{Label, NodeId};
-use weft_core::view::{Carrier, Endpoint, EndpointKind, PeerNumber, PeerView, Service, View};
+use weft_core::view::{
+    Blocked, Carrier, Endpoint, EndpointKind, PeerNumber, PeerView, Service, View,
+};
 
 /// This host's own endpoints of one kind.
 pub(crate) fn own_endpoints(view: &View, kind: EndpointKind) -> Vec<&Endpoint> {
@@ -51,6 +53,17 @@ pub(crate) fn nodes(view: &View) -> Vec<NodeRow> {
             host_addrs: member.host_addrs.clone(),
         })
         .collect()
+}
+
+/// What stands in `weft status` of a removed node whose addresses are not back.
+pub(crate) fn blocked(blocked: &Blocked) -> String {
+    let prefixes: Vec<String> = blocked.prefixes.iter().map(ToString::to_string).collect();
+    let name = &blocked.name;
+    format!(
+        "{name} was removed, and {} can't be used until most of the nodes have agreed; if it is destroyed: weft node rm \
+         {name} --force",
+        prefixes.join(", ")
+    )
 }
 
 /// `weft service ls`.

@@ -38,6 +38,7 @@ fn view() -> View {
         names: vec![],
         conflicts: vec![],
         networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }
 

@@ -327,5 +327,6 @@ fn view() -> View {
         names: vec![],
         conflicts: vec![],
         networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }

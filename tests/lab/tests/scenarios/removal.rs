@@ -100,6 +100,8 @@ fn of_two_hosts_one_takes_the_other_s_addresses_only_by_force() {
     let error = h2.weft(&["node", "rm", "h1"]).fails_with(1);
     assert!(error.contains("weft node rm h1 --force"), "{error}");
     assert_ne!(unowned(&h2), 0);
+    let status = h2.weft(&["status"]).stdout;
+    assert!(status.contains("h1 was removed, and 10."), "{status}");
     h2.weft(&["node", "rm", "h1", "--force"]).ok();
     assert_eq!(unowned(&h2), 0);
     assert_eq!(nodes(&h2), ["h2"]);
