@@ -28,6 +28,7 @@ use crate::record::be_u64;
 use crate::store::{Batch, Stored, Table};
 
 pub use link::MAX_LINK;
+pub(crate) use link::reencode;
 use link::{Admission, Body, Link, Revocation};
 use verdict::{Links, Verdict};
 pub use verdict::{MemberKeys, Revoked};

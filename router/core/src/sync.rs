@@ -37,6 +37,7 @@ use crate::store::Batch;
 
 use burst::{next_burst, start_of};
 pub use frame::MAX_BODY;
+pub(crate) use frame::reencode;
 use frame::{Frame, Want, pack};
 use peer::{Job, Peer};
 

@@ -33,7 +33,7 @@ pub enum MetaError {
 
 /// The cluster's row on disk.
 #[derive(Serialize, Deserialize)]
-struct Row {
+pub(crate) struct Row {
     version: u8,
     cluster: ClusterId,
     secret: [u8; 32],
@@ -43,7 +43,7 @@ struct Row {
 
 /// What a member tells a newcomer, inside their session.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Welcome {
+pub(crate) struct Welcome {
     pub(super) cluster: ClusterId,
     pub(super) secret: [u8; 32],
     pub(super) range: Ipv4Net,
@@ -54,7 +54,7 @@ pub(super) struct Welcome {
 }
 
 /// A member's knowledge of its cluster.
-pub(super) struct Meta {
+pub(crate) struct Meta {
     pub(super) cluster: ClusterId,
     pub(super) secret: Secret<32>,
     pub(super) range: Ipv4Net,
@@ -86,7 +86,7 @@ impl Meta {
     }
 
     /// From a member's welcome. `me` must be admitted in it.
-    pub(super) fn welcomed(welcome: Welcome, me: &NodeId) -> Result<Self, MetaError> {
+    pub(crate) fn welcomed(welcome: Welcome, me: &NodeId) -> Result<Self, MetaError> {
         let (roster, unwritten) =
             Roster::join(welcome.cluster, welcome.roster.iter().map(Vec::as_slice))?;
         if !roster.is_member(me) {
@@ -120,7 +120,7 @@ impl Meta {
     }
 
     /// All of it, to write down at once.
-    pub(super) fn batch(&self) -> Batch {
+    pub(crate) fn batch(&self) -> Batch {
         let row = Row {
             version: 1,
             cluster: self.cluster,

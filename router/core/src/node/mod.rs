@@ -34,6 +34,10 @@ mod upkeep;
 pub use io::{Command, CommandError, Input, JoinFailure, NodeConfig, Output, Reply, Start, Tunnel};
 pub use meta::{MetaError, cluster_of, range_of};
 
+pub(crate) use io::{Answer, Ask};
+pub(crate) use meta::{Meta, Row, Welcome};
+pub(crate) use tokens::Uses;
+
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::model::{AddressPlan, ClusterId, Generation, NodeId, Now, WallMicros};
@@ -42,7 +46,6 @@ use crate::view::{PeerView, View};
 
 use cluster::Cluster;
 use joining::Joining;
-use meta::Meta;
 
 /// Wall clock time between two readings of it: the last reading plus what has passed since.
 #[derive(Clone, Copy, Debug, Default)]
