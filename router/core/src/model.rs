@@ -122,17 +122,17 @@ impl<'de> Deserialize<'de> for EndpointId {
     }
 }
 
-/// Why a text is not the name it should be.
+/// Why a text is not the name it should be. Said without what could steer a terminal: the text may be anybody's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Nothing between the dots.
     #[error("a name can't be empty")]
     Empty,
     /// RFC 1035 §2.3.4: a label has at most 63 octets.
-    #[error("\"{0}\" is longer than 63 characters")]
+    #[error("{0:?} is longer than 63 characters")]
     TooLong(String),
     /// RFC 1123 §2.1: letters, digits and hyphens.
-    #[error("\"{0}\" may hold only letters, digits and hyphens, and no hyphen at either end")]
+    #[error("{0:?} may hold only letters, digits and hyphens, and no hyphen at either end")]
     NotLdh(String),
     /// The name means something in weft itself.
     #[error("\"{0}\" is a reserved name")]

@@ -148,7 +148,9 @@ impl Datagram {
 
 /// Decodes a datagram and encodes what it said.
 pub(crate) fn reencode(bytes: &[u8]) -> Option<Vec<u8>> {
-    Datagram::decode(bytes).ok().map(|datagram| datagram.encode())
+    Datagram::decode(bytes)
+        .ok()
+        .map(|datagram| datagram.encode())
 }
 
 impl Body {

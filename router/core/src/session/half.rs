@@ -66,9 +66,11 @@ impl<'a> Between<'a> {
                 clear: None,
                 types: members,
             },
-            Between::Joiner(token) => {
-                with_secret(&token.body().cluster, token.secret().clone(), token.signed())
-            }
+            Between::Joiner(token) => with_secret(
+                &token.body().cluster,
+                token.secret().clone(),
+                token.signed(),
+            ),
             Between::Forged(cluster, secret, signed) => {
                 with_secret(cluster, secret_of(secret, signed), signed)
             }
@@ -150,7 +152,10 @@ impl Half {
         datagram.extend_from_slice(&self.noise.write(inside).ok()?);
         self.macs.finish(&mut datagram, None);
         let remote = self.theirs;
-        Some((datagram, self.through(Vec::new(), (peer, index, remote), cipher)))
+        Some((
+            datagram,
+            self.through(Vec::new(), (peer, index, remote), cipher),
+        ))
     }
 
     /// Takes the answer to its call.
