@@ -147,11 +147,13 @@ pub fn range_of(stored: &Stored) -> Option<Ipv4Net> {
 }
 
 /// `max(stored + 1, unix seconds)`: grows even where the clock went back, and a fresh disk does not begin at 1 again.
-pub(super) fn next_generation(stored: &Stored, wall: WallMicros) -> Generation {
+/// `None` when what is stored leaves no later one: nobody counts so far.
+pub(super) fn next_generation(stored: &Stored, wall: WallMicros) -> Option<Generation> {
     let last = stored
         .get(Table::Cluster, &[GENERATION])
         .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
-    Generation((last.unwrap_or(0) + 1).max(wall.0 / 1_000_000))
+    let next = last.unwrap_or(0).checked_add(1)?;
+    Some(Generation(next.max(wall.0 / 1_000_000)))
 }
 
 pub(super) fn generation_batch(generation: Generation) -> Batch {

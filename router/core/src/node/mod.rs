@@ -128,7 +128,12 @@ impl Node {
         else {
             return;
         };
-        self.generation = meta::next_generation(&stored, wall);
+        let Some(generation) = meta::next_generation(&stored, wall) else {
+            let why = "the state directory can't be read: the number of starts is damaged";
+            let failure = JoinFailure::Refused(why.to_owned());
+            return out.push(Output::JoinFailed(failure));
+        };
+        self.generation = generation;
         let waits_for = self.next_persist;
         self.next_persist += 1;
         out.push(Output::Persist(

@@ -107,7 +107,8 @@ pub(super) fn record_seeds() -> Vec<Vec<u8>> {
 }
 
 /// Records of the roster. A piece is: whose (host 1 to 4), what is left as it came (1 = index, 2 = what goes before,
-/// 4 = the signature), kind and body; or, from 0x80 on, a whole record or a chain as a handshake shows it.
+/// 4 = the signature), kind and body; or, from 0x80 on, a whole record, a chain as a handshake shows it, or a row that
+/// the disk loses.
 pub(super) fn roster(data: &[u8]) -> Seen {
     let (mut roster, mut stored) = founded();
     let mut taken = false;
@@ -120,6 +121,7 @@ pub(super) fn roster(data: &[u8]) -> Seen {
                     taken = true;
                 }
             }
+            [0x82, row, ..] => lose(&roster, &stored, *row),
             [who, flags, body @ ..] => {
                 let bytes = made(&roster, 1 + who % 4, *flags, body);
                 taken |= take(&mut roster, &mut stored, &bytes);
@@ -129,6 +131,21 @@ pub(super) fn roster(data: &[u8]) -> Seen {
     }
     check(&roster, &stored);
     Seen::when(taken)
+}
+
+/// A disk that lost a row of the roster is refused, or what is left is in order.
+fn lose(roster: &Roster, stored: &Stored, row: u8) {
+    let mut stored = stored.clone();
+    let keys: Vec<Vec<u8>> = stored.0.keys().cloned().collect();
+    stored.0.remove(&keys[usize::from(row) % keys.len()]);
+    let Ok(restored) = Roster::restore(roster.cluster(), &stored) else {
+        return;
+    };
+    for issuer in restored.heads().keys() {
+        for (index, record) in (0u32..).zip(restored.records_from(issuer, 0)) {
+            assert_eq!(record[32..36], index.to_be_bytes(), "a chain with a gap");
+        }
+    }
 }
 
 /// A cluster of hosts 1 and 2.
@@ -255,6 +272,18 @@ pub(super) fn roster_seeds() -> Vec<Vec<u8>> {
             of(0, admit(3, 31)),
             of(0, revoke(3, 0)),
             of(2, admit(4, 31)),
+        ]),
+        join([
+            of(0, admit(3, 31)),
+            of(0, revoke(3, u32::MAX)),
+            of(2, admit(4, 31)),
+        ]),
+        join([
+            of(0, admit(3, 31)),
+            of(2, admit(4, 31)),
+            of(2, revoke(4, 0)),
+            vec![0x82, 3],
+            vec![0x82, 2],
         ]),
         join([of(0, unknown), of(0, admit(3, 31))]),
         join([of(0, admit(3, 31)), of(0, marked(4, &[5; 32]))]),
