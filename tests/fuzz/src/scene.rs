@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use weft_core::control::{NameSpec, ServiceSpec, TokenRequest};
+use weft_core::control::{NameSpec, NetworkSpec, ServiceSpec, TokenRequest};
 use weft_core::crypto::{Cipher, Random, Secret};
 use weft_core::fuzz::{Between, Half};
 use weft_core::identity::Identity;
@@ -301,7 +301,12 @@ fn commands(host: &mut Host) {
         name: label(&format!("printer-{number}")),
         ip: Ipv4Addr::new(198, 51, 100, number).into(),
     });
-    for (id, command) in [attach, service, name].into_iter().enumerate() {
+    let network = Command::CreateNetwork(NetworkSpec {
+        name: label(&format!("net-{number}")),
+        prefix_len: None,
+        subnet: None,
+    });
+    for (id, command) in [attach, service, name, network].into_iter().enumerate() {
         host.input(Input::Command(10 + id as u64, command));
     }
     let conflict = (Proto::Udp, 53, "dnsmasq (pid 7)".to_owned());

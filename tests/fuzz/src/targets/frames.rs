@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use weft_core::catalog::Catalog;
 use weft_core::crypto::Random;
 use weft_core::fuzz::{self, Plain};
 use weft_core::membership::{self, Membership, MembershipEvent};
@@ -20,7 +20,7 @@ use weft_core::token::TokenBody;
 use weft_core::wire::{self, DataHeader, DatagramType, Message};
 
 use super::Seen;
-use super::records::{reseal, roster_of_scene};
+use super::records::{reseal, stores};
 use crate::pieces::{cut, join, marked};
 use crate::scene::{Host, NOON, Peer, SCENE, identity, second};
 
@@ -82,6 +82,9 @@ pub(super) enum Ask {
         uses: u32,
     },
     Publish(Vec<(Proto, Option<IpAddr>, u16)>),
+    Farewell(Vec<u8>),
+    SpaceIn(Ipv4Net),
+    Block(Ipv4Net),
 }
 
 #[derive(Serialize)]
@@ -109,6 +112,7 @@ pub(super) enum JoinMessage {
 }
 
 fn asks() -> Vec<Vec<u8>> {
+    let block = "10.40.0.0/20".parse().expect("a block of the range");
     let everywhere = |port| (Proto::Tcp, None, port);
     let one = (Proto::Udp, Some(IpAddr::from([192, 0, 2, 1])), 53);
     [
@@ -122,6 +126,9 @@ fn asks() -> Vec<Vec<u8>> {
             uses: 1,
         },
         Ask::Publish(vec![everywhere(80), everywhere(443), one]),
+        Ask::Farewell(vec![7; 200]),
+        Ask::SpaceIn(block),
+        Ask::Block(block),
     ]
     .iter()
     .map(wire::encode)
@@ -154,7 +161,7 @@ pub(super) fn verdict(verdict: Verdict) -> Vec<u8> {
 
 /// What host 2 would be given by host 1.
 pub(super) fn welcome() -> Vec<u8> {
-    let roster = roster_of_scene();
+    let (roster, _) = stores();
     let records: Vec<Vec<u8>> = roster.records().into_iter().map(<[u8]>::to_vec).collect();
     let seeds = vec![(identity(1).id(), vec![crate::scene::address(1)])];
     let secret = *SCENE.secret.expose();
@@ -230,10 +237,7 @@ fn membership_bodies() -> Vec<Vec<u8>> {
 /// mark says so.
 pub(super) fn sync(data: &[u8]) -> Seen {
     let mut random = Random::from_seed([2; 32]);
-    let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &SCENE.cluster).expect("the default");
-    let mut roster = roster_of_scene();
-    let mut catalog = Catalog::new(identity(1).id(), SCENE.cluster, plan, Generation(9));
-    catalog.restore(&SCENE.disk, NOON);
+    let (mut roster, mut catalog) = stores();
     let mut machine = Sync::new(identity(1).id(), random.fork(), Now::default());
     let mut now = Now::default();
     let mut taken = false;

@@ -62,6 +62,7 @@ fn view() -> View {
             name: label("printer"),
             ip: "2001:db8::7".parse().expect("an address"),
         }],
+        networks: Vec::new(),
         conflicts: Vec::new(),
     }
 }

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use weft_core::control::{
-    AttachRequest, Attached, CheckRequest, DetachRequest, ErrorBody, NameSpec, ServiceSpec, Status,
-    TokenRequest, parse_port, parse_publish,
+    AttachRequest, Attached, CheckRequest, DetachRequest, ErrorBody, NameSpec, NetworkSpec,
+    ServiceSpec, Status, TokenRequest, parse_port, parse_publish,
 };
 use weft_core::model::{EndpointId, Label, Now};
 use weft_core::node::{Command, Input, Start};
@@ -64,7 +64,7 @@ pub(super) fn api(data: &[u8]) -> Seen {
     let Some((which, body)) = data.split_first() else {
         return Seen::Refused;
     };
-    let command = match which % 8 {
+    let command = match which % 9 {
         0 => read::<AttachRequest>(body).map(attach),
         1 => read::<TokenRequest>(body).map(|request| Some(Command::MintToken(request))),
         2 => read::<ServiceSpec>(body).map(|spec| Some(Command::CreateService(spec))),
@@ -72,6 +72,7 @@ pub(super) fn api(data: &[u8]) -> Seen {
         4 => read::<NameSpec>(body).map(|spec| Some(Command::AddName(spec))),
         5 => read::<DetachRequest>(body).map(|_| None),
         6 => read::<CheckRequest>(body).map(|_| None),
+        8 => read::<NetworkSpec>(body).map(|spec| Some(Command::CreateNetwork(spec))),
         // What the command line and the plugin read.
         _ => read::<Attached>(body)
             .map(drop)
@@ -146,6 +147,8 @@ pub(super) fn api_seeds() -> Vec<Vec<u8>> {
         (5, but),
         (6, json!({"which": {"container": ["weft/abc", "eth0"]}})),
         (7, attached),
+        (8, json!({"name": "blue", "prefix_len": 24})),
+        (8, json!({"name": "green", "subnet": "10.40.0.0/20"})),
         (7, json!({"error": "no", "kind": "not-found"})),
     ];
     bodies
