@@ -63,6 +63,7 @@ fn view() -> View {
             ip: "2001:db8::7".parse().expect("an address"),
         }],
         networks: Vec::new(),
+        blocked: Vec::new(),
         conflicts: Vec::new(),
     }
 }
