@@ -115,6 +115,13 @@ fn read_all(catalog: &Catalog, roster: &Roster) {
         catalog.duplicates(wall),
         catalog.used_addresses(wall, &removed),
     );
+    let destroyed = catalog.destroyed();
+    for node in catalog.nodes().keys() {
+        let vote = |voter: &NodeId| catalog.vote(voter, node);
+        if let Some(electorate) = catalog.electorate(node, &destroyed) {
+            let _ = (electorate.locked(vote), electorate.decided(vote, false));
+        }
+    }
     let _ = (catalog.next_due(wall), catalog.writer_state());
 }
 

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use weft_core::control::{
     AttachRequest, Attached, CheckRequest, DetachRequest, ErrorBody, NameSpec, NetworkSpec,
-    ServiceSpec, Status, TokenRequest, parse_port, parse_publish,
+    RemoveRequest, ServiceSpec, Status, TokenRequest, parse_port, parse_publish,
 };
 use weft_core::model::{EndpointId, Label, Now};
 use weft_core::node::{Command, Input, Start};
@@ -64,7 +64,7 @@ pub(super) fn api(data: &[u8]) -> Seen {
     let Some((which, body)) = data.split_first() else {
         return Seen::Refused;
     };
-    let command = match which % 9 {
+    let command = match which % 10 {
         0 => read::<AttachRequest>(body).map(attach),
         1 => read::<TokenRequest>(body).map(|request| Some(Command::MintToken(request))),
         2 => read::<ServiceSpec>(body).map(|spec| Some(Command::CreateService(spec))),
@@ -73,6 +73,12 @@ pub(super) fn api(data: &[u8]) -> Seen {
         5 => read::<DetachRequest>(body).map(|_| None),
         6 => read::<CheckRequest>(body).map(|_| None),
         8 => read::<NetworkSpec>(body).map(|spec| Some(Command::CreateNetwork(spec))),
+        9 => read::<RemoveRequest>(body).map(|request| {
+            Some(Command::RemoveNode {
+                node: request.node,
+                force: request.force,
+            })
+        }),
         // What the command line and the plugin read.
         _ => read::<Attached>(body)
             .map(drop)
@@ -149,6 +155,7 @@ pub(super) fn api_seeds() -> Vec<Vec<u8>> {
         (7, attached),
         (8, json!({"name": "blue", "prefix_len": 24})),
         (8, json!({"name": "green", "subnet": "10.40.0.0/20"})),
+        (9, json!({"node": "host-2", "force": true})),
         (7, json!({"error": "no", "kind": "not-found"})),
     ];
     bodies
