@@ -76,6 +76,9 @@ pub(crate) enum Command {
     /// Services: a virtual address balanced over all live backends
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// Networks: who is in one reaches directly only who is in the same
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Names in weft.internal
     #[command(subcommand)]
     Dns(DnsCommand),
@@ -231,7 +234,7 @@ pub(crate) struct EndpointArgs {
     /// A name it answers to (may be repeated)
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<Label>,
-    /// The network
+    /// The network, from `weft network ls` [default: default]
     #[arg(long, value_name = "NET")]
     pub(crate) network: Option<NetworkName>,
     /// This IPv4 address and no other
@@ -387,6 +390,43 @@ pub(crate) struct ServiceUpdateArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Create a network
+    Create(NetworkArgs),
+    /// List the networks
+    Ls(JsonFlag),
+    /// Remove a network that nothing is in
+    Rm {
+        /// Its name
+        name: NetworkName,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Containers of one network reach each other by address and by name. Those of other networks they reach only through
+services and published ports; the hosts themselves reach all. What names no network is in \"default\".
+
+Examples:
+  weft network create blue                          4,094 addresses in the default range
+  weft network create big --size /16                65,534
+  weft network create lab --subnet 10.40.0.0/20     these and no others
+  weft run --network blue --name web -- CMD...")]
+pub(crate) struct NetworkArgs {
+    /// Its name
+    pub(crate) name: NetworkName,
+    /// Its size as a prefix length, a sixteenth to a 256th of the range: /16 to /20 in the default one [default: the
+    /// smallest]
+    #[arg(long, value_name = "N", value_parser = parse_size)]
+    pub(crate) size: Option<u8>,
+    /// These addresses and no others
+    #[arg(long, value_name = "CIDR", conflicts_with = "size")]
+    pub(crate) subnet: Option<Ipv4Net>,
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum DnsCommand {
     /// Bind a name in weft.internal to an address
     Add {
@@ -462,6 +502,14 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
         return Err("from one second to one year".to_owned());
     }
     Ok(ttl)
+}
+
+/// A prefix length, with or without its slash.
+fn parse_size(text: &str) -> Result<u8, String> {
+    match text.strip_prefix('/').unwrap_or(text).parse() {
+        Ok(size @ 8..=30) => Ok(size),
+        _ => Err("write it as a prefix length: /20 is 4,094 addresses, /16 is 65,534".to_owned()),
+    }
 }
 
 /// `K=V` for labels: printable, short, and nothing that would need quoting.

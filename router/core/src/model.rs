@@ -321,6 +321,26 @@ impl AddressPlan {
         Ipv6Net::new_assert(self.v6(net.network()), 96 + net.prefix_len())
     }
 
+    /// The IPv6 prefix that holds the twins of all addresses in `net`, also when `net` spans several networks.
+    ///
+    /// Networks lie at multiples of 1/256 of the range and their number is the index of the first such block, so `2^k`
+    /// aligned blocks are the `2^k` network numbers that begin with the same bits: a prefix of `64 - k`. `default` and the
+    /// VIPs take a sixteenth each under their first block's number, which an enclosing prefix covers as well.
+    pub fn v6_cover(&self, net: Ipv4Net) -> Ipv6Net {
+        let block = self.range.prefix_len() + 8;
+        let in_one_network = self.default_network().contains(&net)
+            || self.vips().contains(&net)
+            || net.prefix_len() >= block;
+        if in_one_network {
+            return self.v6_net(net);
+        }
+        let bits = block - net.prefix_len();
+        let mut octets = self.range6().network().octets();
+        let number = self.network_number(net.network());
+        octets[6..8].copy_from_slice(&number.to_be_bytes());
+        Ipv6Net::new_assert(octets.into(), 64 - bits).trunc()
+    }
+
     /// The IPv4 address inside a derived IPv6 one; `None` if `ip` is not one of this cluster's.
     pub fn v4_of(&self, ip: Ipv6Addr) -> Option<Ipv4Addr> {
         let o = ip.octets();

@@ -8,14 +8,15 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 use nix::sys::signal::SigSet;
 use weft_core::control::{
-    AttachRequest, Attached, DetachRequest, Detached, EndpointRow, NameRow, NameSpec, NodeRow,
-    PeerRow, RemoveRequest, Removed, ServiceRow, Status, TokenReply, TokenRequest, Which,
+    AttachRequest, Attached, DetachRequest, Detached, EndpointRow, NameRow, NameSpec, NetworkRow,
+    NetworkSpec, NodeRow, PeerRow, RemoveRequest, Removed, ServiceRow, Status, TokenReply,
+    TokenRequest, Which,
 };
 use weft_core::model::ServiceName;
 use weft_core::token;
 
 use super::{
-    AttachArgs, Cli, Command, DetachArgs, DnsCommand, NodeCommand, NodeRmArgs, PsArgs,
+    AttachArgs, Cli, Command, DetachArgs, DnsCommand, NetworkCommand, NodeCommand, NodeRmArgs, PsArgs,
     ServiceCommand, StateArgs, TokenArgs, UpArgs, service,
 };
 use crate::background::{self, Origin, Ready, Summary};
@@ -119,6 +120,7 @@ fn ask(command: Command, client: &Client) -> anyhow::Result<()> {
         Command::Attach(args) => attach(&args, client),
         Command::Detach(args) => detach(&args, client),
         Command::Service(command) => service_command(command, client),
+        Command::Network(command) => network(command, client),
         Command::Dns(command) => dns(command, client),
         Command::Node(NodeCommand::Ls(json)) => {
             let rows: Vec<NodeRow> = client.get("/v1/nodes")?;
@@ -449,6 +451,29 @@ fn find_service(client: &Client, name: &ServiceName) -> anyhow::Result<ServiceRo
     rows.into_iter()
         .find(|row| row.spec.name == *name)
         .with_context(|| format!("there is no service {name}; see: weft service ls"))
+}
+
+fn network(command: NetworkCommand, client: &Client) -> anyhow::Result<()> {
+    match command {
+        NetworkCommand::Create(args) => {
+            let spec = NetworkSpec {
+                name: args.name,
+                prefix_len: args.size,
+                subnet: args.subnet,
+            };
+            // Others may have to hand over space for it.
+            let row: NetworkRow = client
+                .patient(ATTACH_PATIENCE)
+                .post("/v1/networks", &spec)?;
+            show::data(args.json.json, &row, show::network);
+        }
+        NetworkCommand::Ls(json) => {
+            let rows: Vec<NetworkRow> = client.get("/v1/networks")?;
+            show::data(json.json, &rows, |rows| show::networks(rows));
+        }
+        NetworkCommand::Rm { name } => client.delete(&format!("/v1/networks/{name}"))?,
+    }
+    Ok(())
 }
 
 fn dns(command: DnsCommand, client: &Client) -> anyhow::Result<()> {

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 use weft_core::control::{
     AttachRequest, CheckRequest, DetachRequest, ErrorBody, ErrorKind, MAX_BODY, NameSpec,
-    RemoveRequest, ServiceSpec, TokenRequest,
+    NetworkSpec, RemoveRequest, ServiceSpec, TokenRequest,
 };
 use weft_core::model::Label;
 use weft_core::node::CommandError;
@@ -181,6 +181,8 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/names/{name}", axum::routing::delete(remove_name))
         .route("/v1/nodes/remove", post(remove_node))
         .route("/v1/leave", post(leave))
+        .route("/v1/networks", get(networks).post(create_network))
+        .route("/v1/networks/{name}", axum::routing::delete(remove_network))
         .route("/v1/down", post(down))
         .fallback(|| async {
             ApiError::new(ErrorKind::NotFound, "no such path; the API is under /v1")
@@ -285,6 +287,25 @@ async fn remove_service(
     UrlPath(name): UrlPath<String>,
 ) -> Answer<impl Serialize> {
     daemon.remove_service(label(&name)?).await?;
+    Ok(Json(Empty {}))
+}
+
+async fn networks(State(daemon): State<Arc<Daemon>>) -> Answer<impl Serialize> {
+    Ok(Json(daemon.networks()?))
+}
+
+async fn create_network(
+    State(daemon): State<Arc<Daemon>>,
+    Body(spec): Body<NetworkSpec>,
+) -> Answer<impl Serialize> {
+    Ok(Json(daemon.create_network(spec).await?))
+}
+
+async fn remove_network(
+    State(daemon): State<Arc<Daemon>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<impl Serialize> {
+    daemon.remove_network(label(&name)?).await?;
     Ok(Json(Empty {}))
 }
 

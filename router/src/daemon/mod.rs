@@ -23,11 +23,11 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use weft_carrier::Carrier;
 use weft_core::control::{
-    EndpointRow, ErrorKind, NameRow, NodeRow, PeerRow, RemoveRequest, Removed, ServiceRow, Status,
-    TokenReply, TokenRequest,
+    EndpointRow, ErrorKind, NameRow, NetworkRow, NodeRow, PeerRow, RemoveRequest, Removed,
+    ServiceRow, Status, TokenReply, TokenRequest,
 };
 use weft_core::node::{Command, Reply};
-use weft_core::view::{EndpointKind, Liveness, PeerNumber, View};
+use weft_core::view::{EndpointKind, Liveness, NEARLY_FULL, NetworkView, PeerNumber, View};
 use weft_kernel::{Domain, Host};
 
 use api::ApiError;
@@ -99,7 +99,12 @@ impl Daemon {
                 .map(|trouble| format!("the kernel is not as it should be: {trouble}")),
         );
         warnings.extend(findings.warnings);
-        warnings.extend(self.core.alarms());
+        // An alarm is for the log and for ever; how full a network is, is a matter of the moment.
+        let of_the_moment = |alarm: &String| alarm.ends_with(NEARLY_FULL);
+        let alarms = self.core.alarms().into_iter();
+        warnings.extend(alarms.filter(|alarm| !of_the_moment(alarm)));
+        let low = view.networks.iter().filter(|network| network.low);
+        warnings.extend(low.map(NetworkView::warning));
         warnings.extend(
             rows::services(&view)
                 .into_iter()
@@ -165,6 +170,10 @@ impl Daemon {
 
     pub(crate) fn names(&self) -> Result<Vec<NameRow>, ApiError> {
         Ok(rows::names(&*self.view()?))
+    }
+
+    pub(crate) fn networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
+        Ok(rows::networks(&*self.view()?))
     }
 
     pub(crate) async fn token(&self, request: TokenRequest) -> Result<TokenReply, ApiError> {

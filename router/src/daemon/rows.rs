@@ -1,11 +1,11 @@
 //! The view as the API shows it: plain functions from a [`View`] to rows.
 
 use weft_core::control::{
-    EndpointRow, NameRow, NameSpec, NodeRow, PeerRow, ServiceRow, ServiceSpec,
+    EndpointRow, NameRow, NameSpec, NetworkRow, NodeRow, PeerRow, ServiceRow, ServiceSpec,
 };
 use weft_core::model::{Label, NodeId};
 use weft_core::view::{
-    Blocked, Carrier, Endpoint, EndpointKind, PeerNumber, PeerView, Service, View,
+    Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerNumber, PeerView, Service, View,
 };
 
 /// This host's own endpoints of one kind.
@@ -113,6 +113,27 @@ pub(crate) fn service_row(view: &View, service: &Service) -> ServiceRow {
                 )
             })
             .collect(),
+    }
+}
+
+/// `weft network ls`.
+pub(crate) fn networks(view: &View) -> Vec<NetworkRow> {
+    view.networks
+        .iter()
+        .map(|network| network_row(view, network))
+        .collect()
+}
+
+/// One network.
+pub(crate) fn network_row(view: &View, network: &NetworkView) -> NetworkRow {
+    NetworkRow {
+        net6: view.plan.v6_cover(network.net),
+        endpoints: view
+            .endpoints
+            .iter()
+            .filter(|e| e.network == network.name)
+            .count(),
+        network: network.clone(),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::view::{Endpoint, Liveness, NetworkView};
 /// The network that is always there.
 pub(super) const DEFAULT: &str = "default";
 /// Blocks that are tried for one network before a person hears that it can't be.
-const MAX_TRIED: usize = 8;
+const MAX_TRIED: usize = 4;
 /// Endpoints named when a network can't be removed.
 const MAX_NAMED: usize = 5;
 /// Space is counted at most so often.
