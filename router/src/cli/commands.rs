@@ -16,8 +16,8 @@ use weft_core::model::ServiceName;
 use weft_core::token;
 
 use super::{
-    AttachArgs, Cli, Command, DetachArgs, DnsCommand, NetworkCommand, NodeCommand, NodeRmArgs, PsArgs,
-    ServiceCommand, StateArgs, TokenArgs, UpArgs, service,
+    AttachArgs, Cli, Command, DetachArgs, DnsCommand, NetworkCommand, NodeCommand, NodeRmArgs,
+    PsArgs, ServiceCommand, StateArgs, TokenArgs, UpArgs, service,
 };
 use crate::background::{self, Origin, Ready, Summary};
 use crate::client::{Client, ClientError};

@@ -14,6 +14,7 @@ mod itself;
 mod join;
 mod lacking;
 mod names;
+mod networks;
 mod removal;
 mod restart;
 mod services;
