@@ -133,7 +133,9 @@ impl Allocator {
     ) -> Batch {
         let used: BTreeSet<u32> = used.iter().map(|ip| u32::from(*ip)).collect();
         let freed: Vec<u32> = self.used.difference(&used).copied().collect();
+        let taken: Vec<u32> = used.difference(&self.used).copied().collect();
         self.reserved.retain(|ip| !used.contains(ip));
+        let same_ring = self.ring == ring;
         self.ring = ring;
         self.used = used;
         self.networks = networks.to_vec();
@@ -141,7 +143,10 @@ impl Allocator {
         for ip in freed {
             self.rest(ip, now, &mut batch);
         }
-        self.count_anew();
+        match same_ring {
+            true => taken.into_iter().for_each(|ip| self.count(ip)),
+            false => self.count_anew(),
+        }
         batch
     }
 
