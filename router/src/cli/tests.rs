@@ -67,6 +67,7 @@ fn every_command_of_the_contract_is_taken_as_the_contract_writes_it() {
         "dns rm db",
         "dns lookup db",
         "node ls",
+        "node rm x --force",
         "demo",
         "completions bash",
     ] {
@@ -123,7 +124,6 @@ fn what_can_t_be_meant_is_wrong_usage() {
         "doctor",
         "report",
         "bench x",
-        "node rm x",
     ] {
         let error = match parse(&format!("weft {line}")) {
             Err(error) => error,
