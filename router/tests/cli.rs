@@ -640,5 +640,5 @@ fn networks_are_made_listed_and_those_that_fill_up_are_marked() {
     assert_eq!(rows[1]["name"], "blue");
     assert_eq!(rows[1]["free_here"], 17);
     let text = one_line(&host.weft(&["network", "rm", "blue"]), 1);
-    assert!(text.contains("it is taken; choose another"), "{text}");
+    assert!(text.contains("taken; choose another"), "{text}");
 }
