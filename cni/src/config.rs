@@ -236,10 +236,11 @@ impl NetConf {
     }
 
     /// The container's names: the pod's first, then aliases. What can't be a name in DNS is left out, because the
-    /// runtime's own rules for names are wider and the container should run all the same.
-    pub(crate) fn names(&self, args: &CniArgs) -> Vec<Label> {
+    /// runtime's own rules for names are wider and the container should run all the same. The other half says what.
+    pub(crate) fn names(&self, args: &CniArgs) -> (Vec<Label>, Vec<String>) {
         const MOST: usize = 16;
         let mut names = Vec::new();
+        let mut left_out = Vec::new();
         let said = args
             .pod_name
             .iter()
@@ -249,11 +250,11 @@ impl NetConf {
             match Label::parse(text) {
                 Ok(name) if names.contains(&name) => {}
                 Ok(name) if names.len() < MOST => names.push(name),
-                Ok(name) => eprintln!("weft-cni: more than {MOST} names; {name} is left out"),
-                Err(error) => eprintln!("weft-cni: left out as a name: {error}"),
+                Ok(name) => left_out.push(format!("more than {MOST} names; {name} is left out")),
+                Err(error) => left_out.push(format!("left out as a name: {error}")),
             }
         }
-        names
+        (names, left_out)
     }
 }
 
@@ -314,6 +315,16 @@ impl Environment {
             netns: variable("CNI_NETNS"),
             ifname: variable("CNI_IFNAME"),
             args: variable("CNI_ARGS"),
+        }
+    }
+
+    /// Of CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME and CNI_ARGS.
+    pub(crate) fn new([container, netns, ifname, args]: [&str; 4]) -> Self {
+        Self {
+            container: container.to_owned(),
+            netns: netns.to_owned(),
+            ifname: ifname.to_owned(),
+            args: args.to_owned(),
         }
     }
 

@@ -64,25 +64,37 @@ fn since(conf: &NetConf, first: Version, command: &str) -> Result<(), CniError> 
 }
 
 fn add(conf: &NetConf, environment: &Environment) -> Result<Value, CniError> {
+    let (request, left_out) = request(conf, environment)?;
+    for line in left_out {
+        eprintln!("weft-cni: {line}");
+    }
+    let attached: Attached = daemon::post(&conf.socket, "/v1/attach", &request)?;
+    Ok(result::render(
+        &attached,
+        environment.netns()?,
+        conf.version,
+        conf.previous.as_ref(),
+    ))
+}
+
+/// What ADD asks of the daemon, and what of the runtime's words it leaves out.
+pub(crate) fn request(
+    conf: &NetConf,
+    environment: &Environment,
+) -> Result<(AttachRequest, Vec<String>), CniError> {
     let args = environment.args()?;
     conf.check_wishes(&args)?;
-    let netns = environment.netns()?;
+    let (names, left_out) = conf.names(&args);
     let request = AttachRequest {
-        target: Target::Netns(netns.to_owned()),
-        names: conf.names(&args),
+        target: Target::Netns(environment.netns()?.to_owned()),
+        names,
         network: conf.network.clone(),
         ip: conf.address(&args)?,
         ifname: environment.ifname()?.to_owned(),
         labels: Default::default(),
         container_id: Some(conf.key(environment.container()?)),
     };
-    let attached: Attached = daemon::post(&conf.socket, "/v1/attach", &request)?;
-    Ok(result::render(
-        &attached,
-        netns,
-        conf.version,
-        conf.previous.as_ref(),
-    ))
+    Ok((request, left_out))
 }
 
 fn del(conf: &NetConf, environment: &Environment) -> Result<(), CniError> {

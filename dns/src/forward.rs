@@ -143,7 +143,7 @@ async fn ask(upstream: SocketAddr, request: &Message, patience: Duration) -> io:
 }
 
 /// The client's question under a new random number, with our own EDNS: none of its options go further.
-fn question(request: &Message) -> Message {
+pub(crate) fn question(request: &Message) -> Message {
     let mut question = Message::query();
     question.metadata.recursion_desired = true;
     question.metadata.checking_disabled = request.metadata.checking_disabled;
@@ -190,7 +190,7 @@ async fn over_tcp(upstream: SocketAddr, question: &Message, bytes: &[u8]) -> io:
 }
 
 /// The answer to this very question; a resolver that refuses may leave the question out.
-fn matching(question: &Message, bytes: &[u8]) -> Option<Message> {
+pub(crate) fn matching(question: &Message, bytes: &[u8]) -> Option<Message> {
     let asked = question.queries.first()?;
     if bytes.get(..2)? != question.metadata.id.to_be_bytes() || reply::questions(bytes)? > 1 {
         return None;
@@ -211,7 +211,7 @@ fn same_question(a: &Query, b: &Query) -> bool {
 
 /// The answer in the client's own frame, without records that point into the cluster or to loopback: a page from
 /// outside must not make a browser inside talk to what is inside ("DNS rebinding").
-fn pass_on(request: &Message, mut answer: Message, plan: &AddressPlan) -> Forwarded {
+pub(crate) fn pass_on(request: &Message, mut answer: Message, plan: &AddressPlan) -> Forwarded {
     let mut dropped = 0;
     let mut harmless = |records: &mut Vec<Record>| {
         let before = records.len();

@@ -14,6 +14,8 @@
 mod arpa;
 mod counters;
 mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 mod limits;
 mod reply;
 mod resolve;

@@ -63,7 +63,7 @@ impl Resolver {
             count(&self.counters.rejected);
             return Some(reply::bare(request, code));
         }
-        if let Some(reply) = self.own(request) {
+        if let Some(reply) = self.own(request, from) {
             count(&self.counters.local);
             return Some(reply);
         }
@@ -75,12 +75,12 @@ impl Resolver {
         rate.allow(from, self.started.elapsed())
     }
 
-    fn own(&self, request: &Message) -> Option<Message> {
+    fn own(&self, request: &Message, from: IpAddr) -> Option<Message> {
         let query = request.queries.first()?;
         let labels: Vec<&[u8]> = query.name().iter().collect();
         let zone = self.zone();
         let seed = self.shuffle.fetch_add(1, Relaxed);
-        let answer = zone.answer(&labels, reply::kind(query), seed);
+        let answer = zone.answer(&zone.sight(from), &labels, reply::kind(query), seed);
         reply::from_zone(request, answer, zone.revision())
     }
 

@@ -165,7 +165,7 @@ async fn run_udp(mut server: Server<Handler>, mut stop: watch::Receiver<bool>) {
     }
 }
 
-struct Handler(Arc<Resolver>);
+pub(crate) struct Handler(pub(crate) Arc<Resolver>);
 
 #[async_trait]
 impl RequestHandler for Handler {

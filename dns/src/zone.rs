@@ -2,7 +2,7 @@
 //!
 //! | name | answer |
 //! |---|---|
-//! | `NAME.weft.internal`, `NAME` | the VIP of the service so named; else all endpoints so named, shuffled; else what a person bound it to |
+//! | `NAME.weft.internal`, `NAME` | the VIP of the service so named; else all endpoints so named in the asker's network (hosts see all), shuffled; else what a person bound it to |
 //! | `NODE.node.weft.internal` | the overlay address of that host |
 //! | `dns.weft.internal` | the DNS address |
 //! | reverse names of the range and of the cluster's IPv6 prefix | the service, host or first name of the endpoint |
@@ -11,10 +11,12 @@
 //! A name of one label that isn't known does not exist: it is never forwarded, because what people type as a short name
 //! is nobody else's business. Only questions about top-level domains as such (NS, SOA, DS, DNSKEY) are.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use weft_core::model::{AddressPlan, NodeId};
+use ipnet::Ipv4Net;
+use weft_core::model::{AddressPlan, NetworkName, NodeId};
 use weft_core::view::{Endpoint, EndpointKind, Liveness, View};
 
 use crate::arpa::{self, Spot};
@@ -81,14 +83,43 @@ struct Addresses {
     v6: BTreeSet<Ipv6Addr>,
 }
 
+/// Whose endpoints an asker sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// Those of all networks: the asker is a host.
+    All,
+    /// Those of one network. `None` is a container whose network was removed.
+    Network(Option<NetworkName>),
+}
+
+impl Sight {
+    fn sees(&self, network: &NetworkName) -> bool {
+        match self {
+            Sight::All => true,
+            Sight::Network(own) => own.as_ref() == Some(network),
+        }
+    }
+}
+
+/// Names that one kind of owner has given.
+type Names = BTreeMap<String, Addresses>;
+
 /// All names of one view, indexed.
 #[derive(Clone, Debug)]
 pub struct Zone {
     plan: AddressPlan,
     revision: u64,
-    names: BTreeMap<String, Addresses>,
-    nodes: BTreeMap<String, Addresses>,
-    reverse: BTreeMap<IpAddr, String>,
+    /// Ours, and the services'.
+    strong: Names,
+    /// The endpoints', by name and network.
+    endpoints: BTreeMap<String, BTreeMap<NetworkName, Addresses>>,
+    /// Those that people bound.
+    manual: Names,
+    nodes: Names,
+    /// With the network of an endpoint.
+    reverse: BTreeMap<IpAddr, (String, Option<NetworkName>)>,
+    networks: Vec<(NetworkName, Vec<Ipv4Net>)>,
+    hosts: BTreeSet<Ipv4Addr>,
 }
 
 impl Zone {
@@ -97,9 +128,13 @@ impl Zone {
         let mut zone = Self {
             plan: view.plan,
             revision: view.revision,
-            names: BTreeMap::new(),
+            strong: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            manual: BTreeMap::new(),
             nodes: BTreeMap::new(),
             reverse: BTreeMap::new(),
+            networks: networks(view),
+            hosts: hosts(view).map(|e| e.ip).collect(),
         };
         let own = |ip: Ipv4Addr| Addresses {
             v4: BTreeSet::from([ip]),
@@ -119,8 +154,23 @@ impl Zone {
         self.revision
     }
 
+    /// What an asker with this address sees.
+    pub fn sight(&self, asker: IpAddr) -> Sight {
+        let ip = match asker.to_canonical() {
+            IpAddr::V4(ip) => Some(ip).filter(|ip| self.plan.range.contains(ip)),
+            IpAddr::V6(ip) => self.plan.v4_of(ip),
+        };
+        // Nobody else's containers ask here: what has no address of the overlay is this host.
+        let Some(ip) = ip.filter(|ip| !self.hosts.contains(ip)) else {
+            return Sight::All;
+        };
+        let own = |(_, blocks): &&(_, Vec<Ipv4Net>)| blocks.iter().any(|net| net.contains(&ip));
+        let network = self.networks.iter().find(own);
+        Sight::Network(network.map(|(name, _)| name.clone()))
+    }
+
     /// Answers for a name (its labels, the leftmost first, in any case). Addresses come in an order drawn from `seed`.
-    pub fn answer(&self, labels: &[&[u8]], kind: Kind, seed: u64) -> Answer {
+    pub fn answer(&self, sight: &Sight, labels: &[&[u8]], kind: Kind, seed: u64) -> Answer {
         // No name of ours, reverse ones included, has more labels than 32 nibbles and two.
         let labels: Vec<String> = labels
             .iter()
@@ -131,18 +181,35 @@ impl Zone {
             [] => Answer::Forward,
             [.., "localhost"] => localhost(kind),
             ["internal"] => Answer::NoData(None),
-            [below @ .., "weft", "internal"] => self.inside(below, kind, seed),
-            [name] => self.short(name, kind, seed),
-            _ => self.reverse(&labels, kind),
+            [below @ .., "weft", "internal"] => self.inside(sight, below, kind, seed),
+            [name] => self.short(sight, name, kind, seed),
+            _ => self.reverse(sight, &labels, kind),
         }
     }
 
-    fn inside(&self, below: &[&str], kind: Kind, seed: u64) -> Answer {
+    /// From the strongest claim on a name to the weakest.
+    fn find(&self, sight: &Sight, name: &str) -> Option<Cow<'_, Addresses>> {
+        if let Some(addresses) = self.strong.get(name) {
+            return Some(Cow::Borrowed(addresses));
+        }
+        let mut seen = Addresses::default();
+        for (network, addresses) in self.endpoints.get(name).into_iter().flatten() {
+            if sight.sees(network) {
+                seen.extend(addresses.clone());
+            }
+        }
+        match seen.v4.is_empty() {
+            true => self.manual.get(name).map(Cow::Borrowed),
+            false => Some(Cow::Owned(seen)),
+        }
+    }
+
+    fn inside(&self, sight: &Sight, below: &[&str], kind: Kind, seed: u64) -> Answer {
         let apex = Some(DOMAIN.to_owned());
         let found = match below {
             [] => return at_apex(kind, apex),
-            [name] => self.names.get(*name),
-            [name, "node"] => self.nodes.get(*name),
+            [name] => self.find(sight, name),
+            [name, "node"] => self.nodes.get(*name).map(Cow::Borrowed),
             _ => None,
         };
         match found {
@@ -152,15 +219,15 @@ impl Zone {
         }
     }
 
-    fn short(&self, name: &str, kind: Kind, seed: u64) -> Answer {
-        match self.names.get(name) {
+    fn short(&self, sight: &Sight, name: &str, kind: Kind, seed: u64) -> Answer {
+        match self.find(sight, name) {
             Some(addresses) => addresses.records(kind, seed, None),
             None if matches!(kind, Kind::Ns | Kind::Soa | Kind::Delegation) => Answer::Forward,
             None => Answer::NoName(None),
         }
     }
 
-    fn reverse(&self, labels: &[String], kind: Kind) -> Answer {
+    fn reverse(&self, sight: &Sight, labels: &[String], kind: Kind) -> Answer {
         let Some(place) = arpa::locate(labels, &self.plan) else {
             return Answer::Forward;
         };
@@ -169,7 +236,13 @@ impl Zone {
             Spot::Apex => return at_apex(kind, apex),
             Spot::Prefix => return Answer::NoData(apex),
             Spot::Nothing => None,
-            Spot::Address(ip) => self.reverse.get(&ip),
+            Spot::Address(ip) => {
+                let found = self.reverse.get(&ip);
+                let seen = |network: &Option<_>| network.as_ref().is_none_or(|n| sight.sees(n));
+                found
+                    .filter(|(_, network)| seen(network))
+                    .map(|(name, _)| name)
+            }
         };
         match (name, kind) {
             (None, _) => Answer::NoName(apex),
@@ -179,16 +252,16 @@ impl Zone {
     }
 
     fn add_fixed(&mut self, dns: Addresses) {
-        self.name_addresses(&dns, format!("dns.{DOMAIN}"));
-        self.names.insert("dns".to_owned(), dns);
+        self.name_addresses(&dns, format!("dns.{DOMAIN}"), None);
+        self.strong.insert("dns".to_owned(), dns);
     }
 
     fn add_services(&mut self, view: &View, own: &dyn Fn(Ipv4Addr) -> Addresses) {
         for service in &view.services {
             let addresses = own(service.vip);
-            self.name_addresses(&addresses, format!("{}.{DOMAIN}", service.name));
+            self.name_addresses(&addresses, format!("{}.{DOMAIN}", service.name), None);
             let name = service.name.as_str().to_owned();
-            self.names.entry(name).or_insert(addresses);
+            self.strong.entry(name).or_insert(addresses);
         }
     }
 
@@ -200,16 +273,18 @@ impl Zone {
             .filter(|m| m.liveness == Liveness::Alive)
             .map(|m| m.id)
             .collect();
-        let mut by_name: BTreeMap<&str, Vec<&Endpoint>> = BTreeMap::new();
+        let mut by_name: BTreeMap<(&str, &NetworkName), Vec<&Endpoint>> = BTreeMap::new();
         for endpoint in containers(view) {
             if let Some(first) = endpoint.names.first() {
-                self.name_addresses(&own(endpoint.ip), format!("{first}.{DOMAIN}"));
+                let network = Some(endpoint.network.clone());
+                self.name_addresses(&own(endpoint.ip), format!("{first}.{DOMAIN}"), network);
             }
             for name in &endpoint.names {
-                by_name.entry(name.as_str()).or_default().push(endpoint);
+                let place = (name.as_str(), &endpoint.network);
+                by_name.entry(place).or_default().push(endpoint);
             }
         }
-        for (name, endpoints) in by_name {
+        for ((name, network), endpoints) in by_name {
             let any_alive = endpoints.iter().any(|e| alive.contains(&e.node));
             let mut all = Addresses::default();
             for endpoint in endpoints {
@@ -217,7 +292,8 @@ impl Zone {
                     all.extend(own(endpoint.ip));
                 }
             }
-            self.names.entry(name.to_owned()).or_insert(all);
+            let networks = self.endpoints.entry(name.to_owned()).or_default();
+            networks.insert(network.clone(), all);
         }
     }
 
@@ -231,33 +307,35 @@ impl Zone {
             };
         }
         for (name, addresses) in manual {
-            self.name_addresses(&addresses, format!("{name}.{DOMAIN}"));
-            self.names.entry(name.to_owned()).or_insert(addresses);
+            self.name_addresses(&addresses, format!("{name}.{DOMAIN}"), None);
+            self.manual.insert(name.to_owned(), addresses);
         }
     }
 
     /// Two nodes may share a name: then it stands for both.
     fn add_nodes(&mut self, view: &View, own: &dyn Fn(Ipv4Addr) -> Addresses) {
-        for endpoint in view
-            .endpoints
-            .iter()
-            .filter(|e| e.kind == EndpointKind::Host)
-        {
+        for endpoint in hosts(view) {
             let Some(member) = view.member(&endpoint.node) else {
                 continue;
             };
             let addresses = own(endpoint.ip);
-            self.name_addresses(&addresses, format!("{}.node.{DOMAIN}", member.name));
+            self.name_addresses(&addresses, format!("{}.node.{DOMAIN}", member.name), None);
             let name = member.name.as_str().to_owned();
             self.nodes.entry(name).or_default().extend(addresses);
         }
     }
 
     /// The reverse names; the first claim on an address stays.
-    fn name_addresses(&mut self, addresses: &Addresses, name: String) {
+    fn name_addresses(
+        &mut self,
+        addresses: &Addresses,
+        name: String,
+        network: Option<NetworkName>,
+    ) {
         let v4 = addresses.v4.iter().map(|ip| IpAddr::V4(*ip));
         for ip in v4.chain(addresses.v6.iter().map(|ip| IpAddr::V6(*ip))) {
-            self.reverse.entry(ip).or_insert_with(|| name.clone());
+            let entry = self.reverse.entry(ip);
+            entry.or_insert_with(|| (name.clone(), network.clone()));
         }
     }
 }
@@ -283,6 +361,19 @@ impl Addresses {
             Answer::Found(found)
         }
     }
+}
+
+fn hosts(view: &View) -> impl Iterator<Item = &Endpoint> {
+    view.endpoints
+        .iter()
+        .filter(|e| e.kind == EndpointKind::Host)
+}
+
+fn networks(view: &View) -> Vec<(NetworkName, Vec<Ipv4Net>)> {
+    let networks = view.networks.iter();
+    networks
+        .map(|network| (network.name.clone(), network.blocks().collect()))
+        .collect()
 }
 
 fn containers(view: &View) -> impl Iterator<Item = &Endpoint> {

@@ -65,6 +65,8 @@ fn view() -> View {
         }],
         names: Vec::new(),
         conflicts: Vec::new(),
+        networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }
 

@@ -84,6 +84,8 @@ fn view(lab: &Lab, web: &[usize]) -> View {
         services: vec![service("empty", EMPTY, 8001), service("web", VIP, 8000)],
         names: Vec::new(),
         conflicts: Vec::new(),
+        networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }
 

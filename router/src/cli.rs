@@ -55,7 +55,7 @@ pub(crate) enum Command {
     Up(Box<UpArgs>),
     /// Stop weft and remove everything it made in the kernel; its state is kept
     Down(StateArgs),
-    /// Stop weft, remove everything it made and forget the cluster
+    /// Leave the cluster for good: its addresses go to the others, everything weft made is removed, its state forgotten
     Reset(StateArgs),
     /// Print an invitation for another host
     Token(TokenArgs),
@@ -76,6 +76,9 @@ pub(crate) enum Command {
     /// Services: a virtual address balanced over all live backends
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// Networks: who is in one reaches directly only who is in the same
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Names in weft.internal
     #[command(subcommand)]
     Dns(DnsCommand),
@@ -231,7 +234,7 @@ pub(crate) struct EndpointArgs {
     /// A name it answers to (may be repeated)
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<Label>,
-    /// The network
+    /// The network, from `weft network ls` [default: default]
     #[arg(long, value_name = "NET")]
     pub(crate) network: Option<NetworkName>,
     /// This IPv4 address and no other
@@ -387,6 +390,43 @@ pub(crate) struct ServiceUpdateArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Create a network
+    Create(NetworkArgs),
+    /// List the networks
+    Ls(JsonFlag),
+    /// Remove a network that nothing is in
+    Rm {
+        /// Its name
+        name: NetworkName,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Containers of one network reach each other by address and by name. Those of other networks they reach only through
+services and published ports; the hosts themselves reach all. What names no network is in \"default\".
+
+Examples:
+  weft network create blue                          4,094 addresses in the default range
+  weft network create big --size /16                65,534
+  weft network create lab --subnet 10.40.0.0/20     these and no others
+  weft run --network blue --name web -- CMD...")]
+pub(crate) struct NetworkArgs {
+    /// Its name
+    pub(crate) name: NetworkName,
+    /// Its size as a prefix length, a sixteenth to a 256th of the range: /16 to /20 in the default one [default: the
+    /// smallest]
+    #[arg(long, value_name = "N", value_parser = parse_size)]
+    pub(crate) size: Option<u8>,
+    /// These addresses and no others
+    #[arg(long, value_name = "CIDR", conflicts_with = "size")]
+    pub(crate) subnet: Option<Ipv4Net>,
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum DnsCommand {
     /// Bind a name in weft.internal to an address
     Add {
@@ -419,6 +459,31 @@ pub(crate) enum DnsCommand {
 pub(crate) enum NodeCommand {
     /// List the nodes
     Ls(JsonFlag),
+    /// Remove a node for good: its key is void at once, its addresses come back
+    Rm(NodeRmArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The other nodes stop talking to it within seconds of hearing this. Its addresses come back once a majority of the nodes
+that it recorded as its voters agree, which live nodes do by themselves; so the smaller half of a split gets nothing, and
+neither does one of two nodes. When the node is destroyed and that majority can't be had, --force takes the addresses
+back all the same. If the other half of a split did so too, one of them holds in the end, and the containers of the
+other get new addresses.
+
+Examples:
+  weft node rm old-server             it is gone, or must be kept out
+  weft node rm old-server --force     it is destroyed, and too few others are left to agree
+
+To leave for good from the node itself, run `weft reset` there.")]
+pub(crate) struct NodeRmArgs {
+    /// Its name or its id, from `weft node ls`
+    pub(crate) node: String,
+    /// It is destroyed and will never come back: take its addresses back whoever agrees
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
 }
 
 #[derive(Debug, Args)]
@@ -437,6 +502,14 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
         return Err("from one second to one year".to_owned());
     }
     Ok(ttl)
+}
+
+/// A prefix length, with or without its slash.
+fn parse_size(text: &str) -> Result<u8, String> {
+    match text.strip_prefix('/').unwrap_or(text).parse() {
+        Ok(size @ 8..=30) => Ok(size),
+        _ => Err("write it as a prefix length: /20 is 4,094 addresses, /16 is 65,534".to_owned()),
+    }
 }
 
 /// `K=V` for labels: printable, short, and nothing that would need quoting.

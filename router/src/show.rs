@@ -3,7 +3,9 @@
 use std::io::Write;
 
 use serde::Serialize;
-use weft_core::control::{Attached, EndpointRow, NameRow, NodeRow, PeerRow, ServiceRow, Status};
+use weft_core::control::{
+    Attached, EndpointRow, NameRow, NetworkRow, NodeRow, PeerRow, ServiceRow, Status,
+};
 use weft_core::view::{EndpointKind, Liveness};
 
 use crate::background::{Origin, Summary};
@@ -222,6 +224,43 @@ pub(crate) fn service(row: &ServiceRow) -> String {
         text += &format!("warning: {conflict}\n");
     }
     text
+}
+
+/// `weft network create`.
+pub(crate) fn network(row: &NetworkRow) -> String {
+    let network = &row.network;
+    facts(&[
+        ("network", network.name.to_string()),
+        ("addresses", format!("{}, {}", network.net, row.net6)),
+        ("room for", format!("{} endpoints", network.size)),
+    ])
+}
+
+/// `weft network ls`.
+pub(crate) fn networks(rows: &[NetworkRow]) -> String {
+    let head = [
+        "NAME",
+        "ADDRESSES",
+        "IPV6",
+        "ENDPOINTS",
+        "USED",
+        "FREE HERE",
+        "",
+    ];
+    let cells = rows.iter().map(|row| {
+        let network = &row.network;
+        let blocks: Vec<_> = network.blocks().collect();
+        vec![
+            network.name.to_string(),
+            list(&blocks),
+            row.net6.to_string(),
+            row.endpoints.to_string(),
+            format!("{} of {}", network.used, network.size),
+            network.free_here.to_string(),
+            if network.low { "nearly full" } else { "" }.to_owned(),
+        ]
+    });
+    table(&head, cells).unwrap_or_else(|| "no networks".to_owned())
 }
 
 /// `weft dns add`.

@@ -122,6 +122,13 @@ fn service(published: Value) -> Value {
     })
 }
 
+fn network(name: &str, used: u64) -> Value {
+    json!({
+        "name": name, "net": "10.33.0.0/20", "also": [], "size": 4094, "used": used, "free_here": 17,
+        "low": used > 3684, "net6": "fd00:0:0:10::/108", "endpoints": used
+    })
+}
+
 fn prepared(line: &str) -> (u16, Value) {
     let answer = match line {
         "GET /v1/status" => json!({
@@ -139,6 +146,8 @@ fn prepared(line: &str) -> (u16, Value) {
         }]),
         "GET /v1/services" => json!([service(json!([{ "addr": null, "port": 8080 }]))]),
         "PUT /v1/services/web" => service(json!([])),
+        "GET /v1/networks" => json!([network("default", 0), network("blue", 4000)]),
+        "POST /v1/networks" => network("blue", 0),
         "POST /v1/token" => json!({ "token": "weft1_thetoken" }),
         "POST /v1/attach" => json!({
             "id": "0011223344556677", "ip": "10.32.0.7", "ip6": "fd00::7", "gateway": "169.254.1.1",
@@ -189,6 +198,9 @@ fn without_a_daemon_every_command_says_what_to_do() {
         "service create web --port 80",
         "service update web --port 81",
         "service rm web",
+        "network create blue",
+        "network ls",
+        "network rm blue",
         "dns add a 10.0.0.1",
         "dns ls",
         "dns rm a",
@@ -604,4 +616,29 @@ fn hidden_halves_refuse_strangers() {
         "true",
     ];
     assert!(one_line(&host.weft(&args), 1).contains("weft run"));
+}
+
+#[test]
+fn networks_are_made_listed_and_those_that_fill_up_are_marked() {
+    let host = Host::new();
+    let daemon = host.daemon();
+    let made = succeeds(&host.weft(&["network", "create", "blue", "--size", "/18"]));
+    assert!(
+        made.contains("10.33.0.0/20, fd00:0:0:10::/108") && made.contains("4094 endpoints"),
+        "{made}"
+    );
+    let body = daemon.body_of("POST /v1/networks");
+    assert_eq!(
+        body,
+        json!({ "name": "blue", "prefix_len": 18, "subnet": null })
+    );
+    let list = succeeds(&host.weft(&["network", "ls"]));
+    assert!(list.contains("4000 of 4094"), "{list}");
+    assert_eq!(list.matches("nearly full").count(), 1, "{list}");
+    let rows: Value =
+        serde_json::from_str(&succeeds(&host.weft(&["network", "ls", "--json"]))).unwrap();
+    assert_eq!(rows[1]["name"], "blue");
+    assert_eq!(rows[1]["free_here"], 17);
+    let text = one_line(&host.weft(&["network", "rm", "blue"]), 1);
+    assert!(text.contains("taken; choose another"), "{text}");
 }

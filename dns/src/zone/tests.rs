@@ -74,6 +74,8 @@ fn view() -> View {
             },
         ],
         conflicts: Vec::new(),
+        networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }
 
@@ -83,7 +85,7 @@ fn ask(zone: &Zone, name: &str, kind: Kind) -> Answer {
         .filter(|l| !l.is_empty())
         .map(str::as_bytes)
         .collect();
-    zone.answer(&labels, kind, 1)
+    zone.answer(&Sight::All, &labels, kind, 1)
 }
 
 fn at(name: &str, kind: Kind) -> Answer {
@@ -147,7 +149,7 @@ fn orders_differ_by_seed_and_are_equal_for_equal_seeds() {
         .map(|n| endpoint(n, 1, EndpointKind::Container, &["many"], n))
         .collect();
     let zone = Zone::new(&view, true);
-    let order = |seed| zone.answer(&[b"many"], Kind::A, seed);
+    let order = |seed| zone.answer(&Sight::All, &[b"many"], Kind::A, seed);
     assert_eq!(order(5), order(5));
     assert_ne!(order(5), order(6));
     let first: BTreeSet<Data> = (0..400)
@@ -290,5 +292,83 @@ fn reverse_names_lead_to_one_name() {
 fn labels_that_are_no_text_are_just_unknown() {
     let zone = Zone::new(&view(), true);
     let labels: [&[u8]; 3] = [&[0xff, 0, b'.'], b"weft", b"internal"];
-    assert_eq!(zone.answer(&labels, Kind::A, 0), Answer::NoName(apex()));
+    assert_eq!(
+        zone.answer(&Sight::All, &labels, Kind::A, 0),
+        Answer::NoName(apex())
+    );
+}
+
+#[test]
+fn a_container_sees_the_endpoints_of_its_own_network_and_a_host_all() {
+    let mut view = view();
+    let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+    let network = |name: &str, block: &str, also: &[&str]| weft_core::view::NetworkView {
+        name: label(name),
+        net: net(block),
+        also: also.iter().map(|block| net(block)).collect(),
+        size: 4094,
+        used: 0,
+        free_here: 0,
+        low: false,
+    };
+    view.networks = vec![
+        network("default", "10.32.0.0/16", &[]),
+        network("blue", "10.33.0.0/20", &["10.34.0.0/20"]),
+    ];
+    for (id, name, ip) in [
+        (20, "db", [10, 33, 0, 7]),
+        (21, "only", [10, 34, 0, 8]),
+        (22, "web", [10, 33, 0, 9]),
+    ] {
+        let mut blue = endpoint(id, 1, EndpointKind::Container, &[name], 0);
+        (blue.network, blue.ip) = (label("blue"), ip.into());
+        view.endpoints.push(blue);
+    }
+    let zone = Zone::new(&view, true);
+    let from = |text: &str| zone.sight(text.parse().unwrap());
+    let blue = Sight::Network(Some(label("blue")));
+    let default = Sight::Network(Some(label("default")));
+    assert_eq!(
+        (from("10.32.0.10"), from("10.34.0.8")),
+        (default.clone(), blue.clone())
+    );
+    let twin = view.plan.v6(Ipv4Addr::new(10, 33, 0, 7));
+    assert_eq!(zone.sight(twin.into()), blue);
+    assert_eq!(from("10.40.0.1"), Sight::Network(None));
+    for host in ["10.32.0.1", "127.0.0.1", "169.254.1.2", "fe80::1"] {
+        assert_eq!(from(host), Sight::All, "{host}");
+    }
+    let ask = |sight: &Sight, name: &str| match zone.answer(sight, &[name.as_bytes()], Kind::A, 1) {
+        Answer::Found(found) => found.len(),
+        _ => 0,
+    };
+    for (name, seen) in [
+        ("db", [3, 2, 1, 0]),
+        ("only", [1, 0, 1, 0]),
+        ("store", [1, 1, 0, 0]),
+    ] {
+        let sights = [
+            Sight::All,
+            default.clone(),
+            blue.clone(),
+            Sight::Network(None),
+        ];
+        assert_eq!(sights.map(|sight| ask(&sight, name)), seen, "{name}");
+    }
+    // Services, and what people bound, are for all.
+    let vip = Answer::Found(vec![Data::A(Ipv4Addr::new(10, 47, 0, 9))]);
+    assert_eq!(zone.answer(&blue, &[b"web"], Kind::A, 1), vip);
+    assert_eq!(ask(&blue, "printer"), 2);
+    let labels: Vec<&[u8]> = "10.0.32.10.in-addr.arpa"
+        .split('.')
+        .map(str::as_bytes)
+        .collect();
+    assert!(matches!(
+        zone.answer(&blue, &labels, Kind::Ptr, 1),
+        Answer::NoName(_)
+    ));
+    assert!(matches!(
+        zone.answer(&default, &labels, Kind::Ptr, 1),
+        Answer::Found(_)
+    ));
 }

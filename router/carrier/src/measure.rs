@@ -11,6 +11,7 @@ use weft_core::layout;
 use weft_core::model::{AddressPlan, NodeId};
 use weft_core::session::transport::{Transport, TransportKeys};
 use weft_core::view::PeerNumber;
+use weft_core::wire::FrameKind;
 
 use crate::batch::Wire;
 use crate::checksum::pseudo_header;
@@ -59,6 +60,7 @@ pub struct Path {
     near: (Shared, Table, Outbound),
     far: (Shared, Table, Inbound),
     wire: Memory,
+    ours: Arc<Transport>,
 }
 
 /// What a round brought.
@@ -82,8 +84,8 @@ impl Path {
         };
         let ours = Transport::new(NodeId([2; 32]), 1, 2, &keys(1, 2));
         let theirs = Transport::new(NodeId([1; 32]), 2, 1, &keys(2, 1));
-        let side = |transport: Transport, path: SocketAddr| {
-            let transport = Arc::new(transport);
+        let (ours, theirs) = (Arc::new(ours), Arc::new(theirs));
+        let side = |transport: Arc<Transport>, path: SocketAddr| {
             let table = PeerTable {
                 plan: AddressPlan {
                     range: AddressPlan::DEFAULT_RANGE,
@@ -102,13 +104,38 @@ impl Path {
             let shared = Shared::new(Box::new(drop));
             (shared, Table::new(table, &mut States::new()))
         };
-        let (near, near_table) = side(ours, FAR);
+        let (near, near_table) = side(ours.clone(), FAR);
         let (far, far_table) = side(theirs, NEAR);
         Self {
             near: (near, near_table, Outbound::new()),
             far: (far, far_table, Inbound::new()),
             wire: Memory::default(),
+            ours,
         }
+    }
+
+    /// What the far TAP gets of one sealed frame with any body, each frame whole.
+    pub fn receive(&mut self, kind: FrameKind, body: &[u8]) -> Vec<Vec<u8>> {
+        let mut octets = Vec::new();
+        let mut frames = Vec::new();
+        if self.ours.seal(kind, body, &mut octets).is_err() {
+            return frames;
+        }
+        let span = Span {
+            start: 0,
+            len: octets.len(),
+        };
+        let (shared, table, inbound) = &mut self.far;
+        inbound.handle_datagram(table, shared, &mut octets, span, NEAR);
+        inbound.flush(table, &octets, |pieces| frames.push(whole(pieces)));
+        frames
+    }
+
+    /// What the far TAP gets of frames from the near one, each whole.
+    pub fn pass_whole<'a>(&mut self, frames: impl Iterator<Item = &'a mut [u8]>) -> Vec<Vec<u8>> {
+        let mut passed = Vec::new();
+        self.pass_into(frames, |pieces| passed.push(whole(pieces)));
+        passed
     }
 
     /// Sends frames as the TAP would give them, and sums up what the other TAP would get.
@@ -148,6 +175,13 @@ impl Path {
         let of = |shared: &Shared| shared.drops.read().iter().map(|(_, n)| n).sum::<u64>();
         of(&self.near.0) + of(&self.far.0)
     }
+}
+
+fn whole(pieces: &[IoSlice<'_>]) -> Vec<u8> {
+    pieces
+        .iter()
+        .flat_map(|piece| piece.iter().copied())
+        .collect()
 }
 
 /// A TCP frame with `payload` octets as the TAP gives it, to be cut to `size` octets of payload each (0: not at all).

@@ -9,6 +9,7 @@
 //! | GET `/v1/services` | - | `[ServiceRow]` |
 //! | GET `/v1/nodes` | - | `[NodeRow]` |
 //! | GET `/v1/names` | - | `[NameRow]` |
+//! | GET `/v1/networks` | - | `[NetworkRow]` |
 //! | POST `/v1/token` | [`TokenRequest`] | [`TokenReply`] |
 //! | POST `/v1/attach` | [`AttachRequest`] | [`Attached`] |
 //! | POST `/v1/detach` | [`DetachRequest`] | [`Detached`] |
@@ -18,6 +19,10 @@
 //! | DELETE `/v1/services/{name}` | - | `{}` |
 //! | POST `/v1/names` | [`NameSpec`] | [`NameRow`] |
 //! | DELETE `/v1/names/{name}` | - | `{}` |
+//! | POST `/v1/networks` | [`NetworkSpec`] | [`NetworkRow`] |
+//! | DELETE `/v1/networks/{name}` | - | `{}` |
+//! | POST `/v1/nodes/remove` | [`RemoveRequest`] | [`Removed`] |
+//! | POST `/v1/leave` | - | `{}`, once another node has heard it |
 //! | POST `/v1/down` | - | `{}`, once all is removed |
 //!
 //! Errors come with a fitting HTTP status and an [`ErrorBody`]. A body is at most [`MAX_BODY`] octets.
@@ -25,11 +30,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{EndpointId, Label, NetworkName, Proto, ServiceName};
-use crate::view::{EndpointKind, Liveness, Method, ServicePort};
+use crate::view::{EndpointKind, Liveness, Method, NetworkView, ServicePort};
 
 /// Largest body either side reads, octets.
 pub const MAX_BODY: usize = 1 << 20;
@@ -79,6 +84,26 @@ pub struct TokenRequest {
 pub struct TokenReply {
     /// The text to hand to `weft up --join`.
     pub token: String,
+}
+
+/// Removes a node for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveRequest {
+    /// Its name or its id.
+    pub node: String,
+    /// It is destroyed: its addresses come back whoever agrees.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A node was removed, and its addresses are back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Short id.
+    pub node: String,
+    /// What it was called.
+    pub name: String,
 }
 
 /// How to find the network namespace to attach.
@@ -220,6 +245,32 @@ pub struct ServiceRow {
     pub backends: Vec<Ipv4Addr>,
     /// `node: port/proto is held by owner`.
     pub conflicts: Vec<String>,
+}
+
+/// A network as a person describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// Its name.
+    pub name: NetworkName,
+    /// Its size as a prefix length; a 256th of the range when absent.
+    #[serde(default)]
+    pub prefix_len: Option<u8>,
+    /// These addresses and no others; excludes `prefix_len`.
+    #[serde(default)]
+    pub subnet: Option<Ipv4Net>,
+}
+
+/// One row of `weft network ls`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRow {
+    /// As the node sees it.
+    #[serde(flatten)]
+    pub network: NetworkView,
+    /// Its IPv6 addresses.
+    pub net6: Ipv6Net,
+    /// Live endpoints in it, on all nodes.
+    pub endpoints: usize,
 }
 
 /// Binds a name to an address.

@@ -4,6 +4,8 @@
 //! No node ever hands out an address from another's part, so nobody has to be asked, in any partition. An address is
 //! in use from the moment it is handed out; what hands it out writes the record to disk before anybody sees it.
 
+mod block;
+mod free;
 mod locks;
 mod ring;
 
@@ -18,6 +20,8 @@ use crate::store::{Batch, Stored, Table};
 use crate::value::Grant;
 use crate::view::ADDRESS_REST;
 
+pub use block::{Block, BlockError};
+use free::Free;
 pub use ring::Ring;
 
 /// Why an address that was asked for can't be had here.
@@ -50,12 +54,15 @@ pub enum ExactError {
 /// Why nothing is given away now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoGift {
-    /// There is nothing free, or only one address.
+    /// There is nothing free.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
     /// The very address that was asked for can't be had.
     #[error(transparent)]
     Exact(#[from] ExactError),
+    /// The block that was asked for can't become a network.
+    #[error(transparent)]
+    Block(#[from] BlockError),
     /// Voters guard it: they must agree to new guards first.
     #[error("the voters of this node's space must agree first")]
     Guarded(u32, u32),
@@ -77,6 +84,10 @@ pub struct Allocator {
     /// Handed out, not in the catalog yet.
     reserved: BTreeSet<u32>,
     resting: BTreeMap<u32, Now>,
+    /// The same in the order in which they have rested enough.
+    rested: BTreeSet<(Now, u32)>,
+    /// INVARIANT: own addresses that are none of the above.
+    free: Free,
     networks: Vec<Ipv4Net>,
     locked: Vec<(u32, u32)>,
     thrifty: bool,
@@ -86,25 +97,25 @@ impl Allocator {
     /// Starts with what was on disk. Addresses that rested then rest anew: nobody knows for how long this node was away.
     pub fn new(me: NodeId, plan: AddressPlan, ring: Ring, stored: &Stored, now: Now) -> Self {
         let rows = stored.rows(Table::Resting);
-        let resting = rows
-            .filter_map(|(key, _)| {
-                Some((
-                    u32::from_be_bytes(key.try_into().ok()?),
-                    now.plus(ADDRESS_REST),
-                ))
-            })
+        let until = now.plus(ADDRESS_REST);
+        let resting: BTreeMap<u32, Now> = rows
+            .filter_map(|(key, _)| Some((u32::from_be_bytes(key.try_into().ok()?), until)))
             .collect();
-        Self {
+        let mut allocator = Self {
             me,
             plan,
             ring,
             used: BTreeSet::new(),
             reserved: BTreeSet::new(),
+            rested: resting.iter().map(|(ip, until)| (*until, *ip)).collect(),
             resting,
+            free: Free::default(),
             networks: Vec::new(),
             locked: Vec::new(),
             thrifty: false,
-        }
+        };
+        allocator.count_anew();
+        allocator
     }
 
     /// The ring in use.
@@ -123,7 +134,9 @@ impl Allocator {
     ) -> Batch {
         let used: BTreeSet<u32> = used.iter().map(|ip| u32::from(*ip)).collect();
         let freed: Vec<u32> = self.used.difference(&used).copied().collect();
+        let taken: Vec<u32> = used.difference(&self.used).copied().collect();
         self.reserved.retain(|ip| !used.contains(ip));
+        let same_ring = self.ring == ring;
         self.ring = ring;
         self.used = match mutation::is_on(Mutation::ForgetUsed) {
             true => BTreeSet::new(),
@@ -134,19 +147,21 @@ impl Allocator {
         for ip in freed {
             self.rest(ip, now, &mut batch);
         }
+        match same_ring {
+            true => taken.into_iter().for_each(|ip| self.count(ip)),
+            false => self.count_anew(),
+        }
         batch
     }
 
     /// The lowest free address of `net` in this node's parts. It is taken until [`Self::release`], or until it was seen
     /// in the catalog and is no longer.
     pub fn allocate(&mut self, net: &Ipv4Net) -> Result<Ipv4Addr, Exhausted> {
-        let parts = self.ring.parts_in(&self.me, net);
-        let free = parts
-            .into_iter()
-            .flat_map(|(start, last)| start..=last)
-            .find(|ip| self.is_free(*ip) && self.is_usable(*ip, net));
-        let ip = free.ok_or(Exhausted(*net))?;
-        self.reserved.insert(ip);
+        let ip = self
+            .free_intervals(net)
+            .find_map(|(start, last)| self.usable_in(start, last, net))
+            .ok_or(Exhausted(*net))?;
+        self.reserve(ip);
         Ok(ip.into())
     }
 
@@ -162,7 +177,7 @@ impl Allocator {
             return Err(ExactError::Unusable { ip, net: *net });
         }
         self.check_ours(ip)?;
-        self.reserved.insert(ip.into());
+        self.reserve(ip.into());
         Ok(())
     }
 
@@ -180,26 +195,45 @@ impl Allocator {
     /// Lets go of addresses that rested long enough.
     pub fn expire(&mut self, now: Now) -> Batch {
         let mut batch = Batch::new();
-        self.resting.retain(|ip, until| {
-            if *until > now {
-                return true;
-            }
-            batch.delete(rest_key(*ip));
-            false
-        });
+        while let Some((until, ip)) = self
+            .rested
+            .first()
+            .copied()
+            .filter(|(until, _)| *until <= now)
+        {
+            self.rested.remove(&(until, ip));
+            self.resting.remove(&ip);
+            batch.delete(rest_key(ip));
+            self.count(ip);
+        }
         batch
     }
 
     /// When to call [`Self::expire`].
     pub fn deadline(&self) -> Option<Now> {
-        self.resting.values().min().copied()
+        self.rested.first().map(|(until, _)| *until)
     }
 
-    /// Free addresses of this node in `net`.
+    /// Free addresses of this node in `net`, those that no endpoint can have included.
     pub fn free(&self, net: &Ipv4Net) -> u64 {
-        let intervals = self.free_intervals(net).into_iter();
-        intervals
+        self.free_intervals(net)
             .map(|(start, last)| u64::from(last - start) + 1)
+            .sum()
+    }
+
+    /// Addresses of `net` that anybody's endpoint or service holds, as far as this node knows.
+    pub fn used(&self, net: &Ipv4Net) -> u64 {
+        self.used.range(addresses(net)).count() as u64
+    }
+
+    /// Addresses of `net` that a node owns and, as far as is known here, nobody uses.
+    pub fn free_of(&self, node: &NodeId, net: &Ipv4Net) -> u64 {
+        let parts = self.ring.parts_in(node, net).into_iter();
+        parts
+            .map(|(start, last)| {
+                let used = self.used.range(start..=last).count() as u64;
+                u64::from(last - start) + 1 - used
+            })
             .sum()
     }
 
@@ -212,17 +246,13 @@ impl Allocator {
             .collect()
     }
 
-    /// What a node gets that has run out of addresses in `net`: half of the largest free block here.
+    /// What a node gets that has run out of addresses in `net`: half of the largest free block here; of equal ones the
+    /// one beside what it owns, so that parts stay few. The last address goes too: who asks needs it now.
     pub fn donate(&mut self, net: &Ipv4Net, to: NodeId) -> Result<Grant, NoGift> {
-        if self.free(net) < 2 {
-            return Err(Exhausted(*net).into());
-        }
-        match self.gift(net) {
+        let (start, last) = self.wanted(net).ok_or(Exhausted(*net))?;
+        match self.gift(net, &to) {
             Some((start, last)) => Ok(self.give(start, last, to)),
-            None => {
-                let (start, last) = self.wanted(net).ok_or(Exhausted(*net))?;
-                Err(NoGift::Guarded(start, last))
-            }
+            None => Err(NoGift::Guarded(start, last)),
         }
     }
 
@@ -236,28 +266,11 @@ impl Allocator {
         }
     }
 
-    /// An aligned block for a new network, from this node's own free space outside the default network and the VIPs.
-    /// `None` when there is none, or when it were smaller than what a network number stands for.
-    pub fn block_for_network(&self, prefix_len: u8) -> Option<Ipv4Net> {
-        let range = self.plan.range;
-        if prefix_len > range.prefix_len() + 8 || prefix_len < range.prefix_len() + 4 {
-            return None;
-        }
-        let taken = |net: &Ipv4Net| {
-            let fixed = [self.plan.default_network(), self.plan.vips()];
-            fixed
-                .iter()
-                .chain(&self.networks)
-                .any(|n| n.contains(net) || net.contains(n))
-        };
-        let mut nets = range.subnets(prefix_len).ok()?;
-        nets.find(|net| !taken(net) && self.free(net) == 1 << (32 - prefix_len))
-    }
-
     fn give(&mut self, start: u32, last: u32, to: NodeId) -> Grant {
         let grant = self.ring.grant(start, last, to);
         let counts = self.ring.apply(&self.me, &grant, &BTreeSet::new());
         debug_assert!(counts, "only own parts are given");
+        self.free.cut(start, last);
         grant
     }
 
@@ -283,47 +296,57 @@ impl Allocator {
         ip != net.network() && ip != net.broadcast() && ip != self.plan.dns4()
     }
 
+    /// The first address that an endpoint may have: at most three are none.
+    fn usable_in(&self, start: u32, last: u32, net: &Ipv4Net) -> Option<u32> {
+        (start..=last).find(|ip| self.is_usable(*ip, net))
+    }
+
+    fn reserve(&mut self, ip: u32) {
+        self.reserved.insert(ip);
+        self.count(ip);
+    }
+
     fn rest(&mut self, ip: u32, now: Now, batch: &mut Batch) {
         if mutation::is_on(Mutation::SkipRest) {
             return;
         }
         if self.ring.owner(ip.into()) == Some(self.me) {
-            self.resting.insert(ip, now.plus(ADDRESS_REST));
+            let until = now.plus(ADDRESS_REST);
+            if let Some(before) = self.resting.insert(ip, until) {
+                self.rested.remove(&(before, ip));
+            }
+            self.rested.insert((until, ip));
             batch.put(rest_key(ip), Vec::new());
         }
+        self.count(ip);
+    }
+
+    /// One address has come or gone: is it free now?
+    fn count(&mut self, ip: u32) {
+        if self.is_free(ip) && self.ring.owner(ip.into()) == Some(self.me) {
+            self.free.give(ip);
+        } else {
+            self.free.take(ip);
+        }
+    }
+
+    /// All may have changed.
+    fn count_anew(&mut self) {
+        let taken = self.used.iter().chain(&self.reserved);
+        let taken = taken.chain(self.resting.keys()).copied();
+        self.free = Free::new(&self.ring.parts(&self.me), taken);
     }
 
     /// Own addresses of `net` that nobody has, as intervals.
-    fn free_intervals(&self, net: &Ipv4Net) -> Vec<(u32, u32)> {
-        let mut free = Vec::new();
-        for (start, last) in self.ring.parts_in(&self.me, net) {
-            let resting = self.resting.range(start..=last).map(|(ip, _)| *ip);
-            let used = self
-                .used
-                .range(start..=last)
-                .chain(self.reserved.range(start..=last));
-            let taken: BTreeSet<u32> = used.copied().chain(resting).collect();
-            let mut from = Some(start);
-            for ip in taken {
-                if let Some(from) = from.filter(|from| *from < ip) {
-                    free.push((from, ip - 1));
-                }
-                from = ip.checked_add(1);
-            }
-            if let Some(from) = from.filter(|from| *from <= last) {
-                free.push((from, last));
-            }
-        }
-        free
+    fn free_intervals(&self, net: &Ipv4Net) -> impl Iterator<Item = (u32, u32)> {
+        let (first, last) = addresses(net).into_inner();
+        self.free.within(first, last)
     }
+}
 
-    /// The largest free aligned block, of several the highest: addresses are handed out from below. Start and size.
-    fn largest_free(&self, net: &Ipv4Net) -> Option<(u32, u64)> {
-        let intervals = self.free_intervals(net).into_iter();
-        intervals
-            .map(|(start, last)| largest_block(start, last))
-            .max_by_key(|(start, size)| (*size, *start))
-    }
+/// All addresses of a network, first and last included.
+fn addresses(net: &Ipv4Net) -> std::ops::RangeInclusive<u32> {
+    u32::from(net.network())..=u32::from(net.broadcast())
 }
 
 /// The largest aligned block within `start..=last`, of several the highest. Start and size.

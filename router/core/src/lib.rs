@@ -8,6 +8,8 @@
 pub mod catalog;
 pub mod control;
 pub mod crypto;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hlc;
 pub mod identity;
 pub mod ipam;

@@ -49,6 +49,7 @@ use self::pace::Pace;
 use self::wire::{Body, Datagram, Standing};
 
 pub use self::wire::MAX_DATAGRAM;
+pub(crate) use self::wire::reencode;
 
 type Engine = Foca<Ident, Plain, Random, NoCustomBroadcast>;
 

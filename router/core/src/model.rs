@@ -122,17 +122,17 @@ impl<'de> Deserialize<'de> for EndpointId {
     }
 }
 
-/// Why a text is not the name it should be.
+/// Why a text is not the name it should be. Said without what could steer a terminal: the text may be anybody's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Nothing between the dots.
     #[error("a name can't be empty")]
     Empty,
     /// RFC 1035 §2.3.4: a label has at most 63 octets.
-    #[error("\"{0}\" is longer than 63 characters")]
+    #[error("{0:?} is longer than 63 characters")]
     TooLong(String),
     /// RFC 1123 §2.1: letters, digits and hyphens.
-    #[error("\"{0}\" may hold only letters, digits and hyphens, and no hyphen at either end")]
+    #[error("{0:?} may hold only letters, digits and hyphens, and no hyphen at either end")]
     NotLdh(String),
     /// The name means something in weft itself.
     #[error("\"{0}\" is a reserved name")]
@@ -321,11 +321,45 @@ impl AddressPlan {
         Ipv6Net::new_assert(self.v6(net.network()), 96 + net.prefix_len())
     }
 
+    /// The IPv6 prefix that holds the twins of all addresses in `net`, also when `net` spans several networks.
+    ///
+    /// Networks lie at multiples of 1/256 of the range and their number is the index of the first such block, so `2^k`
+    /// aligned blocks are the `2^k` network numbers that begin with the same bits: a prefix of `64 - k`. `default` and the
+    /// VIPs take a sixteenth each under their first block's number, which an enclosing prefix covers as well.
+    pub fn v6_cover(&self, net: Ipv4Net) -> Ipv6Net {
+        let block = self.range.prefix_len() + 8;
+        let in_one_network = self.default_network().contains(&net)
+            || self.vips().contains(&net)
+            || net.prefix_len() >= block;
+        if in_one_network {
+            return self.v6_net(net);
+        }
+        let bits = block - net.prefix_len();
+        let mut octets = self.range6().network().octets();
+        let number = self.network_number(net.network());
+        octets[6..8].copy_from_slice(&number.to_be_bytes());
+        Ipv6Net::new_assert(octets.into(), 64 - bits).trunc()
+    }
+
     /// The IPv4 address inside a derived IPv6 one; `None` if `ip` is not one of this cluster's.
     pub fn v4_of(&self, ip: Ipv6Addr) -> Option<Ipv4Addr> {
         let o = ip.octets();
         let v4 = Ipv4Addr::new(o[12], o[13], o[14], o[15]);
         (self.range.contains(&v4) && self.v6(v4) == ip).then_some(v4)
+    }
+
+    /// The prefix lengths that networks may have, the largest network first: a sixteenth to a 256th of the range.
+    pub fn network_sizes(&self) -> std::ops::RangeInclusive<u8> {
+        self.range.prefix_len() + 4..=self.range.prefix_len() + 8
+    }
+
+    /// May `net` be a network besides `default`? It has one of the sizes and lies between `default` and the VIPs.
+    pub fn is_network(&self, net: &Ipv4Net) -> bool {
+        let sound = net.addr() == net.network() && self.range.contains(net);
+        let fixed = [self.default_network(), self.vips()];
+        sound
+            && self.network_sizes().contains(&net.prefix_len())
+            && !fixed.iter().any(|fixed| fixed.contains(net))
     }
 
     fn sixteenth(&self, index: u32) -> Ipv4Net {
@@ -392,6 +426,30 @@ mod tests {
                 .v6_net(net)
                 .contains(&plan.v6("10.32.8.0".parse().unwrap()))
         );
+    }
+
+    #[test]
+    fn networks_have_their_sizes_and_their_place() {
+        let plan = plan();
+        for net in [
+            "10.33.0.0/16",
+            "10.33.0.0/20",
+            "10.46.240.0/20",
+            "10.40.128.0/17",
+        ] {
+            assert!(plan.is_network(&net.parse().unwrap()), "{net}");
+        }
+        for net in [
+            "10.32.0.0/16",
+            "10.32.16.0/20",
+            "10.47.0.0/20",
+            "10.33.0.0/21",
+            "10.36.0.0/15",
+            "10.48.0.0/20",
+            "10.33.0.1/20",
+        ] {
+            assert!(!plan.is_network(&net.parse().unwrap()), "{net}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::record::be_u64;
 use crate::store::{Batch, Stored, Table};
 
 pub use link::MAX_LINK;
+pub(crate) use link::reencode;
 use link::{Admission, Body, Link, Revocation};
 use verdict::{Links, Verdict};
 pub use verdict::{MemberKeys, Revoked};
@@ -227,7 +228,8 @@ impl Roster {
         Ok((roster, batch))
     }
 
-    /// The roster as it was on disk.
+    /// The roster as it was on disk. One with a gap is refused: this node would write its next record under an index
+    /// that it used before.
     pub fn restore(cluster: ClusterId, stored: &Stored) -> Result<Self, RosterError> {
         let links: Vec<Link> = stored
             .rows(Table::Roster)
@@ -239,7 +241,7 @@ impl Roster {
             .ok_or(RosterError::NotFounding)?;
         let mut roster = Self::empty(cluster, founding.issuer);
         for link in links {
-            if !link.verify(&roster.signed_for(&link)) {
+            if !roster.is_next(&link) || !link.verify(&roster.signed_for(&link)) {
                 return Err(RosterError::Bad);
             }
             roster.append(link);
@@ -545,6 +547,13 @@ impl Roster {
 
     fn rights_of(&self, id: &NodeId) -> Rights {
         self.member(id).map_or(Rights(0), |m| m.rights)
+    }
+
+    /// Does it join on to what is known of its issuer's chain?
+    fn is_next(&self, link: &Link) -> bool {
+        let last = self.chains.get(&link.issuer).and_then(|c| c.last());
+        link.index == self.chain_len(&link.issuer)
+            && last.is_none_or(|last| last.hash == link.previous)
     }
 
     fn chain_len(&self, issuer: &NodeId) -> u32 {

@@ -38,6 +38,7 @@ use crate::store::Batch;
 
 use burst::{next_burst, start_of};
 pub use frame::MAX_BODY;
+pub(crate) use frame::reencode;
 use frame::{Frame, Want, pack};
 pub(crate) use peer::MAX_JOBS;
 use peer::{Job, Peer};

@@ -145,6 +145,42 @@ impl Service {
     }
 }
 
+/// A network: who is in one reaches all others in it directly, and those of other networks only through services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// Its name.
+    pub name: NetworkName,
+    /// Its addresses.
+    pub net: Ipv4Net,
+    /// Addresses of others that were made under the same name during a split, and lost it: who is there belongs to this
+    /// network, but nobody gets an address there any more.
+    pub also: Vec<Ipv4Net>,
+    /// How many endpoints it can hold.
+    pub size: u64,
+    /// How many addresses are in use, as far as is known here, those of nodes that are Down included.
+    pub used: u64,
+    /// How many addresses this node can hand out without asking another one.
+    pub free_here: u64,
+    /// Less than a tenth is free.
+    pub low: bool,
+}
+
+impl NetworkView {
+    /// All its addresses.
+    pub fn blocks(&self) -> impl Iterator<Item = Ipv4Net> {
+        std::iter::once(self.net).chain(self.also.iter().copied())
+    }
+
+    /// What people are told once when little is left.
+    pub fn warning(&self) -> String {
+        format!("network \"{}\" ({}) {NEARLY_FULL}", self.name, self.net)
+    }
+}
+
+/// How [`NetworkView::warning`] ends.
+pub const NEARLY_FULL: &str = "is nearly full, less than a tenth of its addresses is free: detach what is not needed, or \
+                               make a larger one with weft network create";
+
 /// A name that a person bound to an address (`weft dns add`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManualName {
@@ -212,8 +248,23 @@ pub struct View {
     pub services: Vec<Service>,
     /// Manual names in the order of names.
     pub names: Vec<ManualName>,
+    /// Networks, `default` first, the others in the order of their names.
+    pub networks: Vec<NetworkView>,
     /// Conflicts of published ports.
     pub conflicts: Vec<PublishConflict>,
+    /// Removed nodes whose addresses are not back yet.
+    pub blocked: Vec<Blocked>,
+}
+
+/// A removed node's part of the range that nobody may use yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Who was removed.
+    pub id: NodeId,
+    /// Its name for people.
+    pub name: String,
+    /// Its part outside the VIPs.
+    pub prefixes: Vec<Ipv4Net>,
 }
 
 impl View {

@@ -11,7 +11,10 @@
 //! | `base_dns` | prerouting, dstnat - 10 | queries to the host's resolvers are turned to weft's DNS |
 //! | `base_mss` | forward, mangle | TCP's segment size fits both ways' routes |
 //! | `base_input` | input, filter | DNS, echo, replies; nothing else |
-//! | `base_forward` | forward, filter | no transit; from peers only what concerns this host |
+//! | `base_forward` | forward, filter | no transit; from peers only what concerns this host; containers reach each other only within a network |
+//!
+//! A container's own domain says whom it may reach; at the other end nobody can tell a packet that a VIP sent on from one
+//! that was sent straight. So it holds as far as the hosts themselves are honest.
 //!
 //! | host, chain | hook, priority | what |
 //! |---|---|---|
@@ -25,8 +28,9 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use ipnet::Ipv4Net;
 use weft_core::layout::{HOST_LEG, HOST_LEG_FAR, LEG_PREFIX, UDP_CARRIER, container_mac, mac_text};
-use weft_core::view::View;
+use weft_core::view::{EndpointKind, View};
 
 use crate::plan::{LocalFacts, leg_name};
 
@@ -169,6 +173,41 @@ fn domain_sets(out: &mut String, view: &View, local: &LocalFacts) {
     );
     set(out, "base_local4", "type ipv4_addr", &local4);
     set(out, "base_local6", "type ipv6_addr", &local6);
+    network_sets(out, view);
+}
+
+/// Who reaches whom: an element per network, and the hosts' own legs, which belong to all.
+fn network_sets(out: &mut String, view: &View) {
+    let mut pairs4 = Vec::new();
+    let mut pairs6 = Vec::new();
+    let mut seen: Vec<Ipv4Net> = Vec::new();
+    for network in &view.networks {
+        // The kernel refuses elements that overlap; no honest node makes such networks.
+        let apart = |net: &Ipv4Net| !seen.iter().any(|n| n.contains(net) || net.contains(n));
+        let blocks: Vec<Ipv4Net> = network.blocks().filter(apart).collect();
+        for (from, to) in blocks
+            .iter()
+            .flat_map(|from| blocks.iter().map(move |to| (from, to)))
+        {
+            pairs4.push(format!("{from} . {to}"));
+            let (from6, to6) = (view.plan.v6_cover(*from), view.plan.v6_cover(*to));
+            pairs6.push(format!("{from6} . {to6}"));
+        }
+        seen.extend(blocks);
+    }
+    let hosts = || {
+        view.endpoints
+            .iter()
+            .filter(|e| e.kind == EndpointKind::Host)
+    };
+    let hosts4: Vec<String> = hosts().map(|e| e.ip.to_string()).collect();
+    let hosts6: Vec<String> = hosts().map(|e| view.plan.v6(e.ip).to_string()).collect();
+    let kind4 = "type ipv4_addr . ipv4_addr; flags interval";
+    let kind6 = "type ipv6_addr . ipv6_addr; flags interval";
+    set(out, "base_nets4", kind4, &pairs4);
+    set(out, "base_nets6", kind6, &pairs6);
+    set(out, "base_hosts4", "type ipv4_addr", &hosts4);
+    set(out, "base_hosts6", "type ipv6_addr", &hosts6);
 }
 
 fn set(out: &mut String, name: &str, kind: &str, elements: &[String]) {
@@ -286,8 +325,16 @@ fn domain_forward(out: &mut String, view: &View, local: &LocalFacts) {
   iifname \"{HOST_LEG_FAR}\" jump base_from_host
   counter drop
 }}
+chain base_within {{
+  ct status dnat accept
+  ip saddr . ip daddr @base_nets4 accept
+  ip6 saddr . ip6 daddr @base_nets6 accept
+  ip daddr @base_hosts4 accept
+  ip6 daddr @base_hosts6 accept
+  counter reject with icmpx admin-prohibited
+}}
 chain base_from_leg {{
-  oifname {{ \"{LEG_PREFIX}*\", \"{UDP_CARRIER}\" }} accept"
+  oifname {{ \"{LEG_PREFIX}*\", \"{UDP_CARRIER}\" }} jump base_within"
     );
     if let Some(ip) = local.host_ip {
         let ip6 = view.plan.v6(ip);

@@ -41,6 +41,4 @@ pub use linux::preflight::{Missing, preflight};
 pub use linux::ranges::Overlap;
 pub use linux::sysctl::ipv6_available;
 pub use linux::watch::{KernelEvent, Watch, watch};
-pub use plan::{
-    DomainPlan, HostPlan, LocalFacts, LocalLeg, leg_name, plan_domain, plan_host, v6_prefix,
-};
+pub use plan::{DomainPlan, HostPlan, LocalFacts, LocalLeg, leg_name, plan_domain, plan_host};

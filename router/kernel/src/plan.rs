@@ -230,7 +230,7 @@ impl Planner<'_> {
                 mtu,
                 ..route.clone()
             };
-            self.route(MAIN_TABLE, v6_prefix(self.addresses, net), metric, route6);
+            self.route(MAIN_TABLE, self.addresses.v6_cover(net), metric, route6);
         }
         self.route(MAIN_TABLE, net, metric, route);
     }
@@ -399,27 +399,6 @@ impl Planner<'_> {
 fn peer_link_local4(number: PeerNumber) -> Ipv4Addr {
     let [high, low] = number.0.to_be_bytes();
     Ipv4Addr::new(169, 254, 16 + high, low)
-}
-
-/// The IPv6 prefix that holds the twins of all addresses in `net`, also when `net` spans several networks.
-///
-/// Networks lie at multiples of 1/256 of the range and their number is the index of the first such block, so `2^k`
-/// aligned blocks are the `2^k` network numbers that begin with the same bits: a prefix of `64 - k`. `default` and the
-/// VIPs take a sixteenth each under their first block's number, which an enclosing prefix covers as well.
-pub fn v6_prefix(addresses: &AddressPlan, net: Ipv4Net) -> Ipv6Net {
-    let block = addresses.range.prefix_len() + 8;
-    let inside = |part: Ipv4Net| part.contains(&net);
-    let in_one_network = inside(addresses.default_network())
-        || inside(addresses.vips())
-        || net.prefix_len() >= block;
-    if in_one_network {
-        return addresses.v6_net(net);
-    }
-    let bits = block - net.prefix_len();
-    let mut octets = addresses.range6().network().octets();
-    let number = addresses.network_number(net.network());
-    octets[6..8].copy_from_slice(&number.to_be_bytes());
-    Ipv6Net::new_assert(octets.into(), 64 - bits).trunc()
 }
 
 /// Every one set outright: the defaults of a new namespace differ between kernels and distributions.

@@ -8,15 +8,16 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 use nix::sys::signal::SigSet;
 use weft_core::control::{
-    AttachRequest, Attached, DetachRequest, Detached, EndpointRow, NameRow, NameSpec, NodeRow,
-    PeerRow, ServiceRow, Status, TokenReply, TokenRequest, Which,
+    AttachRequest, Attached, DetachRequest, Detached, EndpointRow, NameRow, NameSpec, NetworkRow,
+    NetworkSpec, NodeRow, PeerRow, RemoveRequest, Removed, ServiceRow, Status, TokenReply,
+    TokenRequest, Which,
 };
 use weft_core::model::ServiceName;
 use weft_core::token;
 
 use super::{
-    AttachArgs, Cli, Command, DetachArgs, DnsCommand, NodeCommand, PsArgs, ServiceCommand,
-    StateArgs, TokenArgs, UpArgs, service,
+    AttachArgs, Cli, Command, DetachArgs, DnsCommand, NetworkCommand, NodeCommand, NodeRmArgs,
+    PsArgs, ServiceCommand, StateArgs, TokenArgs, UpArgs, service,
 };
 use crate::background::{self, Origin, Ready, Summary};
 use crate::client::{Client, ClientError};
@@ -28,6 +29,8 @@ use crate::{daemon, demo, logfile, lookup, run, show};
 
 /// Taking all down waits for the kernel to let go of devices.
 const DOWN_PATIENCE: Duration = Duration::from_secs(60);
+/// The voters of a removed node get ten seconds.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(20);
 /// After its answer the daemon has only itself to end.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -117,12 +120,14 @@ fn ask(command: Command, client: &Client) -> anyhow::Result<()> {
         Command::Attach(args) => attach(&args, client),
         Command::Detach(args) => detach(&args, client),
         Command::Service(command) => service_command(command, client),
+        Command::Network(command) => network(command, client),
         Command::Dns(command) => dns(command, client),
         Command::Node(NodeCommand::Ls(json)) => {
             let rows: Vec<NodeRow> = client.get("/v1/nodes")?;
             show::data(json.json, &rows, |rows| show::nodes(rows));
             Ok(())
         }
+        Command::Node(NodeCommand::Rm(args)) => remove_node(&args, client),
         _ => bail!("this command does not speak to the daemon"),
     }
 }
@@ -304,11 +309,34 @@ fn is_alive(pid: u32) -> bool {
 
 fn reset(place: &Place, args: &StateArgs) -> anyhow::Result<()> {
     need_root("weft reset")?;
-    let state_dir = place.state_dir(args)?;
-    take_down(&state_dir, &place.run_dir()?)?;
+    let (state_dir, run_dir) = (place.state_dir(args)?, place.run_dir()?);
+    say_farewell(&Client::new(&run_dir))?;
+    take_down(&state_dir, &run_dir)?;
     daemon::forget(&state_dir)
         .with_context(|| format!("can't forget the state in {}", state_dir.display()))?;
     show::line("this host has forgotten its cluster");
+    Ok(())
+}
+
+/// Tells the other nodes that this one leaves for good. Whatever comes of it, this host is reset; the others can be told
+/// later.
+fn say_farewell(client: &Client) -> anyhow::Result<()> {
+    let Some(status) = daemon_status(client)? else {
+        eprintln!(
+            "weft: note: weft is not running, so the other nodes, if there are any, can't be told; run there: weft node rm"
+        );
+        return Ok(());
+    };
+    let left = client
+        .patient(REMOVE_PATIENCE)
+        .post::<serde_json::Value>("/v1/leave", &serde_json::json!({}));
+    match left {
+        Ok(_) if status.nodes > 1 => {
+            eprintln!("weft: left the cluster; its addresses go to the other nodes");
+        }
+        Ok(_) => {}
+        Err(error) => eprintln!("weft: note: {error}"),
+    }
     Ok(())
 }
 
@@ -320,6 +348,23 @@ fn invite(args: &TokenArgs, client: &Client) -> anyhow::Result<()> {
     };
     let reply: TokenReply = client.post("/v1/token", &request)?;
     show::data(args.json.json, &reply, |reply| reply.token.clone());
+    Ok(())
+}
+
+fn remove_node(args: &NodeRmArgs, client: &Client) -> anyhow::Result<()> {
+    let request = RemoveRequest {
+        node: args.node.clone(),
+        force: args.force,
+    };
+    let removed: Removed = client
+        .patient(REMOVE_PATIENCE)
+        .post("/v1/nodes/remove", &request)?;
+    show::data(args.json.json, &removed, |removed| {
+        format!(
+            "{} ({}) is removed; its addresses are back",
+            removed.name, removed.node
+        )
+    });
     Ok(())
 }
 
@@ -406,6 +451,29 @@ fn find_service(client: &Client, name: &ServiceName) -> anyhow::Result<ServiceRo
     rows.into_iter()
         .find(|row| row.spec.name == *name)
         .with_context(|| format!("there is no service {name}; see: weft service ls"))
+}
+
+fn network(command: NetworkCommand, client: &Client) -> anyhow::Result<()> {
+    match command {
+        NetworkCommand::Create(args) => {
+            let spec = NetworkSpec {
+                name: args.name,
+                prefix_len: args.size,
+                subnet: args.subnet,
+            };
+            // Others may have to hand over space for it.
+            let row: NetworkRow = client
+                .patient(ATTACH_PATIENCE)
+                .post("/v1/networks", &spec)?;
+            show::data(args.json.json, &row, show::network);
+        }
+        NetworkCommand::Ls(json) => {
+            let rows: Vec<NetworkRow> = client.get("/v1/networks")?;
+            show::data(json.json, &rows, |rows| show::networks(rows));
+        }
+        NetworkCommand::Rm { name } => client.delete(&format!("/v1/networks/{name}"))?,
+    }
+    Ok(())
 }
 
 fn dns(command: DnsCommand, client: &Client) -> anyhow::Result<()> {

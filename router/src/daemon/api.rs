@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 use weft_core::control::{
     AttachRequest, CheckRequest, DetachRequest, ErrorBody, ErrorKind, MAX_BODY, NameSpec,
-    ServiceSpec, TokenRequest,
+    NetworkSpec, RemoveRequest, ServiceSpec, TokenRequest,
 };
 use weft_core::model::Label;
 use weft_core::node::CommandError;
@@ -179,6 +179,10 @@ fn router(daemon: Arc<Daemon>) -> Router {
         )
         .route("/v1/names", get(names).post(add_name))
         .route("/v1/names/{name}", axum::routing::delete(remove_name))
+        .route("/v1/nodes/remove", post(remove_node))
+        .route("/v1/leave", post(leave))
+        .route("/v1/networks", get(networks).post(create_network))
+        .route("/v1/networks/{name}", axum::routing::delete(remove_network))
         .route("/v1/down", post(down))
         .fallback(|| async {
             ApiError::new(ErrorKind::NotFound, "no such path; the API is under /v1")
@@ -207,6 +211,18 @@ async fn endpoints(State(daemon): State<Arc<Daemon>>) -> Answer<impl Serialize> 
 
 async fn nodes(State(daemon): State<Arc<Daemon>>) -> Answer<impl Serialize> {
     Ok(Json(daemon.nodes()?))
+}
+
+async fn remove_node(
+    State(daemon): State<Arc<Daemon>>,
+    Body(request): Body<RemoveRequest>,
+) -> Answer<impl Serialize> {
+    Ok(Json(daemon.remove_node(request).await?))
+}
+
+async fn leave(State(daemon): State<Arc<Daemon>>) -> Answer<impl Serialize> {
+    daemon.leave().await?;
+    Ok(Json(Empty {}))
 }
 
 async fn services(State(daemon): State<Arc<Daemon>>) -> Answer<impl Serialize> {
@@ -271,6 +287,25 @@ async fn remove_service(
     UrlPath(name): UrlPath<String>,
 ) -> Answer<impl Serialize> {
     daemon.remove_service(label(&name)?).await?;
+    Ok(Json(Empty {}))
+}
+
+async fn networks(State(daemon): State<Arc<Daemon>>) -> Answer<impl Serialize> {
+    Ok(Json(daemon.networks()?))
+}
+
+async fn create_network(
+    State(daemon): State<Arc<Daemon>>,
+    Body(spec): Body<NetworkSpec>,
+) -> Answer<impl Serialize> {
+    Ok(Json(daemon.create_network(spec).await?))
+}
+
+async fn remove_network(
+    State(daemon): State<Arc<Daemon>>,
+    UrlPath(name): UrlPath<String>,
+) -> Answer<impl Serialize> {
+    daemon.remove_network(label(&name)?).await?;
     Ok(Json(Empty {}))
 }
 

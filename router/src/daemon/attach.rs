@@ -11,7 +11,7 @@ use weft_core::layout;
 use weft_core::model::{AddressPlan, EndpointId, Label};
 use weft_core::node::{Command, CommandError, Reply};
 use weft_core::store::Batch;
-use weft_core::view::{Endpoint, EndpointKind};
+use weft_core::view::{Endpoint, EndpointKind, View};
 use weft_kernel::{Domain, LegSpec};
 
 use super::api::ApiError;
@@ -112,6 +112,61 @@ impl Daemon {
                 warn!(endpoint = %id, error = %error.0, "could not detach");
             }
         }
+    }
+
+    /// Attachments whose addresses had to change, because another node owns the old ones now, are attached anew.
+    pub(crate) async fn follow_addresses(&self, view: &View) {
+        let moved: Vec<(Attachment, Endpoint)> = {
+            let attachments = self
+                .attachments
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let with_endpoint = |attachment: &Attachment| {
+                let id = attachment.attached.id;
+                let endpoint = view.endpoints.iter().find(|endpoint| endpoint.id == id)?;
+                (endpoint.ip != attachment.attached.ip)
+                    .then(|| (attachment.clone(), endpoint.clone()))
+            };
+            attachments.all().filter_map(with_endpoint).collect()
+        };
+        if moved.is_empty() {
+            return;
+        }
+        let _one_at_a_time = self.attaching.lock().await;
+        for (attachment, endpoint) in moved {
+            let (id, old) = (attachment.attached.id, attachment.attached.ip);
+            match self.move_to(&attachment, &endpoint).await {
+                Ok(()) => warn!(endpoint = %id, %old, ip = %endpoint.ip, "its address changed"),
+                Err(error) => {
+                    warn!(endpoint = %id, error = %error.0, "can't follow its new address; detached");
+                    if let Err(error) = self.disconnect(id).await {
+                        warn!(endpoint = %id, error = %error.0, "could not detach");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn move_to(&self, attachment: &Attachment, endpoint: &Endpoint) -> Result<(), ApiError> {
+        let netns = weft_kernel::open_netns(&attachment.target)
+            .map_err(|error| ApiError::new(ErrorKind::Conflict, error.to_string()))?;
+        let (id, gone) = (endpoint.id, self.addresses_of(endpoint.id));
+        blocking(self.domain.clone(), move |domain| {
+            domain.detach(&id)?;
+            domain.forget_connections(&gone)
+        })
+        .await
+        .map_err(internal)?;
+        let request = AttachRequest {
+            target: attachment.target.clone(),
+            names: endpoint.names.clone(),
+            network: Some(endpoint.network.clone()),
+            ip: Some(endpoint.ip),
+            ifname: attachment.attached.ifname.clone(),
+            labels: endpoint.labels.clone(),
+            container_id: attachment.container_id.clone(),
+        };
+        self.connect(&request, endpoint, netns).await.map(drop)
     }
 
     /// Lets go of endpoints that this host announces but has no attachment for: the daemon died while it made them.

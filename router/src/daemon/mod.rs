@@ -23,10 +23,11 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use weft_carrier::Carrier;
 use weft_core::control::{
-    EndpointRow, ErrorKind, NameRow, NodeRow, PeerRow, ServiceRow, Status, TokenReply, TokenRequest,
+    EndpointRow, ErrorKind, NameRow, NetworkRow, NodeRow, PeerRow, RemoveRequest, Removed,
+    ServiceRow, Status, TokenReply, TokenRequest,
 };
 use weft_core::node::{Command, Reply};
-use weft_core::view::{EndpointKind, Liveness, PeerNumber, View};
+use weft_core::view::{EndpointKind, Liveness, NEARLY_FULL, NetworkView, PeerNumber, View};
 use weft_kernel::{Domain, Host};
 
 use api::ApiError;
@@ -98,12 +99,18 @@ impl Daemon {
                 .map(|trouble| format!("the kernel is not as it should be: {trouble}")),
         );
         warnings.extend(findings.warnings);
-        warnings.extend(self.core.alarms());
+        // An alarm is for the log and for ever; how full a network is, is a matter of the moment.
+        let of_the_moment = |alarm: &String| alarm.ends_with(NEARLY_FULL);
+        let alarms = self.core.alarms().into_iter();
+        warnings.extend(alarms.filter(|alarm| !of_the_moment(alarm)));
+        let low = view.networks.iter().filter(|network| network.low);
+        warnings.extend(low.map(NetworkView::warning));
         warnings.extend(
             rows::services(&view)
                 .into_iter()
                 .flat_map(|service| service.conflicts),
         );
+        warnings.extend(view.blocked.iter().map(rows::blocked));
         Ok(Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: view.me.short(),
@@ -165,11 +172,37 @@ impl Daemon {
         Ok(rows::names(&*self.view()?))
     }
 
+    pub(crate) fn networks(&self) -> Result<Vec<NetworkRow>, ApiError> {
+        Ok(rows::networks(&*self.view()?))
+    }
+
     pub(crate) async fn token(&self, request: TokenRequest) -> Result<TokenReply, ApiError> {
         match self.core.command(Command::MintToken(request)).await? {
             Reply::Token(token) => Ok(TokenReply { token }),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Removes a node for good.
+    pub(crate) async fn remove_node(&self, request: RemoveRequest) -> Result<Removed, ApiError> {
+        let RemoveRequest { node, force } = request;
+        match self
+            .core
+            .command(Command::RemoveNode { node, force })
+            .await?
+        {
+            Reply::Removed { node, name } => Ok(Removed {
+                node: node.short(),
+                name,
+            }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Leaves the cluster for good; nothing but stopping makes sense afterwards.
+    pub(crate) async fn leave(&self) -> Result<(), ApiError> {
+        self.core.command(Command::LeaveForGood).await?;
+        Ok(())
     }
 
     /// Removes everything and ends the daemon.

@@ -1,10 +1,12 @@
 //! The view as the API shows it: plain functions from a [`View`] to rows.
 
 use weft_core::control::{
-    EndpointRow, NameRow, NameSpec, NodeRow, PeerRow, ServiceRow, ServiceSpec,
+    EndpointRow, NameRow, NameSpec, NetworkRow, NodeRow, PeerRow, ServiceRow, ServiceSpec,
 };
 use weft_core::model::{Label, NodeId};
-use weft_core::view::{Carrier, Endpoint, EndpointKind, PeerNumber, PeerView, Service, View};
+use weft_core::view::{
+    Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerNumber, PeerView, Service, View,
+};
 
 /// This host's own endpoints of one kind.
 pub(crate) fn own_endpoints(view: &View, kind: EndpointKind) -> Vec<&Endpoint> {
@@ -51,6 +53,17 @@ pub(crate) fn nodes(view: &View) -> Vec<NodeRow> {
             host_addrs: member.host_addrs.clone(),
         })
         .collect()
+}
+
+/// What stands in `weft status` of a removed node whose addresses are not back.
+pub(crate) fn blocked(blocked: &Blocked) -> String {
+    let prefixes: Vec<String> = blocked.prefixes.iter().map(ToString::to_string).collect();
+    let name = &blocked.name;
+    format!(
+        "{name} was removed, and {} can't be used until most of the nodes have agreed; if it is destroyed: weft node rm \
+         {name} --force",
+        prefixes.join(", ")
+    )
 }
 
 /// `weft service ls`.
@@ -100,6 +113,27 @@ pub(crate) fn service_row(view: &View, service: &Service) -> ServiceRow {
                 )
             })
             .collect(),
+    }
+}
+
+/// `weft network ls`.
+pub(crate) fn networks(view: &View) -> Vec<NetworkRow> {
+    view.networks
+        .iter()
+        .map(|network| network_row(view, network))
+        .collect()
+}
+
+/// One network.
+pub(crate) fn network_row(view: &View, network: &NetworkView) -> NetworkRow {
+    NetworkRow {
+        net6: view.plan.v6_cover(network.net),
+        endpoints: view
+            .endpoints
+            .iter()
+            .filter(|e| e.network == network.name)
+            .count(),
+        network: network.clone(),
     }
 }
 

@@ -176,6 +176,7 @@ async fn follow_view(daemon: Arc<Daemon>) {
         let Some(view) = views.borrow_and_update().clone() else {
             continue;
         };
+        daemon.follow_addresses(&view).await;
         let services = view.services.clone();
         if published.as_ref() != Some(&services)
             && let Ok(()) = daemon.follow_published().await

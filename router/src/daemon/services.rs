@@ -1,6 +1,8 @@
-//! Services and names: checks on this host, then the core's word, then the rules.
+//! Services, networks and names: checks on this host, then the core's word, then the rules.
 
-use weft_core::control::{ErrorKind, NameRow, NameSpec, ServiceRow, ServiceSpec};
+use weft_core::control::{
+    ErrorKind, NameRow, NameSpec, NetworkRow, NetworkSpec, ServiceRow, ServiceSpec,
+};
 use weft_core::model::Label;
 use weft_core::node::{Command, Reply};
 use weft_core::view::Service;
@@ -25,6 +27,18 @@ impl Daemon {
     pub(crate) async fn remove_service(&self, name: Label) -> Result<(), ApiError> {
         self.core.command(Command::RemoveService(name)).await?;
         self.serve_published().await
+    }
+
+    pub(crate) async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkRow, ApiError> {
+        match self.core.command(Command::CreateNetwork(spec)).await? {
+            Reply::Network(network) => Ok(rows::network_row(&*self.view()?, &network)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn remove_network(&self, name: Label) -> Result<(), ApiError> {
+        self.core.command(Command::RemoveNetwork(name)).await?;
+        Ok(())
     }
 
     pub(crate) async fn add_name(&self, spec: NameSpec) -> Result<NameRow, ApiError> {

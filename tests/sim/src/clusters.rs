@@ -450,6 +450,8 @@ impl Cluster {
             self.clone_told |= twice || forked;
             // Both sides of a split may create one name; that is told, and nothing to complain of.
             let expected = line.contains("was created twice")
+                // Small ranges fill up, and people are told.
+                || line.contains("is nearly full")
                 || (twice && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Liar)))
                 || (line.contains("this node was removed") && self.plan.has(Kind::Evict))
                 || (line.contains("belongs to node") && !self.ledger.is_quiet())

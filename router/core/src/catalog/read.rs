@@ -51,6 +51,17 @@ impl Catalog {
         endpoints
     }
 
+    /// One node's endpoints.
+    pub fn endpoints_of(&self, node: &NodeId) -> Vec<Endpoint> {
+        let log = self.logs.get(node).into_iter();
+        log.flat_map(|log| log.slots.range(slots_of(Kind::ENDPOINT)))
+            .filter_map(|(_, held)| match &decode(&held.record)?.0 {
+                Object::Endpoint(endpoint) => Some(endpoint.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// All grants with their writers: what the ring is computed from.
     pub fn grants(&self) -> Vec<(NodeId, Grant)> {
         self.own_objects(Kind::GRANT)
@@ -205,14 +216,14 @@ impl Catalog {
         debug_assert_eq!(kind.scope(), Scope::Own);
         self.logs.iter().flat_map(move |(writer, log)| {
             log.slots
-                .range((kind, Vec::new())..(Kind(kind.0 + 1), Vec::new()))
+                .range(slots_of(kind))
                 .filter_map(move |(_, held)| Some((*writer, &decode(&held.record)?.0)))
         })
     }
 
     fn shared_objects(&self, kind: Kind, wall: WallMicros) -> impl Iterator<Item = &Object> {
         self.shared
-            .range((kind, Vec::new())..(Kind(kind.0 + 1), Vec::new()))
+            .range(slots_of(kind))
             .filter_map(move |(slot, _)| Some(&decode(self.winner(slot, Some(wall))?)?.0))
     }
 
@@ -262,6 +273,11 @@ impl Catalog {
     pub(super) fn held(&self, writer: &NodeId, slot: &Slot) -> Option<&Record> {
         self.logs.get(writer)?.record(slot)
     }
+}
+
+/// All slots of one kind.
+fn slots_of(kind: Kind) -> std::ops::Range<Slot> {
+    (kind, Vec::new())..(Kind(kind.0 + 1), Vec::new())
 }
 
 pub(super) fn decode(record: &Record) -> Option<&(Object, Lineage)> {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::{Allocator, largest_block};
-use crate::model::AddressPlan;
+use crate::model::{AddressPlan, NodeId};
 
 /// An interval of addresses, both ends included.
 type Interval = (u32, u32);
@@ -21,34 +21,47 @@ impl Allocator {
     /// What the next node that asks should get, in each network: the upper half of the largest free block. That is what
     /// voters should not guard.
     pub fn reserves(&self, networks: &[Ipv4Net]) -> Vec<Interval> {
-        let mut reserves = Vec::new();
-        for net in self.regions(networks) {
-            if let Some((start, size)) = self.largest_free(&net) {
-                reserves.push(upper_half(start, size));
-            }
-        }
-        reserves
+        let regions = self.regions(networks).into_iter();
+        regions.filter_map(|net| self.wanted(&net)).collect()
     }
 
     /// What somebody who asks for space in `net` waits for, when all that is free there is guarded.
     pub fn wanted(&self, net: &Ipv4Net) -> Option<Interval> {
-        self.largest_free(net)
-            .map(|(start, size)| upper_half(start, size))
+        let halves = self.halves(net, self.free_intervals(net));
+        halves.max_by_key(|(start, last)| (last - start, *start))
     }
 
-    /// What is given to a node that asks: the upper half of the largest free block; where voters guard that, or no guard
-    /// could be set anew afterwards, the upper half of the largest block that they don't guard.
-    pub(super) fn gift(&self, net: &Ipv4Net) -> Option<Interval> {
-        let (start, size) = self.largest_free(net)?;
-        let best = upper_half(start, size);
-        if !self.thrifty && !self.is_locked(best) {
-            return Some(best);
-        }
-        let open = self.open_intervals(net).into_iter();
-        let block = open
+    /// What is given to a node that asks: half of the largest free block, of equal halves one beside what it owns, else
+    /// the upper; where voters guard that, or no guard could be set anew afterwards, half of the largest block that they
+    /// don't guard.
+    pub(super) fn gift(&self, net: &Ipv4Net, to: &NodeId) -> Option<Interval> {
+        let owned = |ip: Option<u32>| ip.and_then(|ip| self.ring.owner(ip.into())) == Some(*to);
+        let beside =
+            |start: u32, last: u32| owned(start.checked_sub(1)) || owned(last.checked_add(1));
+        let best = |(start, last): &Interval| (last - start, beside(*start, *last), *start);
+        let (start, last) = self.wanted(net)?;
+        let whole = self
+            .halves(net, self.free_intervals(net))
+            .filter(|half| half.1 - half.0 == last - start)
+            .filter(|half| !self.thrifty && !self.is_locked(*half))
+            .max_by_key(best);
+        whole.or_else(|| {
+            let open = self.open_intervals(net).into_iter();
+            self.halves(net, open).max_by_key(best)
+        })
+    }
+
+    /// The halves of the largest block in each interval, of a single address that one; without those that hold nothing
+    /// for an endpoint.
+    fn halves(
+        &self,
+        net: &Ipv4Net,
+        intervals: impl Iterator<Item = Interval>,
+    ) -> impl Iterator<Item = Interval> {
+        intervals
             .map(|(start, last)| largest_block(start, last))
-            .max_by_key(|(start, size)| (*size, *start))?;
-        Some(upper_half(block.0, block.1))
+            .flat_map(|(start, size)| halves(start, size))
+            .filter(|(start, last)| self.usable_in(*start, *last, net).is_some())
     }
 
     /// Does any voter guard any of it?
@@ -60,7 +73,7 @@ impl Allocator {
 
     /// Free and not guarded.
     fn open_intervals(&self, net: &Ipv4Net) -> Vec<Interval> {
-        let mut open = self.free_intervals(net);
+        let mut open: Vec<Interval> = self.free_intervals(net).collect();
         for (first, end) in &self.locked {
             open = open
                 .into_iter()
@@ -100,10 +113,13 @@ fn unassigned(plan: &AddressPlan, taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
         .collect()
 }
 
-/// The upper half of a block, or all of one address.
-fn upper_half(start: u32, size: u64) -> Interval {
+/// Both halves of a block, or the one address that it is.
+fn halves(start: u32, size: u64) -> Vec<Interval> {
     let last = start + (size - 1) as u32;
-    (start + (size / 2) as u32, last)
+    match (size / 2) as u32 {
+        0 => vec![(start, last)],
+        half => vec![(start, start + (half - 1)), (start + half, last)],
+    }
 }
 
 /// What is left of an interval without another one.

@@ -122,11 +122,51 @@ fn one_who_has_run_out_gives_nothing_and_says_so() {
     let plan = small();
     let net = plan.default_network();
     let mut allocator = founder(plan);
-    while allocator.allocate(&net).is_ok() {}
-    // The two that are no addresses are left.
+    let mut got = BTreeSet::new();
+    while let Ok(ip) = allocator.allocate(&net) {
+        got.insert(ip);
+    }
+    // The two that are no addresses are left, and of no use to anybody.
     assert_eq!(allocator.free(&net), 2);
-    assert!(allocator.donate(&net, node(2)).is_ok());
     assert_eq!(allocator.donate(&net, node(2)), Err(Exhausted(net).into()));
+    // The very last one goes to who asks for it.
+    let last = *got.last().unwrap();
+    allocator.update(at(0), allocator.ring().clone(), &got, &[]);
+    allocator.release(last, at(0));
+    assert_eq!(allocator.donate(&net, node(2)), Err(Exhausted(net).into()));
+    allocator.expire(at(60));
+    // With the address that is none: two neighbours that are no block of two.
+    let grant = allocator.donate(&net, node(2)).unwrap();
+    assert_eq!(Ipv4Addr::from(grant.start), last);
+    assert_eq!(allocator.free_of(&node(2), &net), 1);
+}
+
+#[test]
+fn a_gift_lies_beside_what_the_receiver_owns_where_it_can() {
+    let plan = plan();
+    let net = plan.default_network();
+    let mut allocator = founder(plan);
+    allocator.donation_for_newcomer(node(2));
+    allocator.donation_for_newcomer(node(3));
+    let prefixes = |allocator: &Allocator, n: u8| -> Vec<String> {
+        let prefixes = allocator.ring().prefixes(&node(n), &plan);
+        prefixes.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(prefixes(&allocator, 2), ["10.32.128.0/17"]);
+    assert_eq!(prefixes(&allocator, 3), ["10.32.64.0/18"]);
+    // The lower half of what is left is the highest that touches nobody; the upper one touches node 3.
+    allocator.donate(&net, node(3)).unwrap();
+    assert_eq!(prefixes(&allocator, 3), ["10.32.32.0/19", "10.32.64.0/18"]);
+    assert_eq!(allocator.ring().parts(&node(3)).len(), 2);
+    let mut low = founder(plan);
+    for ip in ["10.32.63.255", "10.32.191.255"] {
+        low.allocate_exact(ip.parse().unwrap(), &net).unwrap();
+    }
+    // 64/18 and 128/18 are equally large and free: who owns what follows gets the upper half of the lower one.
+    low.donate_exact("10.32.128.0".parse().unwrap(), node(4))
+        .unwrap();
+    low.donate(&net, node(4)).unwrap();
+    assert_eq!(low.ring().parts_in(&node(4), &net).len(), 1);
 }
 
 #[test]
@@ -198,18 +238,102 @@ fn a_removed_node_s_part_is_taken_over_and_the_higher_epoch_holds() {
     assert_eq!(held.parts(&node(5)), [(start, last)]);
 }
 
+fn net(text: &str) -> Ipv4Net {
+    text.parse().unwrap()
+}
+
 #[test]
-fn a_network_is_an_aligned_block_of_own_free_space() {
+fn a_network_is_an_aligned_block_of_free_space_own_before_others() {
     let plan = plan();
     let mut allocator = founder(plan);
-    let first = allocator.block_for_network(20).unwrap();
-    assert_eq!(first.to_string(), "10.33.0.0/20");
-    allocator.update(at(0), allocator.ring().clone(), &BTreeSet::new(), &[first]);
+    let first = allocator.blocks(20).remove(0);
+    assert_eq!(first.net.to_string(), "10.33.0.0/20");
+    assert_eq!(first.owners, BTreeSet::from([node(1)]));
+    assert!(allocator.is_own_block(&first.net));
+    allocator.hold_block(first.net);
+    assert!(!allocator.is_own_block(&first.net));
+    assert_eq!(allocator.blocks(20)[0].net, net("10.33.16.0/20"));
+    assert_eq!(allocator.blocks(16)[0].net, net("10.34.0.0/16"));
+    assert_eq!(allocator.blocks(24), []);
+    assert_eq!(allocator.blocks(15), []);
+    // What is given away is still to be had, but later.
+    allocator
+        .donate_block(&net("10.33.16.0/20"), node(2))
+        .unwrap();
+    assert_eq!(allocator.blocks(20)[0].net, net("10.33.32.0/20"));
     assert_eq!(
-        allocator.block_for_network(20).unwrap().to_string(),
-        "10.33.16.0/20"
+        allocator.blocks(20).last().unwrap().net,
+        net("10.33.16.0/20")
     );
-    assert_eq!(allocator.block_for_network(24), None);
+}
+
+#[test]
+fn a_block_that_cant_be_a_network_is_refused_for_its_own_reason() {
+    let plan = plan();
+    let mut allocator = founder(plan);
+    let default = plan.default_network();
+    let check = |allocator: &Allocator, text: &str| allocator.check_block(&net(text));
+    assert_eq!(
+        check(&allocator, "10.33.0.0/24"),
+        Err(BlockError::NotOne(net("10.33.0.0/24")))
+    );
+    assert_eq!(
+        check(&allocator, "10.64.0.0/20"),
+        Err(BlockError::NotOne(net("10.64.0.0/20")))
+    );
+    let inside = net("10.32.16.0/20");
+    assert_eq!(
+        allocator.check_block(&inside),
+        Err(BlockError::Overlaps(inside, default))
+    );
+    allocator.hold_block(net("10.33.0.0/18"));
+    let part = net("10.33.16.0/20");
+    assert_eq!(
+        allocator.check_block(&part),
+        Err(BlockError::Overlaps(part, net("10.33.0.0/18")))
+    );
+    let whole = net("10.33.0.0/16");
+    assert_eq!(
+        allocator.check_block(&whole),
+        Err(BlockError::Overlaps(whole, net("10.33.0.0/18")))
+    );
+    let ip = allocator.allocate(&net("10.34.0.0/20")).unwrap();
+    let used = net("10.34.0.0/18");
+    assert_eq!(allocator.check_block(&used), Err(BlockError::InUse(used)));
+    allocator.release(ip, at(0));
+    assert_eq!(
+        allocator.donate_block(&used, node(2)),
+        Err(BlockError::InUse(used).into())
+    );
+    allocator.expire(at(60));
+    assert_eq!(allocator.donate_block(&used, node(2)).unwrap().len(), 1);
+    assert_eq!(
+        allocator.donate_block(&used, node(2)),
+        Err(BlockError::NotOurs(used).into())
+    );
+}
+
+#[test]
+fn a_block_in_several_hands_comes_together_again() {
+    let plan = plan();
+    let block = net("10.33.0.0/20");
+    let mut allocator = founder(plan);
+    let grants = [
+        (node(1), allocator.donate(&block, node(2)).unwrap()),
+        (node(1), allocator.donate(&block, node(3)).unwrap()),
+    ];
+    let owners = allocator.block(&block).owners;
+    assert_eq!(owners, BTreeSet::from([node(1), node(2), node(3)]));
+    let ring = || Ring::compute(node(1), plan.range, &grants, &BTreeSet::new());
+    let mut all = grants.to_vec();
+    for n in [1, 2] {
+        let mut owner = Allocator::new(node(n), plan, ring(), &Stored::default(), at(0));
+        let given = owner.donate_block(&block, node(3)).unwrap();
+        all.extend(given.into_iter().map(|grant| (node(n), grant)));
+    }
+    let whole = Ring::compute(node(1), plan.range, &all, &BTreeSet::new());
+    let third = Allocator::new(node(3), plan, whole, &Stored::default(), at(0));
+    assert!(third.is_own_block(&block));
 }
 
 /// Nodes that give each other parts as they like, also parts that are not theirs.

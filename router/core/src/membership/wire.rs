@@ -146,6 +146,13 @@ impl Datagram {
     }
 }
 
+/// Decodes a datagram and encodes what it said.
+pub(crate) fn reencode(bytes: &[u8]) -> Option<Vec<u8>> {
+    Datagram::decode(bytes)
+        .ok()
+        .map(|datagram| datagram.encode())
+}
+
 impl Body {
     fn kind(&self) -> u8 {
         match self {

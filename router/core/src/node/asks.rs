@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+
 use super::cluster::Cluster;
 use super::commands::AttachRequest;
 use super::durable::Then;
 use super::io::{Answer, Ask, CommandError, Output, Reply};
+use super::networks::{NetworkWish, no_network};
 use crate::control::ErrorKind;
 use crate::ipam::ExactError;
 use crate::model::{NodeId, Now};
@@ -45,6 +48,25 @@ pub(super) enum Purpose {
     FirstSpace,
     /// Somebody must hear that this node leaves.
     Farewell { command: u64 },
+    /// A network waits for its block.
+    Network {
+        command: u64,
+        wish: NetworkWish,
+        net: Ipv4Net,
+    },
+}
+
+impl Purpose {
+    /// Does it wait for records rather than for the answer?
+    fn waits_for_records(&self) -> bool {
+        matches!(
+            self,
+            Purpose::Attach { .. }
+                | Purpose::Vip { .. }
+                | Purpose::FirstSpace
+                | Purpose::Network { .. }
+        )
+    }
 }
 
 struct Waiting {
@@ -72,6 +94,14 @@ impl Asks {
         (self.waiting.len(), self.checks.len())
     }
 
+    /// Blocks that are asked for.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Ipv4Net> {
+        self.waiting.values().filter_map(|w| match w.purpose {
+            Purpose::Network { net, .. } => Some(net),
+            _ => None,
+        })
+    }
+
     fn has_first_space(&self) -> bool {
         self.waiting
             .values()
@@ -94,7 +124,7 @@ impl Cluster {
         self.asks.next += 1;
         let id = self.asks.next;
         let patience = match ask {
-            Ask::Address(_) | Ask::Space { .. } => GRANT_PATIENCE,
+            Ask::Address(_) | Ask::Space { .. } | Ask::SpaceIn(_) | Ask::Block(_) => GRANT_PATIENCE,
             Ask::CountUse { .. } | Ask::Publish(_) | Ask::Farewell(_) => PATIENCE,
         };
         for peer in &peers {
@@ -141,7 +171,9 @@ impl Cluster {
             );
         }
         match ask {
-            Ask::Address(_) | Ask::Space { .. } => self.on_space_ask(now, from, id, ask, out),
+            Ask::Address(_) | Ask::Space { .. } | Ask::SpaceIn(_) | Ask::Block(_) => {
+                self.on_space_ask(now, from, id, ask, out);
+            }
             Ask::CountUse {
                 token,
                 expiry,
@@ -209,10 +241,7 @@ impl Cluster {
             return;
         }
         let all_answered = waiting.peers.is_empty();
-        let waits_for_records = matches!(
-            waiting.purpose,
-            Purpose::Attach { .. } | Purpose::Vip { .. } | Purpose::FirstSpace
-        );
+        let waits_for_records = waiting.purpose.waits_for_records();
         let one_is_enough = matches!(waiting.purpose, Purpose::Farewell { .. });
         let goes_on =
             answer == Answer::Granted && (waits_for_records || !all_answered) && !one_is_enough;
@@ -241,17 +270,11 @@ impl Cluster {
 
     /// Records came: what waited for them is tried again.
     pub(super) fn retry_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
-        let records = |w: &Waiting| {
-            matches!(
-                w.purpose,
-                Purpose::Attach { .. } | Purpose::Vip { .. } | Purpose::FirstSpace
-            )
-        };
         let ids: Vec<u64> = self
             .asks
             .waiting
             .iter()
-            .filter(|(_, w)| records(w))
+            .filter(|(_, w)| w.purpose.waits_for_records())
             .map(|(id, _)| *id)
             .collect();
         for id in ids {
@@ -282,16 +305,12 @@ impl Cluster {
         );
     }
 
-    /// The live member, not among `but`, that owns most of `net`.
-    pub(super) fn richest(&self, net: ipnet::Ipv4Net, but: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let size = |id: &NodeId| -> u64 {
-            let parts = self.ring.parts_in(id, &net).into_iter();
-            parts.map(|(start, last)| u64::from(last - start) + 1).sum()
-        };
+    /// The live member, not among `but`, that has most of `net` to give, as far as is known here.
+    pub(super) fn richest(&self, net: Ipv4Net, but: &BTreeSet<NodeId>) -> Option<NodeId> {
         self.alive_peers()
             .into_iter()
             .filter(|id| !but.contains(id))
-            .map(|id| (size(&id), id))
+            .map(|id| (self.allocator.free_of(&id, &net), id))
             .filter(|(size, _)| *size > 0)
             .max()
             .map(|(_, id)| id)
@@ -360,6 +379,9 @@ impl Cluster {
             ) => {
                 self.vip_failed(now, command, service, tried, answer, out);
             }
+            (Purpose::Network { command, wish, net }, answer) => {
+                self.block_failed(now, command, wish, net, answer, out);
+            }
             (Purpose::FirstSpace, _) => {}
             (Purpose::Farewell { command }, Some((_, Answer::Granted))) => {
                 out.push(Output::Reply(command, Ok(Reply::Done)));
@@ -406,9 +428,25 @@ impl Cluster {
                     tried,
                 }),
             },
+            Purpose::Network { command, wish, net } if self.allocator.is_own_block(&net) => {
+                self.store_network(now, command, wish.name, net, out);
+                Ok(())
+            }
             Purpose::FirstSpace if !self.ring.parts(&self.me).is_empty() => Ok(()),
             other => Err(other),
         }
+    }
+
+    /// This node has no address left for an attachment: whoever has most is asked for some.
+    pub(super) fn ask_for_space(
+        &mut self,
+        now: Now,
+        command: u64,
+        request: AttachRequest,
+        net: Ipv4Net,
+        out: &mut Vec<Output>,
+    ) {
+        self.ask_next(now, command, request, net, (BTreeSet::new(), None), out);
     }
 
     fn attach_failed(
@@ -416,46 +454,57 @@ impl Cluster {
         now: Now,
         command: u64,
         request: AttachRequest,
-        mut tried: BTreeSet<NodeId>,
+        tried: BTreeSet<NodeId>,
         answer: Option<(NodeId, Answer)>,
         out: &mut Vec<Output>,
     ) {
         let why = match answer {
-            Some((node, Answer::No(why))) => format!("node {} says: {why}", self.name_of(&node)),
+            Some((node, Answer::No(why))) => self.says(&node, &why),
             _ => "its owner did not answer in time".to_owned(),
         };
         if let Some(ip) = request.ip {
-            return fail(
+            let text = format!("can't get {ip}: {why}");
+            return fail(command, ErrorKind::Unavailable, text, out);
+        }
+        match self.network(&request.network) {
+            Some(net) => self.ask_next(now, command, request, net, (tried, Some(why)), out),
+            None => fail(
                 command,
-                ErrorKind::Unavailable,
-                format!("can't get {ip}: {why}"),
+                ErrorKind::NotFound,
+                no_network(&request.network),
                 out,
-            );
+            ),
         }
-        let net = self.plan.default_network();
-        if let Some(next) = self.richest(net, &tried) {
-            tried.insert(next);
-            let purpose = Purpose::Attach {
-                command,
-                request,
-                tried,
-            };
-            if self
-                .ask(
-                    now,
-                    BTreeSet::from([next]),
-                    &Ask::Space { vips: false },
-                    purpose,
-                )
-                .is_ok()
-            {
-                return;
-            }
+    }
+
+    /// Asks the richest node that was not asked yet for addresses of `net`.
+    fn ask_next(
+        &mut self,
+        now: Now,
+        command: u64,
+        request: AttachRequest,
+        net: Ipv4Net,
+        (mut tried, why): (BTreeSet<NodeId>, Option<String>),
+        out: &mut Vec<Output>,
+    ) {
+        let asked = self.names_of(&tried);
+        let next = self.richest(net, &tried);
+        tried.extend(next);
+        let question = match net == self.plan.default_network() {
+            true => Ask::Space { vips: false },
+            false => Ask::SpaceIn(net),
+        };
+        let name = request.network.clone();
+        let purpose = Purpose::Attach {
+            command,
+            request,
+            tried,
+        };
+        let peers = next.into_iter().collect();
+        if self.ask(now, peers, &question, purpose).is_err() {
+            let text = self.exhausted(&name, net, &asked, why);
+            fail(command, ErrorKind::Unavailable, text, out);
         }
-        let text = format!(
-            "no free address left in {net} on this host, and nobody could give any ({why})"
-        );
-        fail(command, ErrorKind::Unavailable, text, out);
     }
 
     fn vip_failed(
@@ -533,6 +582,21 @@ impl Cluster {
                 out,
             );
         }
+    }
+
+    /// Another host's words, without what could steer a terminal.
+    pub(super) fn says(&self, node: &NodeId, words: &str) -> String {
+        let words: String = words
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(200)
+            .collect();
+        format!("node {} says: {words}", self.name_of(node))
+    }
+
+    pub(super) fn names_of(&self, nodes: &BTreeSet<NodeId>) -> String {
+        let names: Vec<String> = nodes.iter().map(|id| self.name_of(id)).collect();
+        names.join(", ")
     }
 
     pub(super) fn name_of(&self, id: &NodeId) -> String {

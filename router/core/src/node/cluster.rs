@@ -20,7 +20,9 @@ use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
 use crate::membership::{Membership, MembershipEvent};
-use crate::model::{AddressPlan, ClusterId, Generation, NodeId, NodeName, Now, WallMicros};
+use crate::model::{
+    AddressPlan, ClusterId, Generation, NetworkName, NodeId, NodeName, Now, WallMicros,
+};
 use crate::mutation::{self, Mutation};
 use crate::roster::Roster;
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
@@ -86,6 +88,9 @@ pub(super) struct Cluster {
     pub(super) housekeeping: Now,
     pub(super) next_due: Option<WallMicros>,
     pub(super) told: BTreeSet<String>,
+    /// Networks that people were told are nearly full.
+    pub(super) low: BTreeSet<NetworkName>,
+    pub(super) count_space_at: Option<Now>,
 }
 
 impl Cluster {
@@ -178,6 +183,8 @@ impl Cluster {
             housekeeping: now.plus(HOUSEKEEPING),
             next_due: None,
             told: BTreeSet::new(),
+            low: BTreeSet::new(),
+            count_space_at: None,
         };
         let seeds = cluster.meta.seeds.clone();
         for (peer, addresses) in seeds {
@@ -302,6 +309,7 @@ impl Cluster {
         self.expire_asks(now, out);
         self.apply_due(now);
         self.keep_house(now, out);
+        self.count_space(now, out);
         self.pump(now, out);
     }
 
@@ -315,6 +323,7 @@ impl Cluster {
             self.allocator.deadline(),
             self.space.due,
             self.removals_deadline(),
+            self.count_space_at.filter(|_| self.ready),
         ]
         .into_iter()
         .flatten()
@@ -429,12 +438,16 @@ impl Cluster {
         let removed = self.removed();
         let space_changed = self.update_ring(&removed);
         let used = self.catalog.used_addresses(self.wall.micros(now), &removed);
-        let resting = self.allocator.update(now, self.ring.clone(), &used, &[]);
+        let networks = self.network_blocks();
+        let resting = self
+            .allocator
+            .update(now, self.ring.clone(), &used, &networks);
         self.persist(now, resting, Vec::new(), out);
         self.next_due = self.catalog.next_due(self.wall.micros(now));
         self.tell_duplicates(now, out);
         self.view_changed = true;
         self.tunnels_changed = true;
+        self.count_soon(now);
         self.retry_waiting(now, out);
         if space_changed {
             self.tend_space(now, out);

@@ -4,10 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
+
 use super::asks::{Purpose, fail};
 use super::cluster::Cluster;
 use super::durable::Then;
 use super::io::{Ask, Command, Output, Reply};
+use super::networks::no_network;
+
 use crate::control::{ErrorKind, NameSpec, ServiceSpec, TokenRequest};
 use crate::ipam::ExactError;
 use crate::model::{EndpointId, EndpointName, Label, NetworkName, Now, ServiceName, WallMicros};
@@ -35,7 +39,8 @@ pub(super) struct AttachRequest {
 
 /// Why there is no address now.
 pub(super) enum NoAddress {
-    Exhausted,
+    NoNetwork,
+    Exhausted(Ipv4Net),
     Exact(ExactError),
 }
 
@@ -63,10 +68,12 @@ impl Cluster {
                 | Command::RemoveService(_)
                 | Command::AddName(_)
                 | Command::RemoveName(_)
+                | Command::CreateNetwork(_)
+                | Command::RemoveNetwork(_)
         );
         if let Some(off) = self.sync.clock_error().filter(|_| shared) {
             let text = format!(
-                "this host's clock is {} s off the other nodes': set it right (NTP) before changing services and names",
+                "this host's clock is {} s off the other nodes': set it right (NTP) before changing services, names and networks",
                 off.as_secs()
             );
             return fail(id, ErrorKind::Conflict, text, out);
@@ -102,6 +109,8 @@ impl Cluster {
             Command::RemoveName(name) => {
                 self.remove_shared(now, id, Kind::NAME, "name", &name, out)
             }
+            Command::CreateNetwork(spec) => self.create_network(now, id, spec, out),
+            Command::RemoveNetwork(name) => self.remove_network(now, id, &name, out),
             Command::MintToken(request) => self.mint(now, id, &request, out),
             Command::RemoveNode { node, force } => self.remove_node(now, id, &node, force, out),
             Command::LeaveForGood => self.leave_for_good(now, id, out),
@@ -109,56 +118,30 @@ impl Cluster {
     }
 
     fn attach(&mut self, now: Now, id: u64, request: AttachRequest, out: &mut Vec<Output>) {
-        if request.network.as_str() != "default" {
-            let text = format!(
-                "there is no network \"{}\"; this version has one: default",
-                request.network
-            );
-            return fail(id, ErrorKind::NotFound, text, out);
-        }
         match self.find_address(&request) {
             Ok(ip) => self.store_endpoint(now, id, request, ip, out),
+            Err(NoAddress::NoNetwork) => {
+                fail(id, ErrorKind::NotFound, no_network(&request.network), out);
+            }
             Err(NoAddress::Exact(error)) => self.ask_owner(now, id, request, error, out),
-            Err(NoAddress::Exhausted) => self.ask_for_space(now, id, request, out),
+            Err(NoAddress::Exhausted(net)) => self.ask_for_space(now, id, request, net, out),
         }
     }
 
     pub(super) fn find_address(&mut self, request: &AttachRequest) -> Result<Ipv4Addr, NoAddress> {
-        let net = self.plan.default_network();
+        let Some(net) = self.network(&request.network) else {
+            return Err(NoAddress::NoNetwork);
+        };
         match request.ip {
             None => self
                 .allocator
                 .allocate(&net)
-                .map_err(|_| NoAddress::Exhausted),
+                .map_err(|_| NoAddress::Exhausted(net)),
             Some(ip) => self
                 .allocator
                 .allocate_exact(ip, &net)
                 .map(|()| ip)
                 .map_err(NoAddress::Exact),
-        }
-    }
-
-    fn ask_for_space(&mut self, now: Now, id: u64, request: AttachRequest, out: &mut Vec<Output>) {
-        let net = self.plan.default_network();
-        let donor = self.richest(net, &BTreeSet::new());
-        let purpose = Purpose::Attach {
-            command: id,
-            request,
-            tried: donor.into_iter().collect(),
-        };
-        if self
-            .ask(
-                now,
-                donor.into_iter().collect(),
-                &Ask::Space { vips: false },
-                purpose,
-            )
-            .is_err()
-        {
-            let text = format!(
-                "no free address left in {net} on this host, and no other node is there to give any"
-            );
-            fail(id, ErrorKind::Unavailable, text, out);
         }
     }
 
@@ -416,7 +399,7 @@ impl Cluster {
         Some(format!("{}", bound.ip))
     }
 
-    fn remove_shared(
+    pub(super) fn remove_shared(
         &mut self,
         now: Now,
         id: u64,
@@ -539,6 +522,6 @@ pub(super) fn published_text(service: &Service) -> String {
     ports.join(", ")
 }
 
-fn no_such(what: &str, name: &Label) -> String {
+pub(super) fn no_such(what: &str, name: &Label) -> String {
     format!("there is no {what} \"{name}\"")
 }

@@ -1,10 +1,13 @@
 //! Space for members that ask for some. What voters guard is given once they agreed to new guards.
 
+use ipnet::Ipv4Net;
+
 use super::cluster::Cluster;
 use super::durable::Then;
 use super::io::{Answer, Ask, Output};
 use crate::ipam::NoGift;
 use crate::model::{NodeId, Now};
+use crate::store::Batch;
 use crate::value::{Grant, Object};
 
 /// Who asks waits five seconds; an answer after that is of no use.
@@ -69,18 +72,29 @@ impl Cluster {
 
     fn give_or_keep(&mut self, now: Now, wish: Wish, out: &mut Vec<Output>) -> Option<Wish> {
         let gift = match &wish.ask {
-            Ask::Address(ip) => self.allocator.donate_exact(*ip, wish.from),
-            Ask::Space { vips } => {
-                let net = match vips {
-                    true => self.plan.vips(),
-                    false => self.plan.default_network(),
-                };
-                self.allocator.donate(&net, wish.from)
+            Ask::Address(ip) => self.allocator.donate_exact(*ip, wish.from).map(one),
+            Ask::Space { vips: true } => self.donate(self.plan.vips(), wish.from),
+            Ask::Space { vips: false } => self.donate(self.plan.default_network(), wish.from),
+            Ask::SpaceIn(net) if self.network_blocks().contains(net) => {
+                self.donate(*net, wish.from)
             }
+            Ask::SpaceIn(net) => {
+                let why = format!("it knows no network with the addresses {net}");
+                self.answer(now, &wish.from, wish.id, &Answer::No(why));
+                return None;
+            }
+            Ask::Block(net) => match self.wanted_here(net) {
+                None => self.allocator.donate_block(net, wish.from),
+                Some(own) => {
+                    let why = format!("it makes a network of {own} itself");
+                    self.answer(now, &wish.from, wish.id, &Answer::No(why));
+                    return None;
+                }
+            },
             _ => return None,
         };
         match gift {
-            Ok(grant) => self.grant(now, wish.from, wish.id, grant, out),
+            Ok(grants) => self.grant(now, wish.from, wish.id, grants, out),
             Err(NoGift::Guarded(start, last)) => {
                 self.space.wanted.insert((start, last));
                 return Some(wish);
@@ -92,10 +106,22 @@ impl Cluster {
         None
     }
 
-    fn grant(&mut self, now: Now, to: NodeId, id: u64, grant: Grant, out: &mut Vec<Output>) {
-        let then = vec![Then::Answer(to, id, Answer::Granted)];
-        if let Err(error) = self.put(now, &Object::Grant(grant), then, out) {
-            self.answer(now, &to, id, &Answer::No(error.text));
-        }
+    fn donate(&mut self, net: Ipv4Net, to: NodeId) -> Result<Vec<Grant>, NoGift> {
+        self.allocator.donate(&net, to).map(one)
     }
+
+    fn grant(&mut self, now: Now, to: NodeId, id: u64, grants: Vec<Grant>, out: &mut Vec<Output>) {
+        for grant in grants {
+            if let Err(error) = self.put(now, &Object::Grant(grant), Vec::new(), out) {
+                return self.answer(now, &to, id, &Answer::No(error.text));
+            }
+        }
+        // After what was queued before.
+        let then = vec![Then::Answer(to, id, Answer::Granted)];
+        self.persist(now, Batch::new(), then, out);
+    }
+}
+
+fn one(grant: Grant) -> Vec<Grant> {
+    vec![grant]
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
-use crate::control::{ErrorKind, NameSpec, ServiceSpec, TokenRequest};
+use crate::control::{ErrorKind, NameSpec, NetworkSpec, ServiceSpec, TokenRequest};
 use crate::crypto::Cipher;
 use crate::model::{
     EndpointId, EndpointName, Label, NetworkName, NodeId, NodeName, Proto, ServiceName, WallMicros,
 };
 use crate::store::Batch;
 use crate::token::Token;
-use crate::view::{Endpoint, EndpointKind, PeerNumber, PublishConflict, Service};
+use crate::view::{Endpoint, EndpointKind, NetworkView, PeerNumber, PublishConflict, Service};
 
 /// What a node is told at birth.
 #[derive(Clone, Debug)]
@@ -190,6 +190,10 @@ pub enum Command {
     AddName(NameSpec),
     /// Unbind it.
     RemoveName(Label),
+    /// Make a network.
+    CreateNetwork(NetworkSpec),
+    /// Remove one that nothing is in.
+    RemoveNetwork(NetworkName),
     /// Make an invitation.
     MintToken(TokenRequest),
     /// Remove a member for good.
@@ -210,6 +214,8 @@ pub enum Reply {
     Attached(Endpoint),
     /// Of `CreateService` and `UpdateService`.
     Service(Service),
+    /// Of `CreateNetwork`.
+    Network(NetworkView),
     /// Of `MintToken`: the text. It is a secret.
     Token(String),
     /// Of `RemoveNode`: all its addresses are back.
@@ -260,6 +266,10 @@ pub(crate) enum Ask {
     Publish(Vec<(Proto, Option<IpAddr>, u16)>),
     /// I leave for good: the roster record that says so.
     Farewell(Vec<u8>),
+    /// Give me some free space of this network.
+    SpaceIn(Ipv4Net),
+    /// Give me all that you own of this block, so that I can make a network of it.
+    Block(Ipv4Net),
 }
 
 /// Their answers, inside `Message::Answer`.

@@ -34,7 +34,7 @@ pub enum MetaError {
 
 /// The cluster's row on disk.
 #[derive(Serialize, Deserialize)]
-struct Row {
+pub(crate) struct Row {
     version: u8,
     cluster: ClusterId,
     secret: [u8; 32],
@@ -44,7 +44,7 @@ struct Row {
 
 /// What a member tells a newcomer, inside their session.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Welcome {
+pub(crate) struct Welcome {
     pub(super) cluster: ClusterId,
     pub(super) secret: [u8; 32],
     pub(super) range: Ipv4Net,
@@ -55,7 +55,7 @@ pub(super) struct Welcome {
 }
 
 /// A member's knowledge of its cluster.
-pub(super) struct Meta {
+pub(crate) struct Meta {
     pub(super) cluster: ClusterId,
     pub(super) secret: Secret<32>,
     pub(super) range: Ipv4Net,
@@ -87,7 +87,7 @@ impl Meta {
     }
 
     /// From a member's welcome. `me` must be admitted in it.
-    pub(super) fn welcomed(welcome: Welcome, me: &NodeId) -> Result<Self, MetaError> {
+    pub(crate) fn welcomed(welcome: Welcome, me: &NodeId) -> Result<Self, MetaError> {
         let (roster, unwritten) =
             Roster::join(welcome.cluster, welcome.roster.iter().map(Vec::as_slice))?;
         if !roster.is_member(me) {
@@ -121,7 +121,7 @@ impl Meta {
     }
 
     /// All of it, to write down at once.
-    pub(super) fn batch(&self) -> Batch {
+    pub(crate) fn batch(&self) -> Batch {
         let row = Row {
             version: 1,
             cluster: self.cluster,
@@ -148,14 +148,16 @@ pub fn range_of(stored: &Stored) -> Option<Ipv4Net> {
 }
 
 /// `max(stored + 1, unix seconds)`: grows even where the clock went back, and a fresh disk does not begin at 1 again.
-pub(super) fn next_generation(stored: &Stored, wall: WallMicros) -> Generation {
+/// `None` when what is stored leaves no later one: nobody counts so far.
+pub(super) fn next_generation(stored: &Stored, wall: WallMicros) -> Option<Generation> {
     let last = stored
         .get(Table::Cluster, &[GENERATION])
         .and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
     if mutation::is_on(Mutation::ReuseGeneration) {
-        return Generation(last.unwrap_or(wall.0 / 1_000_000));
+        return Some(Generation(last.unwrap_or(wall.0 / 1_000_000)));
     }
-    Generation((last.unwrap_or(0) + 1).max(wall.0 / 1_000_000))
+    let next = last.unwrap_or(0).checked_add(1)?;
+    Some(Generation(next.max(wall.0 / 1_000_000)))
 }
 
 pub(super) fn generation_batch(generation: Generation) -> Batch {

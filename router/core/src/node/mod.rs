@@ -25,6 +25,7 @@ mod gifts;
 mod io;
 mod joining;
 mod meta;
+mod networks;
 mod numbers;
 mod picture;
 mod removal;
@@ -37,6 +38,10 @@ pub use deviate::Deviation;
 pub use io::{Command, CommandError, Input, JoinFailure, NodeConfig, Output, Reply, Start, Tunnel};
 pub use meta::{MetaError, cluster_of, range_of};
 
+pub(crate) use io::{Answer, Ask};
+pub(crate) use meta::{Meta, Row, Welcome};
+pub(crate) use tokens::Uses;
+
 use crate::catalog::Catalog;
 use crate::crypto::Random;
 use crate::identity::Identity;
@@ -48,7 +53,6 @@ use crate::view::{PeerView, View};
 
 use cluster::Cluster;
 use joining::Joining;
-use meta::Meta;
 
 /// Wall clock time between two readings of it: the last reading plus what has passed since.
 #[derive(Clone, Copy, Debug, Default)]
@@ -131,7 +135,12 @@ impl Node {
         else {
             return;
         };
-        self.generation = meta::next_generation(&stored, wall);
+        let Some(generation) = meta::next_generation(&stored, wall) else {
+            let why = "the state directory can't be read: the number of starts is damaged";
+            let failure = JoinFailure::Refused(why.to_owned());
+            return out.push(Output::JoinFailed(failure));
+        };
+        self.generation = generation;
         let waits_for = self.next_persist;
         self.next_persist += 1;
         out.push(Output::Persist(

@@ -7,7 +7,7 @@ use super::cluster::Cluster;
 use super::io::Tunnel;
 use crate::model::{NodeId, Now};
 use crate::session::SessionInfo;
-use crate::view::{Carrier, Endpoint, Liveness, Member, PeerNumber, PeerView, View};
+use crate::view::{Blocked, Carrier, Endpoint, Liveness, Member, PeerNumber, PeerView, View};
 use crate::wire;
 
 /// RFC 791 and RFC 8200 headers, RFC 768 header.
@@ -30,7 +30,21 @@ impl Cluster {
             services: self.catalog.services(self.wall_now()),
             names: self.catalog.names(self.wall_now()),
             conflicts: self.catalog.conflicts(&hidden),
+            networks: self.networks(),
+            blocked: self.blocked(),
         }
+    }
+
+    fn blocked(&self) -> Vec<Blocked> {
+        let removed = self.removed().into_iter();
+        removed
+            .map(|id| Blocked {
+                id,
+                name: self.name_of(&id),
+                prefixes: self.ring.prefixes(&id, &self.plan),
+            })
+            .filter(|blocked| !blocked.prefixes.is_empty())
+            .collect()
     }
 
     pub(super) fn tunnels(&self) -> Vec<Tunnel> {

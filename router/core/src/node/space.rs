@@ -7,8 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-
 use super::cluster::Cluster;
 use super::gifts::Wish;
 use super::io::Output;
@@ -360,20 +358,14 @@ impl Cluster {
         }
     }
 
-    /// Blocks of networks besides `default`.
-    fn networks(&self) -> Vec<Ipv4Net> {
-        let networks = self.catalog.networks(self.wall_now()).into_iter();
-        networks.map(|network| network.net).collect()
-    }
-
     fn own_endpoints(&self) -> Vec<Endpoint> {
         let mut endpoints = self.catalog.endpoints(&BTreeSet::new());
         endpoints.retain(|endpoint| endpoint.node == self.me);
         endpoints
     }
 
-    fn another_address(&mut self, _network: &NetworkName) -> Option<Ipv4Addr> {
-        let net = self.plan.default_network();
+    fn another_address(&mut self, network: &NetworkName) -> Option<Ipv4Addr> {
+        let net = self.network(network)?;
         self.allocator.allocate(&net).ok()
     }
 
@@ -467,7 +459,7 @@ impl Cluster {
     /// All but what the next node that asks would get, and what somebody waits for.
     fn choose_locks(&self) -> Vec<Interval> {
         let mut open: Vec<Interval> = self.space.wanted.iter().copied().collect();
-        open.extend(self.allocator.reserves(&self.networks()));
+        open.extend(self.allocator.reserves(&self.network_blocks()));
         let mut locked = subtract(&self.ring.parts(&self.me), &open);
         if locked.len() > MAX_LOCKED {
             locked.sort_by_key(|(start, last)| std::cmp::Reverse(last - start));
@@ -484,7 +476,7 @@ impl Cluster {
         let open: u64 = subtract(&parts, locked).iter().map(size).sum();
         let gives = self
             .allocator
-            .reserves(&self.networks())
+            .reserves(&self.network_blocks())
             .iter()
             .all(|reserve| !subtract(&[*reserve], locked).is_empty());
         // A half is what a fresh set leaves open.

@@ -14,7 +14,7 @@ const MAX: usize = 4096;
 
 /// What is kept of one token.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Uses {
+pub(crate) struct Uses {
     /// Unix seconds.
     expiry: u64,
     by: BTreeSet<NodeId>,

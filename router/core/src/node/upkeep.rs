@@ -38,6 +38,8 @@ impl Cluster {
         let collected = self.catalog.collect(self.wall.micros(now), settled);
         self.persist(now, collected, Vec::new(), out);
         self.flatten_chains(now, out);
+        // Attachments come and go, and with them what voters should guard.
+        self.space.due = Some(now);
     }
 
     /// Handshakes carry at most three links of an admission; who hangs deeper is admitted anew by a member further up.
@@ -84,9 +86,13 @@ impl Cluster {
                 self.name_of(&duplicate.kept),
                 self.name_of(&duplicate.lost)
             );
-            if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
-                out.push(Output::Alarm(text));
-            }
+            self.tell_once(text, out);
+        }
+    }
+
+    pub(super) fn tell_once(&mut self, text: String, out: &mut Vec<Output>) {
+        if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
+            out.push(Output::Alarm(text));
         }
     }
 

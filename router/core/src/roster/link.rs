@@ -207,6 +207,20 @@ impl Admission {
     }
 }
 
+/// Parses a record and lays out what it said.
+pub(crate) fn reencode(bytes: &[u8]) -> Option<Vec<u8>> {
+    let link = Link::parse(bytes)?;
+    if link.body == Body::Unknown {
+        return Some(link.bytes);
+    }
+    let mut again = link.issuer.0.to_vec();
+    again.extend_from_slice(&link.index.to_be_bytes());
+    again.extend_from_slice(&link.previous);
+    link.body.write(&mut again);
+    again.extend_from_slice(&link.bytes[link.bytes.len() - SIGNATURE..]);
+    Some(again)
+}
+
 /// The cluster id of a founding record.
 pub(crate) fn cluster_of(founding: &Link) -> ClusterId {
     let mut id = [0; 16];

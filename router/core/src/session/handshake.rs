@@ -63,7 +63,7 @@ impl Capabilities {
 
 /// What the caller says of itself, under the seal of the first message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct InitPayload {
+pub(crate) struct InitPayload {
     pub(super) node: NodeId,
     pub(super) generation: Generation,
     /// Rises with every first message of a generation.
@@ -79,7 +79,7 @@ pub(super) struct InitPayload {
 
 /// What the called one says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ResponsePayload {
+pub(crate) struct ResponsePayload {
     pub(super) generation: Generation,
     pub(super) instance: u64,
     pub(super) capabilities: Capabilities,

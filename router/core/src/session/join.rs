@@ -80,7 +80,7 @@ pub enum JoinRefusal {
 
 /// What a joiner says of itself in its first message, under the invitation's secret and the member's key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct JoinPayload {
+pub(crate) struct JoinPayload {
     node: NodeId,
     /// Over [`claim`], by `node`.
     signature: Vec<u8>,
@@ -91,7 +91,7 @@ struct JoinPayload {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct JoinAnswer {
+pub(crate) struct JoinAnswer {
     verdict: Verdict,
     capabilities: Capabilities,
     extra: Vec<u8>,
@@ -99,7 +99,7 @@ struct JoinAnswer {
 
 /// What passes in a joiner's session, in control frames.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum JoinMessage {
+pub(crate) enum JoinMessage {
     /// The third message: a signature over the handshake's hash, so that nobody joins under a borrowed identity.
     Ready { signature: Vec<u8> },
     /// A part of the welcome.
@@ -114,7 +114,7 @@ enum JoinMessage {
     Done,
 }
 
-fn prologue(cluster: &ClusterId) -> Vec<u8> {
+pub(super) fn prologue(cluster: &ClusterId) -> Vec<u8> {
     let mut prologue = b"weft join ".to_vec();
     prologue.push(VERSION);
     prologue.extend_from_slice(&cluster.0);

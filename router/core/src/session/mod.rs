@@ -12,6 +12,7 @@ mod cookie;
 mod desk;
 pub mod drops;
 mod events;
+pub(crate) mod half;
 pub mod handshake;
 pub mod join;
 mod link;

@@ -171,6 +171,11 @@ impl Frame {
     }
 }
 
+/// Decodes a body and encodes what it said.
+pub(crate) fn reencode(bytes: &[u8]) -> Option<Vec<u8>> {
+    Frame::decode(bytes).map(|frame| frame.encode())
+}
+
 /// Cuts an ordered list into frames that cover all ids without a gap.
 pub(super) fn spans<T: Copy>(entries: &[(NodeId, T)], entry_octets: usize) -> Vec<Span<T>> {
     let per_frame = (MAX_BODY - 65) / (32 + entry_octets);

@@ -37,6 +37,8 @@ fn view() -> View {
         services: vec![],
         names: vec![],
         conflicts: vec![],
+        networks: Vec::new(),
+        blocked: Vec::new(),
     }
 }
 
@@ -176,7 +178,7 @@ fn a_prefix_over_several_networks_covers_the_twins_of_all_its_addresses() {
     ];
     for text in cases {
         let net: Ipv4Net = text.parse().unwrap();
-        let twin = v6_prefix(&plan, net);
+        let twin = plan.v6_cover(net);
         for block in 0..4096u32 {
             let ip = Ipv4Addr::from(u32::from(plan.range.network()) + block * 256 + 7);
             assert_eq!(

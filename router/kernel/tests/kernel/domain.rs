@@ -6,10 +6,10 @@ use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::lab::{eventually, member, on_a_host, run, sh, snapshot};
+use crate::lab::{eventually, member, network, on_a_host, run, sh, snapshot};
 use weft_core::control::Target;
 use weft_core::layout::{UDP_CARRIER_MAC, mac_text, peer_mac, peer_nexthop, peer_table};
-use weft_core::view::{Liveness, PeerNumber};
+use weft_core::view::{Liveness, NetworkView, PeerNumber};
 use weft_kernel::nft::{self, Where};
 use weft_kernel::{
     Domain, KernelError, KernelEvent, Origin, Refusal, inside, leg_name, open_netns, plan_domain,
@@ -71,6 +71,46 @@ fn a_container_sends_only_from_its_own_addresses_and_mac() {
         assert!(a.pings_in_vain("10.32.0.3"), "another MAC");
         let error = lab.domain().check(&lab.spec(&a)).unwrap_err();
         assert!(matches!(error, KernelError::Broken { .. }), "{error}");
+    });
+}
+
+#[test]
+fn containers_reach_each_other_only_within_a_network_but_for_services_and_hosts() {
+    on_a_host(|lab| {
+        let blue = NetworkView {
+            also: vec!["10.34.0.0/20".parse().unwrap()],
+            ..network("blue", "10.33.0.0/20".parse().unwrap())
+        };
+        lab.view.networks.push(blue);
+        // Such a network is a lie; the table must be taken all the same.
+        let inside = network("lie", "10.33.0.0/22".parse().unwrap());
+        lab.view.networks.push(inside);
+        let a = lab.container([10, 32, 0, 2]);
+        let (b, c) = (lab.container([10, 33, 0, 2]), lab.container([10, 34, 0, 2]));
+        for container in [&a, &b, &c] {
+            lab.attach(container).unwrap();
+        }
+        lab.bring_up();
+        let v6 = |ip: std::net::Ipv4Addr| lab.view.plan.v6(ip);
+        assert!(b.pings(c.ip) && c.pings(b.ip), "one network, made twice");
+        assert!(b.pings(v6(c.ip)), "IPv6");
+        assert!(a.pings_in_vain(&b.ip.to_string()) && b.pings_in_vain(&a.ip.to_string()));
+        assert!(a.pings_in_vain(&v6(b.ip).to_string()), "IPv6");
+        let text = a.run("bash -c 'exec 3<>/dev/tcp/10.33.0.2/22' 2>&1").stdout;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        assert!(text.contains("No route to host"), "told at once: {text}");
+        assert!(
+            b.pings("10.32.0.1") && b.pings("10.47.0.1"),
+            "the host, DNS"
+        );
+        sh(&format!("ping -n -c1 -W2 {}", b.ip));
+        sh(&format!("ping -n -c1 -W2 {}", v6(b.ip)));
+        let base = weft_kernel::filter::domain_filter(&lab.view, &lab.local);
+        let service = "set published4 { type ipv4_addr . inet_proto . inet_service; }
+set published6 { type ipv6_addr . inet_proto . inet_service; }
+chain lb_test { type nat hook prerouting priority dstnat; ip daddr 10.47.0.9 dnat ip to 10.33.0.2; }";
+        nft::apply(Where::Domain(lab.domain()), &[service, &base]).unwrap();
+        assert!(a.pings("10.47.0.9"), "a service of another network");
     });
 }
 
@@ -495,6 +535,12 @@ fn from_a_peer_comes_only_what_concerns_this_host() {
         let a6 = lab.view.plan.v6(a.ip);
         assert!(ping(&format!("-I {theirs} {a6}")), "IPv6");
         assert!(a.pings("10.32.128.5") && a.pings(theirs), "and back");
+        assert!(a.pings_in_vain("10.40.0.5"), "another network");
+        let mut far = lab.view.endpoints[0].clone();
+        (far.node, far.ip) = (lab.view.members[1].id, [10, 40, 0, 5].into());
+        lab.view.endpoints.push(far);
+        lab.bring_up();
+        assert!(a.pings("10.40.0.5"), "a host's leg is everybody's");
         assert!(!ping("-I 198.51.100.9 10.32.0.2"), "a stranger's source");
         assert!(!ping("-I 10.32.128.5 10.47.0.1"), "the domain itself");
         assert!(!ping("-I 10.32.128.5 10.40.0.9"), "transit");

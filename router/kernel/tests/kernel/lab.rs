@@ -9,10 +9,11 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, unshare};
 use weft_core::control::Target;
 use weft_core::model::{AddressPlan, ClusterId, EndpointId, Generation, Label, NodeId};
-use weft_core::view::{Endpoint, EndpointKind, Liveness, Member, PeerNumber, View};
+use weft_core::view::{Endpoint, EndpointKind, Liveness, Member, NetworkView, PeerNumber, View};
 use weft_kernel::filter::{domain_filter, host_filter};
 use weft_kernel::nft::{self, Where};
 use weft_kernel::{
@@ -303,13 +304,26 @@ pub(crate) fn member(id: u8, number: u16, prefixes: &[&str]) -> Member {
     }
 }
 
+pub(crate) fn network(name: &str, net: Ipv4Net) -> NetworkView {
+    NetworkView {
+        name: Label::parse(name).unwrap(),
+        net,
+        also: vec![],
+        size: 4094,
+        used: 0,
+        free_here: 0,
+        low: false,
+    }
+}
+
 fn view() -> View {
     let cluster = ClusterId([7; 16]);
+    let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap();
     View {
         revision: 1,
         me: NodeId([1; 32]),
         cluster,
-        plan: AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap(),
+        plan,
         members: vec![
             member(1, 0, &["10.32.0.0/17"]),
             member(2, 1, &["10.32.128.0/17", "10.40.0.0/13"]),
@@ -326,5 +340,7 @@ fn view() -> View {
         services: vec![],
         names: vec![],
         conflicts: vec![],
+        networks: vec![network("default", plan.default_network())],
+        blocked: Vec::new(),
     }
 }

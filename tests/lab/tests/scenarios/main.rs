@@ -14,6 +14,8 @@ mod itself;
 mod join;
 mod lacking;
 mod names;
+mod networks;
+mod removal;
 mod restart;
 mod services;
 mod wire;
