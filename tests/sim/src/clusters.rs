@@ -372,6 +372,8 @@ impl Cluster {
             Action::Clone(host, _) => {
                 self.cloned = Some(self.world.now);
                 self.clone_told = false;
+                let copied = self.world.hosts[host].machine.as_ref();
+                self.ledger.cloned.extend(copied.map(Shell::id));
                 self.taint(host);
             }
             Action::Unclone(host, copy) => self.end_clone(host, copy),

@@ -373,24 +373,12 @@ impl Plan {
         restores.skip(1).for_each(|fault| fault.actions.clear());
         // A start takes its number from what is stored and from the clock. With both set back it is taken for an earlier
         // start, and refused until the clock is right.
-        let of_clock = |fault: &Fault, host: Option<usize>| {
-            let first = fault.actions.first();
-            fault.kind == Kind::Clock && first.map(|(_, action)| action.host()) == host
-        };
-        let clocks: Vec<Option<usize>> = (0..self.faults.len())
-            .map(|at| {
-                self.faults[at]
-                    .actions
-                    .first()
-                    .map(|(_, action)| action.host())
-            })
-            .collect();
-        for at in 0..self.faults.len() {
-            let host = clocks[at];
-            if self.faults[at].kind == Kind::Restore
-                && self.faults.iter().any(|f| of_clock(f, host))
-            {
-                self.faults[at].actions.clear();
+        let host = |fault: &Fault| fault.actions.first().map(|(_, action)| action.host());
+        let clocks = self.faults.iter().filter(|fault| fault.kind == Kind::Clock);
+        let clocks: BTreeSet<Option<usize>> = clocks.map(host).collect();
+        for fault in &mut self.faults {
+            if fault.kind == Kind::Restore && clocks.contains(&host(fault)) {
+                fault.actions.clear();
             }
         }
     }

@@ -26,6 +26,8 @@ pub struct Ledger {
     /// Space that people take by force: both sides of a split may, until they hear of each other.
     disputed: Vec<(u32, u32)>,
     forced: bool,
+    /// Nodes that ran twice: either copy says what it knows.
+    pub cloned: BTreeSet<NodeId>,
     /// Nodes that lied: they may show more than anybody was promised.
     pub liars: BTreeSet<NodeId>,
     /// Hosts whose present key was removed: nothing that they say counts.
@@ -46,6 +48,7 @@ impl Ledger {
             tainted: BTreeSet::new(),
             disputed: Vec::new(),
             forced: false,
+            cloned: BTreeSet::new(),
             liars: BTreeSet::new(),
             evicted: BTreeSet::new(),
             loose: BTreeSet::new(),

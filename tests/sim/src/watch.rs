@@ -173,6 +173,9 @@ fn nothing_returns(
         return;
     };
     for (id, writer) in &ledger.gone {
+        if ledger.cloned.contains(writer) {
+            continue;
+        }
         let held = catalog.own_object(writer, Kind::ENDPOINT, &endpoint_key(id));
         match held {
             None if catalog.last_sequence(writer) > 0 => {
