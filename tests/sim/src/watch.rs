@@ -20,12 +20,19 @@ struct Owned {
     parts: Vec<(u32, u32)>,
 }
 
+/// What one start of a host has seen of endpoints that were given back.
+#[derive(Default)]
+struct Seen {
+    live: BTreeSet<EndpointId>,
+    gone: BTreeSet<EndpointId>,
+}
+
 /// Looks at one node after the other.
 #[derive(Default)]
 pub struct Watch {
     owned: BTreeMap<usize, Owned>,
     /// What each start of a host has seen gone.
-    gone: BTreeMap<(usize, u64), BTreeSet<EndpointId>>,
+    gone: BTreeMap<(usize, u64), Seen>,
 }
 
 impl Watch {
@@ -166,7 +173,7 @@ fn nothing_returns(
     host: usize,
     shell: &Shell,
     ledger: &Ledger,
-    gone: &mut BTreeSet<EndpointId>,
+    seen: &mut Seen,
     lines: &mut Vec<String>,
 ) {
     let Some(catalog) = shell.node().catalog() else {
@@ -178,13 +185,17 @@ fn nothing_returns(
         }
         let held = catalog.own_object(writer, Kind::ENDPOINT, &endpoint_key(id));
         match held {
-            None if catalog.last_sequence(writer) > 0 => {
-                gone.insert(*id);
+            None => {
+                if seen.live.remove(id) {
+                    seen.gone.insert(*id);
+                }
             }
-            Some(_) if gone.remove(id) => {
+            Some(_) if seen.gone.remove(id) => {
                 lines.push(format!("{host} saw {id} go, and shows it again"));
             }
-            _ => {}
+            Some(_) => {
+                seen.live.insert(*id);
+            }
         }
     }
 }

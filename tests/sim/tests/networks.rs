@@ -1,9 +1,7 @@
 //! Networks among whole nodes: made, filled, split and removed.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -26,7 +24,7 @@ struct Cluster {
 
 impl Cluster {
     fn new(seed: u64, hosts: usize, range: &str) -> Self {
-        let invitation: Invitation = Rc::new(RefCell::new(None));
+        let invitation = Invitation::default();
         let world = nodes::world(seed, hosts, net(range), invitation.clone(), false);
         let mut cluster = Self { world, next: 1 };
         cluster.world.act(Action::Boot(0));
@@ -37,7 +35,7 @@ impl Cluster {
             reusable: true,
         };
         match cluster.ask(0, Command::MintToken(request)) {
-            Ok(Reply::Token(token)) => *invitation.borrow_mut() = Some(token),
+            Ok(Reply::Token(token)) => invitation.borrow_mut().common = Some(token),
             other => panic!("no token: {other:?}"),
         }
         for host in 1..hosts {

@@ -90,10 +90,13 @@ impl Cluster {
             .collect()
     }
 
-    /// Endpoints with addresses of their nodes' own: nobody takes another's by saying so.
+    /// Endpoints with addresses of their nodes' own: nobody takes another's by saying so. This node sees its own whatever
+    /// has become of their addresses, so that it can take them back.
     fn endpoints(&self, hidden: &BTreeSet<NodeId>) -> Vec<Endpoint> {
         let mut endpoints = self.catalog.endpoints(hidden);
-        endpoints.retain(|endpoint| self.ring.owner(endpoint.ip) == Some(endpoint.node));
+        endpoints.retain(|endpoint| {
+            endpoint.node == self.me || self.ring.owner(endpoint.ip) == Some(endpoint.node)
+        });
         endpoints
     }
 
