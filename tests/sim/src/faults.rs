@@ -365,6 +365,9 @@ impl Plan {
             }
         }
         if let Some(host) = cloned {
+            // Of two copies others hear one: what the other knows of a log that was lost may not be heard.
+            let restores = self.faults.iter_mut().filter(|f| f.kind == Kind::Restore);
+            restores.for_each(|fault| fault.actions.clear());
             self.dead.remove(&host);
         }
     }
