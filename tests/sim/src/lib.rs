@@ -10,6 +10,7 @@
 pub mod clusters;
 pub mod disk;
 pub mod faults;
+pub mod figures;
 pub mod members;
 pub mod net;
 pub mod nodes;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Parser;
 use weft_sim::clusters;
 use weft_sim::faults::Kind;
-use weft_sim::members::{self, Trial};
+use weft_sim::figures::{self, Effort};
+use weft_sim::members;
 
 /// Searches for seeds under which what weft promises does not hold.
 #[derive(Parser)]
@@ -28,9 +29,15 @@ struct Args {
     /// Runs membership alone instead of whole nodes.
     #[arg(long)]
     members: bool,
-    /// Measures how long a death takes to be known, and false alarms under loss.
+    /// Measures how fast membership and the store are and what they cost; prints tables.
     #[arg(long)]
     figures: bool,
+    /// With --figures: a tenth of the trials.
+    #[arg(long, requires = "figures")]
+    quick: bool,
+    /// With --figures: only the parts whose names contain this.
+    #[arg(long, requires = "figures", value_name = "TEXT")]
+    only: Option<String>,
 }
 
 fn parse_range(text: &str) -> Result<Range<u64>, String> {
@@ -48,7 +55,12 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.figures {
-        figures(args.seeds);
+        let effort = if args.quick {
+            Effort::Quick
+        } else {
+            Effort::Full
+        };
+        figures::print(effort, args.only.as_deref());
         return ExitCode::SUCCESS;
     }
     let kinds = args.faults.clone().unwrap_or_else(|| Kind::ALL.to_vec());
@@ -91,46 +103,5 @@ fn exit(holds: bool) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    }
-}
-
-fn figures(seeds: Range<u64>) {
-    for hosts in [2, 3, 5, 10] {
-        let deaths = members::deaths(hosts, seeds.clone());
-        let at = |share: f64| deaths[((deaths.len() - 1) as f64 * share) as usize];
-        println!(
-            "{hosts} nodes: death known to all in {:.1} s (median), {:.1} s (99 of 100), {} of {} seeds",
-            at(0.5),
-            at(0.99),
-            deaths.len(),
-            seeds.end - seeds.start
-        );
-        for (loss, millis, cut) in [
-            (0, 0, false),
-            (50, 0, false),
-            (200, 0, false),
-            (350, 0, false),
-        ]
-        .into_iter()
-        .chain([(50, 150, false), (0, 0, true), (50, 0, true)])
-        .filter(|(_, _, cut)| !cut || hosts > 2)
-        {
-            let trial = Trial {
-                hosts,
-                loss,
-                latency: Duration::from_micros(300 + millis * 1000),
-                cut,
-                time: Duration::from_secs(600),
-            };
-            let runs = [0, 1, 2, 3, 4].map(|seed| trial.run(seed));
-            let wrong: usize = runs.iter().map(|(wrong, _)| wrong).sum();
-            println!(
-                "  {} % lost, round trip {:.1} ms{}: {wrong} of 150000 samples show a live node dead, {:.0} octets/s a node",
-                loss / 10,
-                trial.latency.as_secs_f64() * 2000.0,
-                if cut { ", one link cut" } else { "" },
-                runs[0].1
-            );
-        }
     }
 }

@@ -112,6 +112,7 @@ pub struct World<M: Machine> {
     events: BTreeMap<(Now, u64), Event>,
     sequence: u64,
     trace: Option<String>,
+    notes: bool,
     /// A hash over the whole trace, also when it isn't kept.
     pub fingerprint: u64,
     /// Datagrams that were sent.
@@ -157,6 +158,7 @@ impl<M: Machine> World<M> {
             events: BTreeMap::new(),
             sequence: 0,
             trace: keep_trace.then(String::new),
+            notes: true,
             fingerprint: 0xcbf2_9ce4_8422_2325,
             datagrams: 0,
             octets: 0,
@@ -166,6 +168,11 @@ impl<M: Machine> World<M> {
     /// The world's generator, for scenarios.
     pub fn random(&mut self) -> &mut Random {
         &mut self.random
+    }
+
+    /// Neither trace nor fingerprint from now on: half of the time of a long measurement goes into them.
+    pub fn take_no_notes(&mut self) {
+        self.notes = false;
     }
 
     /// The trace, if it is kept.
@@ -227,6 +234,9 @@ impl<M: Machine> World<M> {
 
     /// Adds a line to the trace.
     pub fn note(&mut self, host: usize, line: &str) {
+        if !self.notes {
+            return;
+        }
         let micros = self.now.0.as_micros();
         let line = format!(
             "{:>6}.{:06} {host:>2} {line}\n",
@@ -281,7 +291,9 @@ impl<M: Machine> World<M> {
             }
             return;
         }
-        self.note(to, &format!("< {from} {}", describe(&bytes)));
+        if self.notes {
+            self.note(to, &format!("< {from} {}", describe(&bytes)));
+        }
         self.with(to, |machine, now, fx| {
             machine.deliver(now, from, &bytes, fx)
         });
@@ -373,7 +385,9 @@ impl<M: Machine> World<M> {
     fn transmit(&mut self, host: usize, to: SocketAddr, bytes: Vec<u8>) {
         self.datagrams += 1;
         self.octets += bytes.len() as u64;
-        self.note(host, &format!("> {to} {}", describe(&bytes)));
+        if self.notes {
+            self.note(host, &format!("> {to} {}", describe(&bytes)));
+        }
         let Some(target) = host_of(to).filter(|target| *target < self.hosts.len()) else {
             return;
         };

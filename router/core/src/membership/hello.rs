@@ -50,6 +50,13 @@ impl Membership {
     /// The tick: as many nodes as there are share the work.
     pub(super) fn greet_the_lost(&mut self, now: Now, out: &mut Vec<MembershipEvent>) {
         self.arm(now.plus(TICK), Task::Hello);
+        // Whoever is seen is known.
+        let lost = self.peers.len().saturating_sub(self.visible.len()) as u64;
+        let company = self.visible.len() as u64 + 1;
+        let eager = self.visible.is_empty() && now < self.eager_until;
+        if lost == 0 || (!eager && self.random.range(TICKS_PER_HELLO * company) >= lost) {
+            return;
+        }
         let lost: Vec<NodeId> = self
             .peers
             .keys()
@@ -59,17 +66,10 @@ impl Membership {
         let Some(first) = self.one_of(&lost) else {
             return;
         };
-        if self.visible.is_empty() && now < self.eager_until {
-            let second = self.one_of(&lost);
-            self.greet(first, out);
-            if let Some(second) = second.filter(|second| *second != first) {
-                self.greet(second, out);
-            }
-            return;
-        }
-        let (lost, company) = (lost.len() as u64, self.visible.len() as u64 + 1);
-        if self.random.range(TICKS_PER_HELLO * company) < lost {
-            self.greet(first, out);
+        self.greet(first, out);
+        let second = if eager { self.one_of(&lost) } else { None };
+        if let Some(second) = second.filter(|second| *second != first) {
+            self.greet(second, out);
         }
     }
 
@@ -176,12 +176,11 @@ impl Membership {
 
     fn send_list(&mut self, to: NodeId, want: bool, out: &mut Vec<MembershipEvent>) {
         let mut members: Vec<Member<Ident>> = self
-            .foca
-            .iter_members()
-            .filter(|member| member.id().id != to)
+            .members
+            .values()
+            .filter(|member| member.state() != State::Down && member.id().id != to)
             .cloned()
             .collect();
-        members.sort_by_key(|member| *member.id());
         if members.len() > LIST * LIST_PARTS {
             let start = self.random.range(members.len() as u64) as usize;
             members.rotate_left(start);
@@ -213,14 +212,16 @@ impl Membership {
         members: Vec<Member<Ident>>,
         out: &mut Vec<MembershipEvent>,
     ) {
-        let dead_here: Vec<Member<Ident>> = members
-            .iter()
-            .filter(|member| member.state() != State::Down)
-            .filter_map(|member| self.held(&member.id().id))
-            .filter(|held| held.state() == State::Down)
-            .filter(|held| members.iter().any(|member| member.id() == held.id()))
-            .cloned()
-            .collect();
+        let dead_here: Vec<Member<Ident>> = match self.members.len() > self.visible.len() {
+            true => members
+                .iter()
+                .filter(|member| member.state() != State::Down)
+                .filter_map(|member| self.held(&member.id().id).filter(|h| h.id() == member.id()))
+                .filter(|held| held.state() == State::Down)
+                .cloned()
+                .collect(),
+            false => Vec::new(),
+        };
         if !dead_here.is_empty() {
             self.send(
                 source.id,
