@@ -190,18 +190,26 @@ impl Catalog {
 
     /// An 8-byte roll-up: equal for equal catalogs, different (but for chance) for others.
     pub fn digest(&self) -> u64 {
-        let logs = self
-            .logs
-            .iter()
-            .filter(|(_, log)| log.complete > 0 || log.sum > 0);
-        logs.fold(self.shared_sum, |sum, (writer, log)| {
-            let parts = [
-                &writer.0[..],
-                &log.complete.to_be_bytes(),
-                &log.sum.to_be_bytes(),
-            ];
-            sum ^ be_u64(&sha256_parts(&parts)[..8])
-        })
+        self.roll_ups(1).iter().fold(0, |all, one| all ^ one)
+    }
+
+    /// The same in `count` parts, a power of two: part n is of the writers whose ids begin with n. The cluster-wide
+    /// objects of all are in the first.
+    pub(crate) fn roll_ups(&self, count: usize) -> Vec<u64> {
+        let mut parts = vec![0; count.max(1)];
+        parts[0] = self.shared_sum;
+        for (writer, log) in &self.logs {
+            if log.complete > 0 || log.sum > 0 {
+                let fields = [
+                    &writer.0[..],
+                    &log.complete.to_be_bytes(),
+                    &log.sum.to_be_bytes(),
+                ];
+                let first = usize::from(writer.0[0]) * count / 256;
+                parts[first] ^= be_u64(&sha256_parts(&fields)[..8]);
+            }
+        }
+        parts
     }
 
     /// How far each log is known; under [`SHARED`] the roll-up of the cluster-wide objects.

@@ -167,6 +167,8 @@ pub struct Membership {
     /// The leaky bucket of renewals: until when those taken are paid for.
     renewals_paid: Now,
     eager_until: Now,
+    /// In a crowd no unasked list to anybody before this.
+    next_list: Now,
     left: bool,
     drops: BTreeMap<DropReason, u64>,
 }
@@ -200,6 +202,7 @@ impl Membership {
             news_waits: false,
             renewals_paid: now,
             eager_until: now.plus(hello::EAGER),
+            next_list: now,
             left: false,
             drops: BTreeMap::new(),
         };

@@ -3,7 +3,9 @@
 //! Everything is virtual time from fixed seeds, so the same program prints the same figures; only the lines on the time
 //! that a change costs the processor differ from one run to the next.
 
+pub mod cluster;
 pub mod membership;
+pub mod store;
 mod table;
 
 use std::time::Instant;
@@ -11,51 +13,56 @@ use std::time::Instant;
 use table::Table;
 pub use table::Times;
 
-/// How much is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effort {
-    /// Few trials: some minutes.
-    Quick,
-    /// As many as `docs/figures.md` shows.
-    Full,
+/// What is to be measured, and how often.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// A tenth of the trials: minutes instead of a quarter of an hour.
+    pub quick: bool,
+    /// Only tables or rows whose names contain this.
+    pub only: Option<String>,
 }
 
-impl Effort {
-    /// `full`, or a tenth of it.
-    fn of(self, full: u64) -> u64 {
-        match self {
-            Effort::Full => full,
-            Effort::Quick => full.div_ceil(10),
+impl Scope {
+    /// So many trials of `full`.
+    fn trials(&self, full: u64) -> u64 {
+        match self.quick {
+            false => full,
+            true => full.div_ceil(10),
         }
+    }
+
+    fn wants(&self, table: &str, row: &str) -> bool {
+        let only = self.only.as_deref();
+        only.is_none_or(|only| table.contains(only) || row.contains(only))
     }
 }
 
-/// Measures and prints, one table after another: all, or those whose name contains `only`.
-pub fn print(effort: Effort, only: Option<&str>) {
+/// Measures and prints, one table after another.
+pub fn print(scope: &Scope) {
     let begun = Instant::now();
+    let quick = if scope.quick { " --quick" } else { "" };
     println!("# weft in figures\n");
     println!(
-        "Made by `cargo run --release -p weft-sim -- --figures{}`: one thread, virtual time, every world from its seed.",
-        match effort {
-            Effort::Full => "",
-            Effort::Quick => " --quick",
-        }
+        "Made by `cargo run --release -p weft-sim -- --figures{quick}`: one thread, virtual time, every world from its seed, \
+         seeds from 0 on."
     );
-    let parts: [(&str, fn(Effort) -> Table); 3] = [
-        ("speed", membership::speed),
-        ("safety", membership::safety),
-        ("chaos", membership::chaos_table),
+    let parts: [fn(&Scope) -> Table; 6] = [
+        membership::speed,
+        membership::safety,
+        membership::chaos_table,
+        store::rest,
+        store::speed,
+        store::size,
     ];
-    let wanted = |name: &str| only.is_none_or(|only| name.contains(only));
-    for (_, part) in parts.into_iter().filter(|(name, _)| wanted(name)) {
+    for part in parts {
         let from = Instant::now();
-        let table = part(effort);
+        let table = part(scope);
+        if table.is_empty() {
+            continue;
+        }
         println!("\n{table}");
-        progress(&format!(
-            "{}: {:.0} s",
-            table.title,
-            from.elapsed().as_secs_f64()
-        ));
+        let took = from.elapsed().as_secs_f64();
+        progress(&format!("{}: {took:.0} s", table.title));
     }
     progress(&format!("all: {:.0} s", begun.elapsed().as_secs_f64()));
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use weft_sim::clusters;
 use weft_sim::faults::Kind;
-use weft_sim::figures::{self, Effort};
+use weft_sim::figures::{self, Scope};
 use weft_sim::members;
 
 /// Searches for seeds under which what weft promises does not hold.
@@ -35,7 +35,7 @@ struct Args {
     /// With --figures: a tenth of the trials.
     #[arg(long, requires = "figures")]
     quick: bool,
-    /// With --figures: only the parts whose names contain this.
+    /// With --figures: only tables or rows whose names contain this.
     #[arg(long, requires = "figures", value_name = "TEXT")]
     only: Option<String>,
 }
@@ -55,12 +55,10 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.figures {
-        let effort = if args.quick {
-            Effort::Quick
-        } else {
-            Effort::Full
-        };
-        figures::print(effort, args.only.as_deref());
+        figures::print(&Scope {
+            quick: args.quick,
+            only: args.only,
+        });
         return ExitCode::SUCCESS;
     }
     let kinds = args.faults.clone().unwrap_or_else(|| Kind::ALL.to_vec());

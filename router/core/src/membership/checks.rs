@@ -206,7 +206,9 @@ impl Membership {
         if incarnation > check.incarnation && !check.charged {
             return Verdict::Dropped;
         }
-        let due = check.suspected.map(|since| since.max(check.since).plus(silence));
+        let due = check
+            .suspected
+            .map(|since| since.max(check.since).plus(silence));
         if due.is_some_and(|due| due <= now) {
             return Verdict::Dead;
         }

@@ -135,9 +135,7 @@ impl Membership {
         Plain
             .encode_header(&header, &mut bytes)
             .expect("a vector has room for a header");
-        self.drive(now, &[src.id], out, |foca, rt| {
-            foca.handle_data(&bytes, rt)
-        });
+        self.drive(now, &[src.id], out, |foca, rt| foca.handle_data(&bytes, rt));
     }
 
     /// One call into foca, and all that comes of it. `touched` are the members that it may change; those whose probe it
@@ -284,12 +282,7 @@ impl Membership {
     }
 
     /// Shows a member as foca holds it, if active. Did that change anything?
-    fn show(
-        &mut self,
-        id: NodeId,
-        active: Option<Ident>,
-        out: &mut Vec<MembershipEvent>,
-    ) -> bool {
+    fn show(&mut self, id: NodeId, active: Option<Ident>, out: &mut Vec<MembershipEvent>) -> bool {
         let life = active.map(|ident| ident.life);
         let before = match life {
             Some(life) => self.visible.insert(id, life),

@@ -24,6 +24,10 @@ pub(super) const HELLO_GAP: Duration = Duration::from_millis(200);
 pub(super) const LIST_GAP: Duration = Duration::from_millis(400);
 /// The gap grows up to this.
 const LIST_GAP_MAX: Duration = Duration::from_secs(5);
+/// Above so many members lists to all together keep this distance too: when a large cluster starts or heals everybody
+/// differs from everybody, and gossip does the most of it anyway.
+const CROWD: usize = 16;
+const CROWD_GAP: Duration = Duration::from_millis(50);
 /// Lists that one node's questions cause.
 const REPLY_GAP: Duration = Duration::from_millis(100);
 /// Datagrams that one list may fill: 80 members. Larger clusters send another part each time.
@@ -166,9 +170,11 @@ impl Membership {
         let Some(peer) = self.peers.get_mut(&to) else {
             return;
         };
-        if now < peer.next_list {
+        let crowded = self.visible.len() > CROWD && now < self.next_list;
+        if now < peer.next_list || crowded {
             return;
         }
+        self.next_list = now.plus(CROWD_GAP);
         peer.next_list = now.plus(peer.list_gap);
         peer.list_gap = (peer.list_gap * 3 / 2).min(LIST_GAP_MAX);
         self.send_list(to, true, out);

@@ -108,7 +108,7 @@ impl Cluster {
         for step in then {
             match step {
                 Then::Publish(records) => {
-                    self.sync.on_local(&records, &mut self.buffers.sync);
+                    self.sync.on_local(now, &records, &mut self.buffers.sync);
                     self.on_catalog(now, out);
                 }
                 Then::Reply(id, reply) => {

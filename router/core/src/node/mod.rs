@@ -244,6 +244,14 @@ impl Node {
         }
     }
 
+    /// How far the log of `writer` is known here: what it wrote under this sequence and before is held.
+    pub fn known_of(&self, writer: &NodeId) -> u64 {
+        match &self.phase {
+            Phase::Member(cluster) => cluster.catalog.state_of(writer).complete,
+            _ => 0,
+        }
+    }
+
     /// Who this is.
     pub fn id(&self) -> NodeId {
         self.me

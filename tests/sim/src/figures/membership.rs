@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use weft_core::model::{Generation, NodeId, Now};
 
-use super::Effort;
+use super::Scope;
 use super::table::{Table, Times};
 use crate::faults::{Action, Kind};
 use crate::members::{self, Gossiper, node_of, start_all};
@@ -86,9 +86,16 @@ fn forget_downs(world: &mut World<Gossiper>) {
 
 /// How often a host that `counts` was taken for dead since the last call.
 fn take_downs(world: &mut World<Gossiper>, counts: impl FnMut(usize) -> bool) -> usize {
-    let nodes = world.hosts.iter_mut().filter_map(|host| host.machine.as_mut());
+    let nodes = world
+        .hosts
+        .iter_mut()
+        .filter_map(|host| host.machine.as_mut());
     let downs: Vec<usize> = nodes.flat_map(Gossiper::take_downs).collect();
-    downs.into_iter().map(counts).filter(|counts| *counts).count()
+    downs
+        .into_iter()
+        .map(counts)
+        .filter(|counts| *counts)
+        .count()
 }
 
 fn draw(world: &mut World<Gossiper>, below: u64) -> u64 {
@@ -108,7 +115,9 @@ pub fn deaths(hosts: usize, seeds: Range<u64>, one_way: Duration) -> (Times, usi
             world.act(Action::Crash(victim));
             let id = node_of(victim);
             times.push(run_until(&mut world, GIVE_UP, |world| {
-                world.running().all(|(_, node)| !node.sees().contains_key(&id))
+                world
+                    .running()
+                    .all(|(_, node)| !node.sees().contains_key(&id))
             }));
             world.run_for(Duration::from_secs(2));
             wrong += take_downs(&mut world, |who| who != victim);
@@ -127,7 +136,9 @@ pub fn starts(hosts: usize, seeds: Range<u64>) -> Times {
         let mut world = field(seed, hosts, NEAR);
         start_all(&mut world);
         let all_on = |world: &World<Gossiper>| world.running().count() == hosts;
-        run_until(&mut world, GIVE_UP, |world| all_on(world) && is_whole(world))
+        run_until(&mut world, GIVE_UP, |world| {
+            all_on(world) && is_whole(world)
+        })
     };
     seeds.map(start).collect()
 }
@@ -177,6 +188,19 @@ pub fn false_downs(hosts: usize, seed: u64, loss: u64, one_way: Duration, hours:
     take_downs(&mut world, |_| true)
 }
 
+/// Octets a second and node at rest, with IPv4 and with IPv6.
+pub fn rest(hosts: usize, time: Duration) -> [f64; 2] {
+    let mut world = settled(0, hosts, NEAR);
+    world.run_for(Duration::from_secs(60));
+    let (octets, datagrams) = (world.octets, world.datagrams);
+    world.run_for(time);
+    let (octets, datagrams) = (world.octets - octets, world.datagrams - datagrams);
+    // Each stands for one in a session, where the eight octets that name the start here are not.
+    [65, 85].map(|around| {
+        (octets + datagrams * (around - 8)) as f64 / time.as_secs_f64() / hosts as f64
+    })
+}
+
 /// What hosts that stand still for a while do to the others.
 #[derive(Debug, Default)]
 pub struct Slow {
@@ -193,7 +217,9 @@ pub fn slow(hosts: usize, seed: u64, rounds: u64) -> Slow {
     let mut found = Slow::default();
     for _ in 0..rounds {
         for host in 0..slow_ones {
-            let from = world.now.plus(Duration::from_millis(draw(&mut world, 4_000)));
+            let from = world
+                .now
+                .plus(Duration::from_millis(draw(&mut world, 4_000)));
             let long = Duration::from_millis(500 + draw(&mut world, 8_500));
             world.schedule(from, Action::Pause(host));
             world.schedule(from.plus(long), Action::Resume(host));
@@ -277,7 +303,7 @@ fn columns(first: &str) -> Vec<String> {
     std::iter::once(first.to_owned()).chain(sizes).collect()
 }
 
-pub(super) fn speed(effort: Effort) -> Table {
+pub(super) fn speed(scope: &Scope) -> Table {
     let mut table = Table::new(
         "Membership: how fast",
         "Seconds, median / 99 of 100, with the number of trials; links of 0.3 ms one way. Seeds from 0 on, ten deaths or \
@@ -287,6 +313,9 @@ pub(super) fn speed(effort: Effort) -> Table {
         columns("seconds"),
     );
     let mut cells = |name: &str, measure: &dyn Fn(usize) -> Times| {
+        if !scope.wants("speed", name) {
+            return;
+        }
         let of = |hosts: &usize| {
             let times = measure(*hosts);
             let trials = times.len() + times.never;
@@ -297,7 +326,8 @@ pub(super) fn speed(effort: Effort) -> Table {
             .collect();
         table.row(row);
     };
-    let few = |hosts: usize, many: u64, few: u64| effort.of(if hosts >= 100 { few } else { many });
+    let few =
+        |hosts: usize, many: u64, few: u64| scope.trials(if hosts >= 100 { few } else { many });
     cells("death known by all", &|hosts| {
         deaths(hosts, seeds_for(few(hosts, 400, 100), PER_WORLD), NEAR).0
     });
@@ -305,7 +335,12 @@ pub(super) fn speed(effort: Effort) -> Table {
         starts(hosts, 0..few(hosts, 200, 50))
     });
     cells("whole again after a split of 30 s", &|hosts| {
-        splits(hosts, seeds_for(few(hosts, 200, 50), 10), 10, Duration::from_secs(30))
+        splits(
+            hosts,
+            seeds_for(few(hosts, 200, 50), 10),
+            10,
+            Duration::from_secs(30),
+        )
     });
     cells("whole again after a split of 10 min", &|hosts| {
         let trials = match hosts {
@@ -313,7 +348,12 @@ pub(super) fn speed(effort: Effort) -> Table {
             100 => 30,
             _ => 100,
         };
-        splits(hosts, seeds_for(effort.of(trials), 5), 5, Duration::from_secs(600))
+        splits(
+            hosts,
+            seeds_for(scope.trials(trials), 5),
+            5,
+            Duration::from_secs(600),
+        )
     });
     cells("back after a silence", &|hosts| {
         returns(hosts, seeds_for(few(hosts, 200, 50), PER_WORLD))
@@ -325,15 +365,18 @@ pub(super) fn speed(effort: Effort) -> Table {
     table
 }
 
-pub(super) fn safety(effort: Effort) -> Table {
+pub(super) fn safety(scope: &Scope) -> Table {
     let mut table = Table::new(
         "Membership: what must not happen",
         "How often a live, answering node was taken for dead by another; must be 0.",
         ["", "N = 3", "N = 10", "N = 50", "N = 100"],
     );
     let sizes = [3, 10, 50, 100];
-    let node_hours = effort.of(300) as f64;
+    let node_hours = scope.trials(300) as f64;
     let mut cells = |name: String, measure: &dyn Fn(usize) -> String| {
+        if !scope.wants("safety", &name) {
+            return;
+        }
         let row: Vec<String> = std::iter::once(name)
             .chain(sizes.iter().map(|hosts| measure(*hosts)))
             .collect();
@@ -354,18 +397,21 @@ pub(super) fn safety(effort: Effort) -> Table {
             downs.sum::<usize>().to_string()
         });
     }
-    cells("healthy nodes, a tenth stands still 0.5 to 9 s".to_owned(), &|hosts| {
-        let rounds = (node_hours * 3600.0 / 20.0 / hosts as f64 / 2.0) as u64;
-        let runs = [0, 1].map(|seed| slow(hosts, seed, rounds));
-        let healthy: usize = runs.iter().map(|run| run.healthy_hit).sum();
-        let slow: usize = runs.iter().map(|run| run.slow_hit).sum();
-        format!("{healthy} (slow ones: {slow})")
-    });
+    cells(
+        "healthy nodes, a tenth stands still 0.5 to 9 s".to_owned(),
+        &|hosts| {
+            let rounds = (node_hours * 3600.0 / 20.0 / hosts as f64 / 2.0) as u64;
+            let runs = [0, 1].map(|seed| slow(hosts, seed, rounds));
+            let healthy: usize = runs.iter().map(|run| run.healthy_hit).sum();
+            let slow: usize = runs.iter().map(|run| run.slow_hit).sum();
+            format!("{healthy} (slow ones: {slow})")
+        },
+    );
     table
 }
 
-pub(super) fn chaos_table(effort: Effort) -> Table {
-    let count = effort.of(5_000);
+pub(super) fn chaos_table(scope: &Scope) -> Table {
+    let count = scope.trials(5_000);
     let mut table = Table::new(
         "Membership: chaos",
         format!(
@@ -373,9 +419,20 @@ pub(super) fn chaos_table(effort: Effort) -> Table {
              nothing more. Whole means that each sees all the others and no one else, that it stays so, and that one more \
              death is seen by all and nothing else."
         ),
-        ["worlds", "not whole in the end", "whole after, s, median / p99"],
+        [
+            "worlds",
+            "not whole in the end",
+            "whole after, s, median / p99",
+        ],
     );
+    if !scope.wants("chaos", "chaos") {
+        return table;
+    }
     let (broken, times) = chaos(0..count);
-    table.row([count.to_string(), broken.to_string(), times.median_and_p99(2)]);
+    table.row([
+        count.to_string(),
+        broken.to_string(),
+        times.median_and_p99(2),
+    ]);
     table
 }
