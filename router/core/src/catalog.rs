@@ -19,6 +19,7 @@
 //! Removing: owner-written tombstones go when their writer, from time to time, writes anew what still holds and then a
 //! checkpoint; cluster-wide ones when all members are known to have them and they are an hour old.
 
+mod changes;
 mod log;
 mod read;
 mod write;
@@ -34,6 +35,7 @@ use crate::roster::{Rights, Roster, Standing};
 use crate::store::{Batch, Key, Stored, Table};
 use crate::value::{Kind, Scope, read_checkpoint};
 
+use changes::{Account, Tracker};
 use log::{Log, Slot, slot_of};
 pub use read::Duplicate;
 
@@ -133,6 +135,7 @@ pub struct Catalog {
     /// The first sequence written in this start.
     first_own: Option<u64>,
     collided: bool,
+    tracker: Tracker,
 }
 
 impl Catalog {
@@ -151,6 +154,7 @@ impl Catalog {
             space_revision: 0,
             first_own: None,
             collided: false,
+            tracker: Tracker::default(),
         }
     }
 
@@ -455,8 +459,12 @@ impl Catalog {
         if slot.0.scope() == Scope::Shared {
             self.shared.entry(slot.clone()).or_default().insert(writer);
         }
+        self.tracker.note(&record, Account::In);
         let revision = self.revision;
-        self.logs.entry(writer).or_default().put(record, revision);
+        let replaced = self.logs.entry(writer).or_default().put(record, revision);
+        if let Some(replaced) = replaced {
+            self.tracker.note(&replaced, Account::Out);
+        }
         self.shared_sum ^= before ^ self.mark(&slot);
         if let Some(floor) = floor {
             self.raise_floor(&writer, floor, batch);
@@ -477,9 +485,10 @@ impl Catalog {
     fn erase(&mut self, writer: &NodeId, slot: &Slot, batch: &mut Batch) {
         let before = self.mark(slot);
         let removed = self.logs.get_mut(writer).and_then(|log| log.remove(slot));
-        if removed.is_none() {
+        let Some(removed) = removed else {
             return;
-        }
+        };
+        self.tracker.note(&removed, Account::Out);
         if let Some(writers) = self.shared.get_mut(slot) {
             writers.remove(writer);
             if writers.is_empty() {

@@ -2,7 +2,7 @@
 //! until all buffers are empty, so no machine ever calls another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Wall;
@@ -403,29 +403,52 @@ impl Cluster {
             return;
         }
         self.seen_revision = Some(self.catalog.revision());
-        for (peer, info) in self.catalog.nodes() {
-            if peer != self.me {
-                self.sessions.set_addresses(now, peer, info.underlay);
+        let changes = self.catalog.take_changes();
+        for peer in changes.nodes.iter().filter(|peer| **peer != self.me) {
+            if let Some(info) = self.catalog.node(peer) {
+                let underlay = info.underlay.clone();
+                self.sessions.set_addresses(now, *peer, underlay);
             }
         }
         let removed = self.removed();
         let space_changed = self.update_ring(&removed);
-        let used = self.catalog.used_addresses(self.wall.micros(now), &removed);
-        let networks = self.network_blocks();
-        let resting = self
-            .allocator
-            .update(now, self.ring.clone(), &used, &networks);
-        self.persist(now, resting, Vec::new(), out);
-        self.next_due = self.catalog.next_due(self.wall.micros(now));
-        self.tell_duplicates(now, out);
+        let vips = self.plan.vips();
+        if space_changed || changes.shared || changes.addresses.iter().any(|ip| vips.contains(ip)) {
+            self.on_objects(now, &removed, out);
+        } else {
+            let used = |ip: &Ipv4Addr| (*ip, self.catalog.is_held(*ip, &removed));
+            let resting = self
+                .allocator
+                .mark(now, changes.addresses.iter().map(used));
+            self.persist(now, resting, Vec::new(), out);
+        }
+        debug_assert!(
+            self.allocator
+                .in_use()
+                .eq(self.catalog.used_addresses(self.wall.micros(now), &removed)),
+            "one by one or all at once, the same addresses are in use"
+        );
+        self.tunnels_changed |= space_changed;
         self.view_changed = true;
-        self.tunnels_changed = true;
         self.count_soon(now);
         self.retry_waiting(now, out);
         if space_changed {
             self.tend_space(now, out);
             self.answer_removals(now, out);
         }
+    }
+
+    /// The ring or cluster-wide objects changed: what is in use, and what is due, is looked at as a whole.
+    fn on_objects(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
+        let wall = self.wall.micros(now);
+        let used = self.catalog.used_addresses(wall, removed);
+        let networks = self.network_blocks();
+        let resting = self
+            .allocator
+            .update(now, self.ring.clone(), &used, &networks);
+        self.persist(now, resting, Vec::new(), out);
+        self.next_due = self.catalog.next_due(wall);
+        self.tell_duplicates(now, out);
     }
 
     /// Computes the ring anew if anything that it depends on changed.

@@ -78,6 +78,7 @@ impl Cluster {
         let wall = self.wall.micros(now);
         if self.next_due.is_some_and(|due| wall >= due) {
             self.next_due = self.catalog.next_due(wall);
+            self.catalog.note_due();
             self.view_changed = true;
         }
     }
