@@ -35,6 +35,7 @@ use crate::roster::{Rights, Roster, Standing};
 use crate::store::{Batch, Key, Stored, Table};
 use crate::value::{Kind, Scope, read_checkpoint};
 
+pub(crate) use changes::Changes;
 use changes::{Account, Tracker};
 use log::{Log, Slot, slot_of};
 pub use read::Duplicate;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::Catalog;
+use super::log::slot_of;
 use crate::model::NodeId;
 use crate::record::Record;
 use crate::value::{Kind, NodeInfo, Object, Scope};
@@ -16,8 +17,17 @@ pub(crate) struct Changes {
     pub(crate) nodes: BTreeSet<NodeId>,
     /// Endpoints have these addresses, or had them.
     pub(crate) addresses: BTreeSet<Ipv4Addr>,
-    /// Cluster-wide objects.
-    pub(crate) shared: bool,
+    /// Cluster-wide objects under these kinds and keys.
+    pub(crate) shared: BTreeSet<(Kind, Vec<u8>)>,
+    /// Some of those came into force by time alone.
+    pub(crate) due: bool,
+}
+
+impl Changes {
+    /// May cluster-wide objects of this kind have changed?
+    pub(crate) fn touch(&self, kind: Kind) -> bool {
+        self.due || self.shared.iter().any(|(touched, _)| *touched == kind)
+    }
 }
 
 /// Is a record put into its slot, or taken out?
@@ -38,7 +48,9 @@ pub(super) struct Tracker {
 impl Tracker {
     pub(super) fn note(&mut self, record: &Record, account: Account) {
         let kind = record.kind();
-        self.changes.shared |= kind.scope() == Scope::Shared;
+        if kind.scope() == Scope::Shared {
+            self.changes.shared.insert(slot_of(record));
+        }
         if kind == Kind::NODE_INFO {
             self.changes.nodes.insert(record.writer());
         }
@@ -67,7 +79,7 @@ impl Catalog {
 
     /// A cluster-wide object came into force by time alone.
     pub(crate) fn note_due(&mut self) {
-        self.tracker.changes.shared = true;
+        self.tracker.changes.due = true;
     }
 
     /// Does an endpoint of a node that is not in `removed` have this address?

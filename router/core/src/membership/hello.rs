@@ -14,8 +14,9 @@ use super::{Membership, MembershipEvent};
 
 /// How often a node looks whom to greet.
 const TICK: Duration = Duration::from_millis(200);
-/// In the whole cluster each of the lost is greeted once in so many ticks: 2 s.
-const TICKS_PER_HELLO: u64 = 10;
+/// In the whole cluster each of the lost is greeted once in so many ticks: 0.8 s. With three nodes that is what the end of
+/// a split waits for.
+const TICKS_PER_HELLO: u64 = 4;
 /// So long after its start a node that knows no member greets two at each tick.
 pub(super) const EAGER: Duration = Duration::from_secs(3);
 /// Hellos that something else than the tick causes, to one node.

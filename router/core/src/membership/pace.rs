@@ -69,8 +69,8 @@ impl Pace {
     pub(super) fn silence(self, nodes: usize) -> Duration {
         self.millis(match nodes {
             0..=5 => 1_900,
-            6..75 => 2_700,
-            _ => 3_700,
+            6..75 => 2_600,
+            _ => 3_400,
         })
     }
 

@@ -15,7 +15,7 @@ use super::removal::Removing;
 use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::HOUSEKEEPING;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Changes};
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
@@ -29,6 +29,7 @@ use crate::session::transport::Transport;
 use crate::session::{SessionConfig, SessionEvent, Sessions};
 use crate::store::Stored;
 use crate::sync::{Stores, Sync, SyncEvent};
+use crate::value::Kind;
 use crate::view::Liveness;
 use crate::wire::{DataHeader, DatagramType, Message};
 
@@ -413,13 +414,15 @@ impl Cluster {
         let removed = self.removed();
         let space_changed = self.update_ring(&removed);
         let vips = self.plan.vips();
-        if space_changed || changes.shared || changes.addresses.iter().any(|ip| vips.contains(ip)) {
-            self.on_objects(now, &removed, out);
+        if space_changed
+            || changes.touch(Kind::SERVICE)
+            || changes.touch(Kind::NETWORK)
+            || changes.addresses.iter().any(|ip| vips.contains(ip))
+        {
+            self.count_addresses(now, &removed, out);
         } else {
             let used = |ip: &Ipv4Addr| (*ip, self.catalog.is_held(*ip, &removed));
-            let resting = self
-                .allocator
-                .mark(now, changes.addresses.iter().map(used));
+            let resting = self.allocator.mark(now, changes.addresses.iter().map(used));
             self.persist(now, resting, Vec::new(), out);
         }
         debug_assert!(
@@ -429,6 +432,7 @@ impl Cluster {
             "one by one or all at once, the same addresses are in use"
         );
         self.tunnels_changed |= space_changed;
+        self.follow_shared(now, &changes, out);
         self.view_changed = true;
         self.count_soon(now);
         self.retry_waiting(now, out);
@@ -438,17 +442,29 @@ impl Cluster {
         }
     }
 
-    /// The ring or cluster-wide objects changed: what is in use, and what is due, is looked at as a whole.
-    fn on_objects(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
-        let wall = self.wall.micros(now);
-        let used = self.catalog.used_addresses(wall, removed);
+    /// The ring, networks or services changed: which addresses are in use is looked at as a whole.
+    fn count_addresses(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
+        let used = self.catalog.used_addresses(self.wall.micros(now), removed);
         let networks = self.network_blocks();
         let resting = self
             .allocator
             .update(now, self.ring.clone(), &used, &networks);
         self.persist(now, resting, Vec::new(), out);
-        self.next_due = self.catalog.next_due(wall);
-        self.tell_duplicates(now, out);
+    }
+
+    /// Cluster-wide objects changed: some may be due later, some may have been created twice.
+    fn follow_shared(&mut self, now: Now, changes: &Changes, out: &mut Vec<Output>) {
+        let wall = self.wall.micros(now);
+        if changes.due || self.next_due.is_some_and(|due| wall >= due) {
+            self.next_due = self.catalog.next_due(wall);
+            let duplicates = self.catalog.duplicates(wall);
+            self.tell_duplicates(duplicates, out);
+            return;
+        }
+        let next = self.catalog.next_due_under(&changes.shared, wall);
+        self.next_due = self.next_due.into_iter().chain(next).min();
+        let duplicates = self.catalog.duplicates_under(&changes.shared, wall);
+        self.tell_duplicates(duplicates, out);
     }
 
     /// Computes the ring anew if anything that it depends on changed.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::cluster::Cluster;
 use super::durable::Then;
 use super::io::Output;
+use crate::catalog::Duplicate;
 use crate::model::{Now, Proto};
 use crate::value::{Kind, NodeInfo, Object, conflict_key};
 
@@ -84,8 +85,8 @@ impl Cluster {
     }
 
     /// Two objects created under one name during a split: one holds, and a person must hear of the other.
-    pub(super) fn tell_duplicates(&mut self, now: Now, out: &mut Vec<Output>) {
-        for duplicate in self.catalog.duplicates(self.wall.micros(now)) {
+    pub(super) fn tell_duplicates(&mut self, all: Vec<Duplicate>, out: &mut Vec<Output>) {
+        for duplicate in all {
             let text = format!(
                 "{} was created twice while the nodes did not hear each other: the one of node {} holds, the one of \
                  node {} does not; update or remove it to settle this",

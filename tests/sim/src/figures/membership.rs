@@ -42,7 +42,7 @@ pub fn settled(seed: u64, hosts: usize, one_way: Duration) -> World<Gossiper> {
     }
     run_until(&mut world, GIVE_UP, is_whole);
     world.run_for(Duration::from_secs(4));
-    forget_downs(&mut world);
+    count_downs(&mut world);
     world
 }
 
@@ -80,11 +80,12 @@ pub fn is_whole(world: &World<Gossiper>) -> bool {
     world.running().all(|(host, node)| sees_all(host, node))
 }
 
-fn forget_downs(world: &mut World<Gossiper>) {
-    take_downs(world, |_| false);
+/// How often anybody was taken for dead since the world was settled, or since the last call.
+pub fn count_downs(world: &mut World<Gossiper>) -> usize {
+    take_downs(world, |_| true)
 }
 
-/// How often a host that `counts` was taken for dead since the last call.
+/// The same, of hosts that `counts`.
 fn take_downs(world: &mut World<Gossiper>, counts: impl FnMut(usize) -> bool) -> usize {
     let nodes = world
         .hosts
@@ -185,7 +186,7 @@ pub fn false_downs(hosts: usize, seed: u64, loss: u64, one_way: Duration, hours:
         ..Weather::default()
     };
     world.run_for(Duration::from_secs_f64(hours * 3600.0));
-    take_downs(&mut world, |_| true)
+    count_downs(&mut world)
 }
 
 /// Octets a second and node at rest, with IPv4 and with IPv6.
@@ -235,24 +236,17 @@ pub fn slow(hosts: usize, seed: u64, rounds: u64) -> Slow {
     found
 }
 
-/// One host stands still, or is cut off, for 6 to 60 s and then answers again: seconds until all saw all.
+/// One host stands still for 6 to 60 s and then answers again: seconds until all saw all.
 pub fn returns(hosts: usize, seeds: Range<u64>) -> Times {
     let mut times = Vec::new();
     for seed in seeds {
         let mut world = settled(seed, hosts, NEAR);
-        for round in 0..PER_WORLD {
+        for _ in 0..PER_WORLD {
             let host = draw(&mut world, hosts as u64) as usize;
             let long = Duration::from_millis(6_000 + draw(&mut world, 54_000));
-            if round % 2 == 0 {
-                world.act(Action::Pause(host));
-                world.run_for(long);
-                world.act(Action::Resume(host));
-            } else {
-                let sides: Vec<bool> = (0..hosts).map(|other| other == host).collect();
-                set_split(&mut world, &sides, Action::Block);
-                world.run_for(long);
-                set_split(&mut world, &sides, Action::Unblock);
-            }
+            world.act(Action::Pause(host));
+            world.run_for(long);
+            world.act(Action::Resume(host));
             times.push(run_until(&mut world, GIVE_UP, is_whole));
             world.run_for(Duration::from_secs(5));
         }
@@ -309,7 +303,7 @@ pub(super) fn speed(scope: &Scope) -> Table {
         "Seconds, median / 99 of 100, with the number of trials; links of 0.3 ms one way. Seeds from 0 on, ten deaths or \
          returns a world. *Death known*: from the crash until the last live node knows. *All known*: all start within the \
          first second. *Whole again*: from the end of a split, halves drawn host by host, until all see all. *Back*: a \
-         host stood still or was cut off for 6 to 60 s; from its return until all see all.",
+         host stood still for 6 to 60 s; from the moment when it goes on until all see all.",
         columns("seconds"),
     );
     let mut cells = |name: &str, measure: &dyn Fn(usize) -> Times| {

@@ -1,14 +1,16 @@
 //! How fast a change is known everywhere, and what it costs.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Scope;
 use super::cluster::{Change, Cluster, IPV4, IPV6};
 use super::table::{Table, Times};
 
-/// Nodes in these measurements.
+/// Nodes where speed is measured.
 const NODES: usize = 50;
+/// Nodes where size is measured: each holds everything, however many there are.
+const FEW: usize = 10;
 /// A change that takes longer is missed.
 const GIVE_UP: Duration = Duration::from_secs(30);
 
@@ -75,6 +77,13 @@ fn rest_rate(cluster: &mut Cluster, time: Duration, header: u64) -> f64 {
     (cluster.octets(header) - before) as f64 / time.as_secs_f64()
 }
 
+/// Octets a second that a node sends at rest, with IPv6 and UDP headers.
+pub fn per_node_at_rest(cluster: &mut Cluster, time: Duration) -> f64 {
+    // Keepalives and digests slow down when nothing happens any more.
+    cluster.world.run_for(Duration::from_secs(60));
+    rest_rate(cluster, time, IPV6) / cluster.world.hosts.len() as f64
+}
+
 pub(super) fn speed(scope: &Scope) -> Table {
     let mut table = Table::new(
         "The store: one change known everywhere",
@@ -129,9 +138,9 @@ pub(super) fn size(scope: &Scope) -> Table {
     let mut table = Table::new(
         "The store: what exists costs memory, what changes costs traffic",
         format!(
-            "{NODES} whole nodes. Memory: what the process grew by, shared by all nodes (resident set, Linux). Processor: one \
-             change, from the command to the end of all work it makes on all nodes, without signatures (each is checked \
-             once a world); it differs from run to run."
+            "{FEW} whole nodes. *Memory*: by how much the process grew with the endpoints (resident set, Linux), a node's share; \
+             the simulated disk is in it. *Processor*: all work that a change makes on a node, datagrams sealed and opened \
+             included, signatures not (each is checked once a world); it differs from run to run."
         ),
         [
             "endpoints",
@@ -144,31 +153,33 @@ pub(super) fn size(scope: &Scope) -> Table {
     if !scope.wants("size", "endpoints") {
         return table;
     }
-    let Some(mut cluster) = Cluster::settled(7, NODES) else {
+    let Some(mut cluster) = Cluster::settled(7, FEW) else {
         table.row(["the cluster never settled"]);
         return table;
     };
     let empty = resident();
-    for endpoints in [100, 10_000] {
-        let more = endpoints - table.rows.len().min(1) * 100;
-        if cluster.fill(more).is_none() {
+    let mut there = 0;
+    for endpoints in [100, 1_000, 10_000] {
+        if cluster.fill(endpoints - there).is_none() {
             table.row([endpoints.to_string(), "never equal".to_owned()]);
             return table;
         }
-        let memory = resident().saturating_sub(empty) as f64 / NODES as f64 / f64::from(1 << 20);
-        let rest = rest_rate(&mut cluster, Duration::from_secs(60), IPV4) / NODES as f64;
-        let idle = Instant::now();
-        cluster.world.run_for(Duration::from_secs(100));
-        let idle = idle.elapsed();
-        let begun = Instant::now();
-        let found = spread(&mut cluster, 100, Duration::from_secs(1), 0);
-        let busy = begun.elapsed().saturating_sub(idle.mul_f64(1.34));
+        there = endpoints;
+        let memory = resident().saturating_sub(empty) as f64 / FEW as f64 / f64::from(1 << 20);
+        let rest = rest_rate(&mut cluster, Duration::from_secs(60), IPV4) / FEW as f64;
+        let at_rest = processor_seconds();
+        cluster.world.run_for(Duration::from_secs(200));
+        let idle = (processor_seconds() - at_rest) / 200.0;
+        let (begun, from) = (processor_seconds(), cluster.world.now);
+        let found = spread(&mut cluster, 200, Duration::from_secs(1), 0);
+        let passed = cluster.world.now.since(from).as_secs_f64();
+        let busy = processor_seconds() - begun - idle * passed;
         table.row([
             endpoints.to_string(),
             format!("{rest:.0}"),
             format!("{:.0}", found.octets),
             format!("{memory:.1}"),
-            format!("{:.0}", busy.as_secs_f64() * 1e6 / 100.0 / NODES as f64),
+            format!("{:.0}", busy * 1e6 / 200.0 / FEW as f64),
         ]);
     }
     table
@@ -179,6 +190,14 @@ fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     let resident = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
     resident.unwrap_or(0) * 4096
+}
+
+/// Seconds that this process computed, in hundredths.
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().nth(11);
+    ticks.and_then(|ticks| ticks.parse().ok()).unwrap_or(0.0) / 100.0
 }
 
 pub(super) fn rest(scope: &Scope) -> Table {
