@@ -11,6 +11,10 @@ use crate::catalog::Duplicate;
 use crate::model::{Now, Proto};
 use crate::value::{Kind, NodeInfo, Object, conflict_key};
 
+/// What the member that welcomed this node gave it comes as records, a moment later.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
+/// For so long a first part of the default network is asked for.
+const SPACE_PATIENCE: Duration = Duration::from_secs(8);
 pub(super) const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// Things that people were told once; more would be a flood.
 const MAX_TOLD: usize = 256;
@@ -41,7 +45,7 @@ impl Cluster {
         self.persist(now, collected, Vec::new(), out);
         self.flatten_chains(now, out);
         // Attachments come and go, and with them what voters should guard.
-        self.space.due = Some(now);
+        self.space.wake(now);
     }
 
     /// Handshakes carry at most three links of an admission; who hangs deeper is admitted anew by a member further up.
@@ -114,8 +118,7 @@ impl Cluster {
             self.write_conflicts(now, out);
         }
         if !self.announced_ready {
-            if self.ring.parts(&self.me).is_empty() {
-                self.ask_for_first_space(now);
+            if self.waits_for_space(now) {
                 return;
             }
             self.announced_ready = true;
@@ -123,6 +126,34 @@ impl Cluster {
             self.show_changes(out);
             out.push(Output::Ready);
         }
+    }
+
+    /// A part of the default network comes with the welcome, or is asked for; a cluster whose default network is full lets
+    /// this node in all the same, after a while.
+    fn waits_for_space(&mut self, now: Now) -> bool {
+        if self.has_default_space() {
+            return false;
+        }
+        let since = *self.space.waits_since.get_or_insert(now);
+        let waited = now.since(since);
+        if waited < ON_ITS_WAY {
+            self.space.wake(since.plus(ON_ITS_WAY));
+            return true;
+        }
+        let gives_up = waited >= SPACE_PATIENCE && !self.ring.parts(&self.me).is_empty();
+        if !gives_up {
+            if waited < SPACE_PATIENCE {
+                self.space.wake(since.plus(SPACE_PATIENCE));
+            }
+            self.ask_for_first_space(now);
+        }
+        !gives_up
+    }
+
+    /// Does this node own anything of the default network?
+    pub(super) fn has_default_space(&self) -> bool {
+        let net = self.plan.default_network();
+        !self.ring.parts_in(&self.me, &net).is_empty()
     }
 
     pub(super) fn write_node_info(&mut self, now: Now, out: &mut Vec<Output>) {
