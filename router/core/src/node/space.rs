@@ -344,9 +344,7 @@ impl Cluster {
     }
 
     fn own_endpoints(&self) -> Vec<Endpoint> {
-        let mut endpoints = self.catalog.endpoints(&BTreeSet::new());
-        endpoints.retain(|endpoint| endpoint.node == self.me);
-        endpoints
+        self.catalog.endpoints_of(&self.me)
     }
 
     fn another_address(&mut self, network: &NetworkName) -> Option<Ipv4Addr> {

@@ -337,17 +337,13 @@ pub(super) fn speed(scope: &Scope) -> Table {
         )
     });
     cells("whole again after a split of 10 min", &|hosts| {
-        let trials = match hosts {
+        let trials = scope.trials(match hosts {
             300 => 10,
             100 => 30,
             _ => 100,
-        };
-        splits(
-            hosts,
-            seeds_for(scope.trials(trials), 5),
-            5,
-            Duration::from_secs(600),
-        )
+        });
+        let (per_world, lasting) = (trials.min(5), Duration::from_secs(600));
+        splits(hosts, seeds_for(trials, per_world), per_world, lasting)
     });
     cells("back after a silence", &|hosts| {
         returns(hosts, seeds_for(few(hosts, 200, 50), PER_WORLD))
