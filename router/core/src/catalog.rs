@@ -19,6 +19,7 @@
 //! Removing: owner-written tombstones go when their writer, from time to time, writes anew what still holds and then a
 //! checkpoint; cluster-wide ones when all members are known to have them and they are an hour old.
 
+mod changes;
 mod log;
 mod read;
 mod write;
@@ -35,6 +36,8 @@ use crate::roster::{Rights, Roster, Standing};
 use crate::store::{Batch, Key, Stored, Table};
 use crate::value::{Kind, Scope, read_checkpoint};
 
+pub(crate) use changes::Changes;
+use changes::{Account, Tracker};
 use log::{Log, Slot, slot_of};
 pub use read::Duplicate;
 
@@ -136,6 +139,7 @@ pub struct Catalog {
     /// Own records of this start from here on are not on disk yet: nobody may hear of them.
     unsynced: Option<u64>,
     collided: bool,
+    tracker: Tracker,
 }
 
 impl Catalog {
@@ -155,6 +159,7 @@ impl Catalog {
             first_own: None,
             unsynced: None,
             collided: false,
+            tracker: Tracker::default(),
         }
     }
 
@@ -194,18 +199,26 @@ impl Catalog {
 
     /// An 8-byte roll-up: equal for equal catalogs, different (but for chance) for others.
     pub fn digest(&self) -> u64 {
-        let logs = self
-            .logs
-            .iter()
-            .filter(|(_, log)| log.complete > 0 || log.sum > 0);
-        logs.fold(self.shared_sum, |sum, (writer, log)| {
-            let parts = [
-                &writer.0[..],
-                &log.complete.to_be_bytes(),
-                &log.sum.to_be_bytes(),
-            ];
-            sum ^ be_u64(&sha256_parts(&parts)[..8])
-        })
+        self.roll_ups(1).iter().fold(0, |all, one| all ^ one)
+    }
+
+    /// The same in `count` parts, a power of two: part n is of the writers whose ids begin with n. The cluster-wide
+    /// objects of all are in the first.
+    pub(crate) fn roll_ups(&self, count: usize) -> Vec<u64> {
+        let mut parts = vec![0; count.max(1)];
+        parts[0] = self.shared_sum;
+        for (writer, log) in &self.logs {
+            if log.complete > 0 || log.sum > 0 {
+                let fields = [
+                    &writer.0[..],
+                    &log.complete.to_be_bytes(),
+                    &log.sum.to_be_bytes(),
+                ];
+                let first = usize::from(writer.0[0]) * count / 256;
+                parts[first] ^= be_u64(&sha256_parts(&fields)[..8]);
+            }
+        }
+        parts
     }
 
     /// How far each log is known; under [`SHARED`] the roll-up of the cluster-wide objects.
@@ -501,8 +514,12 @@ impl Catalog {
         if slot.0.scope() == Scope::Shared {
             self.shared.entry(slot.clone()).or_default().insert(writer);
         }
+        self.tracker.note(&record, Account::In);
         let revision = self.revision;
-        self.logs.entry(writer).or_default().put(record, revision);
+        let replaced = self.logs.entry(writer).or_default().put(record, revision);
+        if let Some(replaced) = replaced {
+            self.tracker.note(&replaced, Account::Out);
+        }
         self.shared_sum ^= before ^ self.mark(&slot);
         if let Some(floor) = floor {
             self.raise_floor(&writer, floor, batch);
@@ -523,9 +540,10 @@ impl Catalog {
     fn erase(&mut self, writer: &NodeId, slot: &Slot, batch: &mut Batch) {
         let before = self.mark(slot);
         let removed = self.logs.get_mut(writer).and_then(|log| log.remove(slot));
-        if removed.is_none() {
+        let Some(removed) = removed else {
             return;
-        }
+        };
+        self.tracker.note(&removed, Account::Out);
         if let Some(writers) = self.shared.get_mut(slot) {
             writers.remove(writer);
             if writers.is_empty() {

@@ -154,6 +154,27 @@ impl Allocator {
         batch
     }
 
+    /// Only these addresses came into use, or are no longer used; the ring and the networks are what they were.
+    pub fn mark(&mut self, now: Now, changed: impl IntoIterator<Item = (Ipv4Addr, bool)>) -> Batch {
+        let mut batch = Batch::new();
+        for (ip, is_used) in changed {
+            let ip = u32::from(ip);
+            if is_used {
+                self.reserved.remove(&ip);
+                self.used.insert(ip);
+            } else if self.used.remove(&ip) {
+                self.rest(ip, now, &mut batch);
+            }
+            self.count(ip);
+        }
+        batch
+    }
+
+    /// Addresses in use by any endpoint or service.
+    pub(crate) fn in_use(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.used.iter().map(|ip| Ipv4Addr::from(*ip))
+    }
+
     /// The lowest free address of `net` in this node's parts. It is taken until [`Self::release`], or until it was seen
     /// in the catalog and is no longer.
     pub fn allocate(&mut self, net: &Ipv4Net) -> Result<Ipv4Addr, Exhausted> {

@@ -21,8 +21,8 @@
 //!                                           +---- hello under a younger life ------+
 //! ```
 //!
-//! INVARIANT: `visible` is what foca holds active; [`MembershipEvent::Up`] and [`MembershipEvent::Down`] are exactly
-//! its changes.
+//! INVARIANT: `members` is what foca holds, `visible` what of it is active; [`MembershipEvent::Up`] and
+//! [`MembershipEvent::Down`] are exactly the changes of `visible`.
 
 mod checks;
 mod engine;
@@ -156,6 +156,8 @@ pub struct Membership {
     random: Random,
     pace: Pace,
     peers: BTreeMap<NodeId, Peer>,
+    /// What foca holds, by id: it looks for a member one by one, and each datagram asks for some.
+    members: BTreeMap<NodeId, Member<Ident>>,
     visible: BTreeMap<NodeId, Life>,
     digest: u64,
     timers: BTreeMap<(Now, u64), Task>,
@@ -165,6 +167,8 @@ pub struct Membership {
     /// The leaky bucket of renewals: until when those taken are paid for.
     renewals_paid: Now,
     eager_until: Now,
+    /// In a crowd no unasked list to anybody before this.
+    next_list: Now,
     left: bool,
     drops: BTreeMap<DropReason, u64>,
 }
@@ -189,6 +193,7 @@ impl Membership {
             random,
             pace,
             peers: BTreeMap::new(),
+            members: BTreeMap::new(),
             visible: BTreeMap::new(),
             digest: hello::digest_of(&me),
             timers: BTreeMap::new(),
@@ -197,6 +202,7 @@ impl Membership {
             news_waits: false,
             renewals_paid: now,
             eager_until: now.plus(hello::EAGER),
+            next_list: now,
             left: false,
             drops: BTreeMap::new(),
         };
@@ -391,12 +397,14 @@ impl Membership {
         incarnation: Incarnation,
         out: &mut Vec<MembershipEvent>,
     ) -> bool {
-        let stale = self.held(&source.id).is_some_and(|held| {
-            held.id().life > source.life
-                || (held.id().life == source.life && held.state() == State::Down)
-        });
-        if stale {
-            return false;
+        if let Some(held) = self.held(&source.id) {
+            let known = held.id().life;
+            if known > source.life || (known == source.life && held.state() == State::Down) {
+                return false;
+            }
+            if known == source.life && incarnation <= held.incarnation() {
+                return true;
+            }
         }
         let stranger = !self.visible.contains_key(&source.id);
         self.apply(
@@ -442,6 +450,8 @@ impl Membership {
         for member in members {
             if member.id().id == self.me.id {
                 self.take_word_of_me(now, &member, out);
+            } else if !self.is_news(&member) {
+                // Lists hold hundreds of which all is known.
             } else if let Err(reason) = self.plausible(&member) {
                 self.dropped(reason);
                 if reason == DropReason::UnprovenSubject && hellos > 0 {
@@ -501,11 +511,17 @@ impl Membership {
         }
     }
 
+    /// Is it anything else than what foca holds?
+    fn is_news(&self, member: &Member<Ident>) -> bool {
+        self.held(&member.id().id).is_none_or(|held| {
+            held.id() != member.id()
+                || (held.incarnation(), held.state()) != (member.incarnation(), member.state())
+        })
+    }
+
     /// What foca holds about `id`.
     fn held(&self, id: &NodeId) -> Option<&Member<Ident>> {
-        self.foca
-            .iter_membership_state()
-            .find(|member| member.id().id == *id)
+        self.members.get(id)
     }
 
     fn active(&self, id: &NodeId) -> Option<Member<Ident>> {

@@ -1,10 +1,13 @@
-//! Carries roster and catalog between nodes: what is new is pushed at once, and every half second each node compares
-//! roll-ups with one random peer and fetches what differs. Nothing relies on the pushes alone.
+//! Carries roster and catalog between nodes: what is new is pushed at once, told on for a moment ([`rumour`]), and every
+//! second, twice as often after news, each node compares roll-ups with one random peer and fetches what differs. Nothing
+//! relies on the pushes alone.
 //!
 //! ```text
 //! A                                B
 //! digest ------------------------> equal: digest back, done
-//!                                  different:
+//!                                  different, more than a few writers:
+//!   <------------------ roll-ups - (of the writers in 2 to 128 parts)
+//! states of the parts that differ: and on from "sends"; or with few writers at once:
 //!   <------- heads and states ---- (how far B knows each chain and each log)
 //! sends what B lacks, wants what A lacks
 //! ---- roster, deltas, wants ---->
@@ -22,6 +25,7 @@ mod burst;
 mod compare;
 mod frame;
 mod peer;
+mod rumour;
 mod take;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,14 +41,18 @@ use crate::roster::Roster;
 use crate::store::Batch;
 
 use burst::{next_burst, start_of};
+use compare::Differs;
 pub use frame::MAX_BODY;
 pub(crate) use frame::reencode;
 use frame::{Frame, Want, pack};
 pub(crate) use peer::MAX_JOBS;
 use peer::{Job, Peer};
+use rumour::Rumours;
 
-/// One random peer is asked so often.
-const GOSSIP: Duration = Duration::from_millis(500);
+/// One random peer is asked so often when nothing changes,
+const GOSSIP: Duration = Duration::from_secs(1);
+/// and so often for a while after a change.
+const GOSSIP_LIVELY: Duration = Duration::from_millis(500);
 /// Queued bursts go on so often.
 const PUMP: Duration = Duration::from_millis(50);
 /// A node with peers that don't answer waits so long before it writes.
@@ -98,6 +106,7 @@ pub struct Sync {
     peers: BTreeMap<NodeId, Peer>,
     gossip_at: Now,
     pump_at: Option<Now>,
+    rumours: Rumours,
     /// Peers that have shown what they know of this node's own log.
     told: BTreeSet<NodeId>,
     agreed: Option<Now>,
@@ -120,6 +129,7 @@ impl Sync {
             peers: BTreeMap::new(),
             gossip_at: now.plus(GOSSIP),
             pump_at: None,
+            rumours: Rumours::default(),
             told: BTreeSet::new(),
             agreed: None,
             own_target: 0,
@@ -194,7 +204,8 @@ impl Sync {
     }
 
     /// Records of ours that are on disk now: tells the peers.
-    pub fn on_local(&mut self, records: &[Record], out: &mut Vec<SyncEvent>) {
+    pub fn on_local(&mut self, now: Now, records: &[Record], out: &mut Vec<SyncEvent>) {
+        self.rumours.note(now, records.iter().map(Record::writer));
         let all: Vec<NodeId> = self.peers.keys().copied().collect();
         let fan_out = if all.len() <= SMALL {
             all.len()
@@ -249,9 +260,12 @@ impl Sync {
                 wall,
                 answer,
             } => {
-                let ours = (stores.roster.digest(), stores.catalog.digest());
+                let differs = Differs {
+                    roster: roster != stores.roster.digest(),
+                    catalog: catalog != stores.catalog.digest(),
+                };
                 self.note_clock(&from, wall, stores.wall);
-                self.handle_digest(now, from, (roster, catalog) == ours, answer, stores, out);
+                self.handle_digest(now, from, differs, answer, stores, out);
             }
             Frame::Heads(span) => self.handle_heads(now, from, &span, stores, out),
             Frame::States(span) => self.handle_states(now, from, &span, stores, out),
@@ -265,11 +279,12 @@ impl Sync {
             } => {
                 let mut batch = Batch::new();
                 let revision = stores.catalog.revision();
-                if self
-                    .take_records(now, from, &records, stores, &mut batch, out)
-                    .is_some()
-                {
+                let news = self.take_records(now, from, &records, stores, &mut batch, out);
+                if let Some(news) = news {
                     batch.append(stores.catalog.extend(&writer, start, upto));
+                    if (1..=rumour::NEWS).contains(&news.len()) {
+                        self.rumours.note(now, [writer]);
+                    }
                 }
                 self.finish(revision, batch, stores, out);
             }
@@ -277,9 +292,11 @@ impl Sync {
                 let mut batch = Batch::new();
                 let revision = stores.catalog.revision();
                 let news = self.take_records(now, from, &records, stores, &mut batch, out);
-                self.pass_on(from, &news.unwrap_or_default(), out);
+                self.pass_on(now, from, &news.unwrap_or_default(), out);
                 self.finish(revision, batch, stores, out);
             }
+            Frame::News(news) => self.handle_news(now, from, news, stores, out),
+            Frame::RollUps(theirs) => self.handle_roll_ups(from, &theirs, stores, out),
         }
         self.pump(now, stores, out);
     }
@@ -287,12 +304,17 @@ impl Sync {
     /// Time passed.
     pub fn expire(&mut self, now: Now, stores: &Stores<'_>, out: &mut Vec<SyncEvent>) {
         if self.gossip_at <= now {
-            self.gossip_at = now.plus(GOSSIP);
+            let gap = match self.rumours.is_lively(now) {
+                true => GOSSIP_LIVELY,
+                false => GOSSIP,
+            };
+            self.gossip_at = now.plus(gap);
             let all = self.peers.keys().copied().collect();
             for peer in self.choose(all, 1) {
                 out.push(send(peer, &digest(stores, Answer::Wanted)));
             }
         }
+        self.spread(now, stores, out);
         if self.pump_at.is_some_and(|at| at <= now) {
             self.pump(now, stores, out);
         }
@@ -300,8 +322,8 @@ impl Sync {
 
     /// When to call [`Self::expire`].
     pub fn deadline(&self) -> Option<Now> {
-        let pump = self.pump_at.unwrap_or(self.gossip_at);
-        Some(self.gossip_at.min(pump))
+        let others = [self.pump_at, self.rumours.deadline()];
+        others.into_iter().flatten().chain([self.gossip_at]).min()
     }
 
     /// Peers that something is kept of.

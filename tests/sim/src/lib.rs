@@ -11,6 +11,7 @@
 pub mod clusters;
 pub mod disk;
 pub mod faults;
+pub mod figures;
 pub mod members;
 pub mod net;
 pub mod nodes;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use clap::Parser;
 use weft_sim::clusters::{self, Options};
 use weft_sim::faults::Kind;
-use weft_sim::members::{self, Trial};
+use weft_sim::figures::{self, Scope};
+use weft_sim::members;
 use weft_sim::search::{self, Go, Outcome};
 
 /// Failing seeds that are made smaller; of the others only the command is told.
@@ -43,9 +44,15 @@ struct Args {
     /// Runs membership alone instead of whole nodes.
     #[arg(long)]
     members: bool,
-    /// Measures how long a death takes to be known, and false alarms under loss.
+    /// Measures how fast membership and the store are and what they cost; prints tables.
     #[arg(long)]
     figures: bool,
+    /// With --figures: a tenth of the trials.
+    #[arg(long, requires = "figures")]
+    quick: bool,
+    /// With --figures: only tables or rows whose names contain this.
+    #[arg(long, requires = "figures", value_name = "TEXT")]
+    only: Option<String>,
 }
 
 impl Args {
@@ -79,7 +86,10 @@ fn parse_range(text: &str) -> Result<Range<u64>, String> {
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.figures {
-        figures(args.seeds.unwrap_or(0..100));
+        figures::print(&Scope {
+            quick: args.quick,
+            only: args.only,
+        });
         return ExitCode::SUCCESS;
     }
     if let Some(seed) = args.replay {
@@ -211,46 +221,5 @@ fn exit(holds: bool) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    }
-}
-
-fn figures(seeds: Range<u64>) {
-    for hosts in [2, 3, 5, 10] {
-        let deaths = members::deaths(hosts, seeds.clone());
-        let at = |share: f64| deaths[((deaths.len() - 1) as f64 * share) as usize];
-        println!(
-            "{hosts} nodes: death known to all in {:.1} s (median), {:.1} s (99 of 100), {} of {} seeds",
-            at(0.5),
-            at(0.99),
-            deaths.len(),
-            seeds.end - seeds.start
-        );
-        for (loss, millis, cut) in [
-            (0, 0, false),
-            (50, 0, false),
-            (200, 0, false),
-            (350, 0, false),
-        ]
-        .into_iter()
-        .chain([(50, 150, false), (0, 0, true), (50, 0, true)])
-        .filter(|(_, _, cut)| !cut || hosts > 2)
-        {
-            let trial = Trial {
-                hosts,
-                loss,
-                latency: Duration::from_micros(300 + millis * 1000),
-                cut,
-                time: Duration::from_secs(600),
-            };
-            let runs = [0, 1, 2, 3, 4].map(|seed| trial.run(seed));
-            let wrong: usize = runs.iter().map(|(wrong, _)| wrong).sum();
-            println!(
-                "  {} % lost, round trip {:.1} ms{}: {wrong} of 150000 samples show a live node dead, {:.0} octets/s a node",
-                loss / 10,
-                trial.latency.as_secs_f64() * 2000.0,
-                if cut { ", one link cut" } else { "" },
-                runs[0].1
-            );
-        }
     }
 }

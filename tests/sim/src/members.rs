@@ -38,6 +38,8 @@ pub struct Gossiper {
     membership: Membership,
     /// What its events add up to.
     told: BTreeMap<NodeId, Generation>,
+    /// Whom it took for dead.
+    downs: Vec<usize>,
 }
 
 impl Gossiper {
@@ -51,7 +53,23 @@ impl Gossiper {
             sessions: BTreeMap::new(),
             membership,
             told: BTreeMap::new(),
+            downs: Vec::new(),
         }
+    }
+
+    /// This start of it.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Whom it sees alive, and under which start.
+    pub fn sees(&self) -> &BTreeMap<NodeId, Generation> {
+        &self.told
+    }
+
+    /// Whom it took for dead since the last call.
+    pub fn take_downs(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.downs)
     }
 
     fn carry_out(&mut self, events: Vec<MembershipEvent>, fx: &mut Effects<()>) {
@@ -70,12 +88,14 @@ impl Gossiper {
                 MembershipEvent::Down { id } => {
                     fx.notes.push(format!("down {}", host_with(&id)));
                     self.told.remove(&id);
+                    self.downs.push(host_with(&id));
                 }
             }
         }
     }
 
-    fn set_rtt(&mut self, now: Now, rtt: Duration, fx: &mut Effects<()>) {
+    /// What the sessions would have measured.
+    pub fn set_rtt(&mut self, now: Now, rtt: Duration, fx: &mut Effects<()>) {
         let mut out = Vec::new();
         self.membership.set_rtt(now, rtt, &mut out);
         self.carry_out(out, fx);
@@ -179,7 +199,8 @@ pub fn run(seed: u64, hosts: usize, kinds: &[Kind], keep_trace: bool) -> Verdict
     }
 }
 
-fn start_all(world: &mut World<Gossiper>) {
+/// All start within a second.
+pub fn start_all(world: &mut World<Gossiper>) {
     for host in 0..world.hosts.len() {
         let at = Now(Duration::from_micros(world.random().range(1_000_000)));
         world.schedule(at, Action::Boot(host));
@@ -234,67 +255,4 @@ pub fn differences(world: &World<Gossiper>) -> Vec<String> {
         }
     }
     lines
-}
-
-/// Seconds until all know of a death, one figure per seed, sorted.
-pub fn deaths(hosts: usize, seeds: std::ops::Range<u64>) -> Vec<f64> {
-    let mut figures: Vec<f64> = seeds.filter_map(|seed| death(seed, hosts)).collect();
-    figures.sort_by(f64::total_cmp);
-    figures
-}
-
-fn death(seed: u64, hosts: usize) -> Option<f64> {
-    let mut world = world(seed, hosts, false);
-    world.net.set_latency(Duration::from_micros(300));
-    start_all(&mut world);
-    let late = Duration::from_micros(8_000_000 + world.random().range(3_000_000));
-    world.run_until(Now(late));
-    world.schedule(world.now, Action::Crash(0));
-    world.run_for(Duration::from_micros(1));
-    run_until_whole(&mut world, Duration::from_secs(60)).map(|took| took.as_secs_f64())
-}
-
-/// A long stretch in which hosts live, and only the links are bad.
-#[derive(Clone, Copy, Debug)]
-pub struct Trial {
-    /// How many hosts.
-    pub hosts: usize,
-    /// Of a thousand datagrams so many are lost.
-    pub loss: u64,
-    /// One way, on every link.
-    pub latency: Duration,
-    /// Hosts 0 and 1 can't reach each other.
-    pub cut: bool,
-    /// How long.
-    pub time: Duration,
-}
-
-impl Trial {
-    /// So many samples, 20 ms apart, found a live node taken for dead by another; and each node sent so many octets a
-    /// second.
-    pub fn run(self, seed: u64) -> (usize, f64) {
-        let mut world = world(seed, self.hosts, false);
-        world.net.set_latency(self.latency);
-        start_all(&mut world);
-        world.run_until(Now(Duration::from_secs(5)));
-        for host in 0..self.hosts {
-            world.with(host, |node, now, fx| {
-                node.set_rtt(now, self.latency * 2, fx)
-            });
-        }
-        world.run_until(Now(Duration::from_secs(10)));
-        world.net.weather.loss = self.loss;
-        if self.cut {
-            world.net.block(0, 1);
-            world.net.block(1, 0);
-        }
-        let (mut count, octets) = (0, world.octets);
-        let end = world.now.plus(self.time);
-        while world.now < end {
-            world.run_for(Duration::from_millis(20));
-            count += differences(&world).len();
-        }
-        let rate = (world.octets - octets) as f64 / self.time.as_secs_f64() / self.hosts as f64;
-        (count, rate)
-    }
 }

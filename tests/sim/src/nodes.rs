@@ -210,6 +210,11 @@ impl Shell {
         self.node.digest()
     }
 
+    /// How far the log of `writer` is known to it.
+    pub fn known_of(&self, writer: &NodeId) -> u64 {
+        self.node.known_of(writer)
+    }
+
     /// Who it is.
     pub fn id(&self) -> NodeId {
         self.node.id()

@@ -49,6 +49,12 @@ impl Log {
         self.slots.get(slot).map(|h| &h.record)
     }
 
+    /// All records of a kind.
+    pub(super) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Record> {
+        let range = (kind, Vec::new())..(Kind(kind.0 + 1), Vec::new());
+        self.slots.range(range).map(|(_, held)| &held.record)
+    }
+
     /// The record held with this generation and sequence.
     pub(super) fn at(&self, place: (Generation, u64)) -> Option<&Record> {
         self.record(self.by_place.get(&(place.1, place.0))?)
@@ -64,16 +70,17 @@ impl Log {
             || (unknown && self.unknown_octets + more - replaced > MAX_UNKNOWN_OCTETS)
     }
 
-    /// Puts `record` in its slot.
-    pub(super) fn put(&mut self, record: Record, since: u64) {
+    /// Puts `record` in its slot; what was there.
+    pub(super) fn put(&mut self, record: Record, since: u64) -> Option<Record> {
         let slot = slot_of(&record);
-        self.remove(&slot);
+        let replaced = self.remove(&slot);
         self.account(&record, Account::In);
         self.top = self.top.max(record.sequence());
         self.by_place
             .insert((record.sequence(), record.generation()), slot.clone());
         self.slots.insert(slot, Held { record, since });
         self.walk();
+        replaced
     }
 
     /// Empties a slot.

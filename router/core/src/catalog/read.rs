@@ -155,8 +155,17 @@ impl Catalog {
 
     /// Objects that lost their name to another one created in a split.
     pub fn duplicates(&self, wall: WallMicros) -> Vec<Duplicate> {
-        self.shared
-            .keys()
+        self.duplicates_under(self.shared.keys(), wall)
+    }
+
+    /// Those under these names.
+    pub(crate) fn duplicates_under<'a>(
+        &self,
+        slots: impl IntoIterator<Item = &'a Slot>,
+        wall: WallMicros,
+    ) -> Vec<Duplicate> {
+        slots
+            .into_iter()
             .flat_map(|slot| self.duplicates_of(slot, wall))
             .collect()
     }
@@ -193,9 +202,21 @@ impl Catalog {
 
     /// When the next record that is kept but not applied becomes due.
     pub fn next_due(&self, wall: WallMicros) -> Option<WallMicros> {
-        self.shared
-            .iter()
-            .flat_map(|(slot, writers)| writers.iter().filter_map(|w| self.held(w, slot)))
+        self.next_due_under(self.shared.keys(), wall)
+    }
+
+    /// When the next of those under these names does.
+    pub(crate) fn next_due_under<'a>(
+        &self,
+        slots: impl IntoIterator<Item = &'a Slot>,
+        wall: WallMicros,
+    ) -> Option<WallMicros> {
+        slots
+            .into_iter()
+            .flat_map(|slot| {
+                let writers = self.shared.get(slot).into_iter().flatten();
+                writers.filter_map(move |writer| self.held(writer, slot))
+            })
             .map(Record::stamp)
             .filter(|stamp| !stamp.is_due(wall))
             .map(Stamp::due_at)

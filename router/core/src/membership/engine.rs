@@ -1,5 +1,7 @@
 //! foca's rim: what goes into it, and what it wants sent, timed and told.
 
+use std::collections::BTreeSet;
+
 use foca::{AccumulatingRuntime, Codec, Foca, Header, Incarnation, Member, Message};
 use foca::{OwnedNotification, State, Timer};
 
@@ -52,12 +54,12 @@ impl Membership {
 
     pub(super) fn run(&mut self, now: Now, task: Task, out: &mut Vec<MembershipEvent>) {
         match task {
-            Task::Foca(timer) => self.drive(now, out, |foca, rt| foca.handle_timer(timer, rt)),
+            Task::Foca(timer) => self.drive(now, &[], out, |foca, rt| foca.handle_timer(timer, rt)),
             Task::AskAgain(serial) => self.ask_again(now, serial, out),
             Task::Check(id, serial) => self.go_on_checking(now, id, serial, out),
             Task::News => {
                 self.news_waits = false;
-                self.drive(now, out, |foca, rt| foca.gossip(rt));
+                self.drive(now, &[], out, |foca, rt| foca.gossip(rt));
             }
             Task::Hello => self.greet_the_lost(now, out),
         }
@@ -85,7 +87,8 @@ impl Membership {
         out: &mut Vec<MembershipEvent>,
     ) {
         if !members.is_empty() {
-            self.drive(now, out, |foca, rt| {
+            let touched: Vec<NodeId> = members.iter().map(|member| member.id().id).collect();
+            self.drive(now, &touched, out, |foca, rt| {
                 foca.apply_many(members.into_iter(), true, rt)
             });
         }
@@ -132,13 +135,15 @@ impl Membership {
         Plain
             .encode_header(&header, &mut bytes)
             .expect("a vector has room for a header");
-        self.drive(now, out, |foca, rt| foca.handle_data(&bytes, rt));
+        self.drive(now, &[src.id], out, |foca, rt| foca.handle_data(&bytes, rt));
     }
 
-    /// One call into foca, and all that comes of it.
+    /// One call into foca, and all that comes of it. `touched` are the members that it may change; those whose probe it
+    /// gives up it names itself.
     fn drive(
         &mut self,
         now: Now,
+        touched: &[NodeId],
         out: &mut Vec<MembershipEvent>,
         call: impl FnOnce(&mut Engine, &mut Effects) -> Result<(), foca::Error>,
     ) {
@@ -146,28 +151,26 @@ impl Membership {
         if call(&mut self.foca, &mut effects).is_err() {
             self.dropped(DropReason::Refused);
         }
-        let (mut changed, mut defunct) = (false, false);
+        let mut defunct = false;
         while let Some(notification) = effects.to_notify() {
-            match notification {
-                OwnedNotification::MemberUp(_)
-                | OwnedNotification::MemberDown(_)
-                | OwnedNotification::Rename(..) => changed = true,
-                OwnedNotification::Defunct => defunct = true,
-                _ => {}
-            }
+            defunct |= matches!(notification, OwnedNotification::Defunct);
         }
-        if changed {
-            self.refresh(now, out);
-        }
+        let mut suspects = Vec::new();
         while let Some((after, timer)) = effects.to_schedule() {
             match timer {
                 Timer::ChangeSuspectToDown {
                     member_id,
                     incarnation,
                     ..
-                } => self.suspect(now, member_id, incarnation),
+                } => suspects.push((member_id, incarnation)),
                 timer => self.arm(now.plus(after), Task::Foca(timer)),
             }
+        }
+        let given_up = suspects.iter().map(|(suspect, _)| suspect.id);
+        let touched: BTreeSet<NodeId> = touched.iter().copied().chain(given_up).collect();
+        self.refresh(now, &touched, out);
+        for (suspect, incarnation) in suspects {
+            self.suspect(now, suspect, incarnation);
         }
         while let Some((to, bytes)) = effects.to_send() {
             self.post(now, to, &bytes, out);
@@ -256,36 +259,52 @@ impl Membership {
         }
     }
 
-    /// Brings `visible` and the digest up to what foca holds, and tells the difference.
-    fn refresh(&mut self, now: Now, out: &mut Vec<MembershipEvent>) {
-        let active: std::collections::BTreeMap<_, _> = self
-            .foca
-            .iter_members()
-            .map(|member| (member.id().id, member.id().life))
-            .collect();
-        for id in self.visible.keys().filter(|id| !active.contains_key(id)) {
-            out.push(MembershipEvent::Down { id: *id });
+    /// Brings what is known of `touched` up to what foca holds, and tells the difference.
+    fn refresh(&mut self, now: Now, touched: &BTreeSet<NodeId>, out: &mut Vec<MembershipEvent>) {
+        if touched.is_empty() {
+            return;
         }
-        for (id, life) in &active {
-            let before = self.visible.get(id).map(|life| life.generation);
-            if before != Some(life.generation) {
+        let fresh: Vec<Member<Ident>> = self
+            .foca
+            .iter_membership_state()
+            .filter(|member| touched.contains(&member.id().id))
+            .cloned()
+            .collect();
+        let mut changed = false;
+        for member in fresh {
+            let active = (member.state() != State::Down).then_some(*member.id());
+            changed |= self.show(member.id().id, active, out);
+            self.members.insert(member.id().id, member);
+        }
+        if changed {
+            self.arm_news(now);
+        }
+    }
+
+    /// Shows a member as foca holds it, if active. Did that change anything?
+    fn show(&mut self, id: NodeId, active: Option<Ident>, out: &mut Vec<MembershipEvent>) -> bool {
+        let life = active.map(|ident| ident.life);
+        let before = match life {
+            Some(life) => self.visible.insert(id, life),
+            None => self.visible.remove(&id),
+        };
+        if before == life {
+            return false;
+        }
+        for life in before.into_iter().chain(life) {
+            self.digest ^= digest_of(&Ident { id, life });
+        }
+        match (before, life) {
+            (before, Some(life)) if before.map(|b| b.generation) != Some(life.generation) => {
                 out.push(MembershipEvent::Up {
-                    id: *id,
+                    id,
                     generation: life.generation,
                 });
             }
+            (Some(_), None) => out.push(MembershipEvent::Down { id }),
+            _ => {}
         }
-        self.digest = active
-            .iter()
-            .map(|(id, life)| {
-                digest_of(&Ident {
-                    id: *id,
-                    life: *life,
-                })
-            })
-            .fold(digest_of(&self.me), |sum, digest| sum ^ digest);
-        self.visible = active;
-        self.arm_news(now);
+        true
     }
 
     /// Gossips soon, together with what else is learnt until then.
@@ -337,7 +356,9 @@ impl Membership {
     }
 
     fn take_next_name(&mut self, now: Now, after: u64, out: &mut Vec<MembershipEvent>) {
+        self.digest ^= digest_of(&self.me);
         self.me.life.renewals = after.saturating_add(1);
+        self.digest ^= digest_of(&self.me);
         self.incarnation = 0;
         self.rebuild(now, out);
     }
@@ -346,17 +367,19 @@ impl Membership {
     pub(super) fn rebuild(&mut self, now: Now, out: &mut Vec<MembershipEvent>) {
         let members: Vec<Member<Ident>> = self.foca.iter_members().cloned().collect();
         self.foca = Foca::new(self.me, self.pace.config(), self.random.fork(), Plain);
+        self.members.clear();
         self.timers
             .retain(|_, task| !matches!(task, Task::Foca(_) | Task::AskAgain(_)));
         self.probe = None;
-        self.drive(now, out, |foca, rt| {
+        let touched: Vec<NodeId> = members.iter().map(|member| member.id().id).collect();
+        self.drive(now, &touched, out, |foca, rt| {
             foca.apply_many(members.into_iter(), false, rt)
         });
         if self.incarnation > 0 {
             self.refute(now, self.incarnation - 1, out);
         }
-        self.refresh(now, out);
-        self.drive(now, out, |foca, rt| foca.gossip(rt));
+        self.arm_news(now);
+        self.drive(now, &[], out, |foca, rt| foca.gossip(rt));
     }
 }
 

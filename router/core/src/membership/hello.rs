@@ -14,8 +14,9 @@ use super::{Membership, MembershipEvent};
 
 /// How often a node looks whom to greet.
 const TICK: Duration = Duration::from_millis(200);
-/// In the whole cluster each of the lost is greeted once in so many ticks: 2 s.
-const TICKS_PER_HELLO: u64 = 10;
+/// In the whole cluster each of the lost is greeted once in so many ticks: 0.8 s. With three nodes that is what the end of
+/// a split waits for.
+const TICKS_PER_HELLO: u64 = 4;
 /// So long after its start a node that knows no member greets two at each tick.
 pub(super) const EAGER: Duration = Duration::from_secs(3);
 /// Hellos that something else than the tick causes, to one node.
@@ -24,6 +25,10 @@ pub(super) const HELLO_GAP: Duration = Duration::from_millis(200);
 pub(super) const LIST_GAP: Duration = Duration::from_millis(400);
 /// The gap grows up to this.
 const LIST_GAP_MAX: Duration = Duration::from_secs(5);
+/// Above so many members lists to all together keep this distance too: when a large cluster starts or heals everybody
+/// differs from everybody, and gossip does the most of it anyway.
+const CROWD: usize = 16;
+const CROWD_GAP: Duration = Duration::from_millis(50);
 /// Lists that one node's questions cause.
 const REPLY_GAP: Duration = Duration::from_millis(100);
 /// Datagrams that one list may fill: 80 members. Larger clusters send another part each time.
@@ -50,6 +55,13 @@ impl Membership {
     /// The tick: as many nodes as there are share the work.
     pub(super) fn greet_the_lost(&mut self, now: Now, out: &mut Vec<MembershipEvent>) {
         self.arm(now.plus(TICK), Task::Hello);
+        // Whoever is seen is known.
+        let lost = self.peers.len().saturating_sub(self.visible.len()) as u64;
+        let company = self.visible.len() as u64 + 1;
+        let eager = self.visible.is_empty() && now < self.eager_until;
+        if lost == 0 || (!eager && self.random.range(TICKS_PER_HELLO * company) >= lost) {
+            return;
+        }
         let lost: Vec<NodeId> = self
             .peers
             .keys()
@@ -59,17 +71,10 @@ impl Membership {
         let Some(first) = self.one_of(&lost) else {
             return;
         };
-        if self.visible.is_empty() && now < self.eager_until {
-            let second = self.one_of(&lost);
-            self.greet(first, out);
-            if let Some(second) = second.filter(|second| *second != first) {
-                self.greet(second, out);
-            }
-            return;
-        }
-        let (lost, company) = (lost.len() as u64, self.visible.len() as u64 + 1);
-        if self.random.range(TICKS_PER_HELLO * company) < lost {
-            self.greet(first, out);
+        self.greet(first, out);
+        let second = if eager { self.one_of(&lost) } else { None };
+        if let Some(second) = second.filter(|second| *second != first) {
+            self.greet(second, out);
         }
     }
 
@@ -166,9 +171,11 @@ impl Membership {
         let Some(peer) = self.peers.get_mut(&to) else {
             return;
         };
-        if now < peer.next_list {
+        let crowded = self.visible.len() > CROWD && now < self.next_list;
+        if now < peer.next_list || crowded {
             return;
         }
+        self.next_list = now.plus(CROWD_GAP);
         peer.next_list = now.plus(peer.list_gap);
         peer.list_gap = (peer.list_gap * 3 / 2).min(LIST_GAP_MAX);
         self.send_list(to, true, out);
@@ -176,12 +183,11 @@ impl Membership {
 
     fn send_list(&mut self, to: NodeId, want: bool, out: &mut Vec<MembershipEvent>) {
         let mut members: Vec<Member<Ident>> = self
-            .foca
-            .iter_members()
-            .filter(|member| member.id().id != to)
+            .members
+            .values()
+            .filter(|member| member.state() != State::Down && member.id().id != to)
             .cloned()
             .collect();
-        members.sort_by_key(|member| *member.id());
         if members.len() > LIST * LIST_PARTS {
             let start = self.random.range(members.len() as u64) as usize;
             members.rotate_left(start);
@@ -213,14 +219,16 @@ impl Membership {
         members: Vec<Member<Ident>>,
         out: &mut Vec<MembershipEvent>,
     ) {
-        let dead_here: Vec<Member<Ident>> = members
-            .iter()
-            .filter(|member| member.state() != State::Down)
-            .filter_map(|member| self.held(&member.id().id))
-            .filter(|held| held.state() == State::Down)
-            .filter(|held| members.iter().any(|member| member.id() == held.id()))
-            .cloned()
-            .collect();
+        let dead_here: Vec<Member<Ident>> = match self.members.len() > self.visible.len() {
+            true => members
+                .iter()
+                .filter(|member| member.state() != State::Down)
+                .filter_map(|member| self.held(&member.id().id).filter(|h| h.id() == member.id()))
+                .filter(|held| held.state() == State::Down)
+                .cloned()
+                .collect(),
+            false => Vec::new(),
+        };
         if !dead_here.is_empty() {
             self.send(
                 source.id,

@@ -52,7 +52,7 @@ impl Pace {
 
     /// One member is probed in each.
     pub(super) fn probe_period(self) -> Duration {
-        self.millis(600)
+        self.millis(500)
     }
 
     /// A probe or a check that heard nothing asks again after this.
@@ -60,12 +60,17 @@ impl Pace {
         self.millis(200)
     }
 
+    /// A watch in a large cluster asks again after this.
+    pub(super) fn watch_again(self) -> Duration {
+        self.millis(500)
+    }
+
     /// How long a suspect must stay silent before it is declared dead. Larger clusters meet the unlikely more often.
     pub(super) fn silence(self, nodes: usize) -> Duration {
         self.millis(match nodes {
             0..=5 => 1_900,
-            6..75 => 2_700,
-            _ => 3_700,
+            6..75 => 2_600,
+            _ => 3_400,
         })
     }
 
@@ -81,7 +86,7 @@ impl Pace {
         let three = NonZeroUsize::new(3).expect("not zero");
         Config {
             probe_period: self.probe_period(),
-            probe_rtt: self.millis(300),
+            probe_rtt: self.millis(250),
             num_indirect_probes: four,
             // foca's own choice, 2 for three nodes, lets news die out on the way (p99 of death 45 s instead of 12).
             max_transmissions: NonZeroU8::new(15).expect("not zero"),
@@ -110,7 +115,7 @@ mod tests {
         let near = Pace::default();
         assert_eq!(near.for_rtt(Duration::from_millis(140)), None);
         let far = near.for_rtt(Duration::from_millis(200)).unwrap();
-        assert_eq!(far.probe_period(), Duration::from_millis(1_200));
+        assert_eq!(far.probe_period(), Duration::from_secs(1));
         assert_eq!(far.for_rtt(Duration::from_millis(140)), None);
         assert_eq!(far.for_rtt(Duration::from_millis(90)), Some(near));
         let farthest = near.for_rtt(Duration::from_secs(60)).unwrap();

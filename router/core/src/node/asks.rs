@@ -25,6 +25,8 @@ pub(super) const MAX_CHECKS: usize = 64;
 /// What was granted comes as records; they take a moment longer than the answer.
 const GRANT_PATIENCE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(2);
+/// After a refusal the next member is asked for a first part.
+const ASK_AGAIN: Duration = Duration::from_millis(300);
 
 /// What an answer is for.
 pub(super) enum Purpose {
@@ -295,11 +297,23 @@ impl Cluster {
         if self.asks.has_first_space() {
             return;
         }
-        let richest = self.richest(self.plan.default_network(), &BTreeSet::new());
-        // Nobody to ask yet: tried again with every change.
+        if now < self.space.ask_again {
+            return self.space.wake(self.space.ask_again);
+        }
+        let net = self.plan.default_network();
+        let donor = self.richest(net, &self.space.refused_by).or_else(|| {
+            self.space.refused_by.clear();
+            self.richest(net, &BTreeSet::new())
+        });
+        let Some(donor) = donor else {
+            // Nobody to ask yet.
+            return self.space.wake(now.plus(ASK_AGAIN));
+        };
+        self.space.refused_by.insert(donor);
+        let richest = BTreeSet::from([donor]);
         let _ = self.ask(
             now,
-            richest.into_iter().collect(),
+            richest,
             &Ask::Space { vips: false },
             Purpose::FirstSpace,
         );
@@ -382,7 +396,7 @@ impl Cluster {
             (Purpose::Network { command, wish, net }, answer) => {
                 self.block_failed(now, command, wish, net, answer, out);
             }
-            (Purpose::FirstSpace, _) => {}
+            (Purpose::FirstSpace, _) => self.space.ask_again = now.plus(ASK_AGAIN),
             (Purpose::Farewell { command }, Some((_, Answer::Granted))) => {
                 out.push(Output::Reply(command, Ok(Reply::Done)));
             }
@@ -432,7 +446,7 @@ impl Cluster {
                 self.store_network(now, command, wish.name, net, out);
                 Ok(())
             }
-            Purpose::FirstSpace if !self.ring.parts(&self.me).is_empty() => Ok(()),
+            Purpose::FirstSpace if self.has_default_space() => Ok(()),
             other => Err(other),
         }
     }

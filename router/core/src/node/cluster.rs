@@ -2,7 +2,7 @@
 //! until all buffers are empty, so no machine ever calls another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::Wall;
@@ -15,7 +15,7 @@ use super::removal::Removing;
 use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::{HOUSEKEEPING, MAX_TOLD};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Changes};
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
@@ -30,6 +30,7 @@ use crate::session::transport::Transport;
 use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, Sessions};
 use crate::store::Stored;
 use crate::sync::{MAX_JOBS, Stores, Sync, SyncEvent};
+use crate::value::Kind;
 use crate::view::Liveness;
 use crate::wire::{DataHeader, DatagramType, Message};
 
@@ -430,29 +431,67 @@ impl Cluster {
             return;
         }
         self.seen_revision = Some(self.catalog.revision());
-        for (peer, info) in self.catalog.nodes() {
-            if peer != self.me {
-                self.sessions.set_addresses(now, peer, info.underlay);
+        let changes = self.catalog.take_changes();
+        for peer in changes.nodes.iter().filter(|peer| **peer != self.me) {
+            if let Some(info) = self.catalog.node(peer) {
+                let underlay = info.underlay.clone();
+                self.sessions.set_addresses(now, *peer, underlay);
             }
         }
         let removed = self.removed();
         let space_changed = self.update_ring(&removed);
-        let used = self.catalog.used_addresses(self.wall.micros(now), &removed);
-        let networks = self.network_blocks();
-        let resting = self
-            .allocator
-            .update(now, self.ring.clone(), &used, &networks);
-        self.persist(now, resting, Vec::new(), out);
-        self.next_due = self.catalog.next_due(self.wall.micros(now));
-        self.tell_duplicates(now, out);
+        let vips = self.plan.vips();
+        if space_changed
+            || changes.touch(Kind::SERVICE)
+            || changes.touch(Kind::NETWORK)
+            || changes.addresses.iter().any(|ip| vips.contains(ip))
+        {
+            self.count_addresses(now, &removed, out);
+        } else {
+            let used = |ip: &Ipv4Addr| (*ip, self.catalog.is_held(*ip, &removed));
+            let resting = self.allocator.mark(now, changes.addresses.iter().map(used));
+            self.persist(now, resting, Vec::new(), out);
+        }
+        debug_assert!(
+            self.allocator
+                .in_use()
+                .eq(self.catalog.used_addresses(self.wall.micros(now), &removed)),
+            "one by one or all at once, the same addresses are in use"
+        );
+        self.tunnels_changed |= space_changed;
+        self.follow_shared(now, &changes, out);
         self.view_changed = true;
-        self.tunnels_changed = true;
         self.count_soon(now);
         self.retry_waiting(now, out);
         if space_changed {
             self.tend_space(now, out);
             self.answer_removals(now, out);
         }
+    }
+
+    /// The ring, networks or services changed: which addresses are in use is looked at as a whole.
+    fn count_addresses(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
+        let used = self.catalog.used_addresses(self.wall.micros(now), removed);
+        let networks = self.network_blocks();
+        let resting = self
+            .allocator
+            .update(now, self.ring.clone(), &used, &networks);
+        self.persist(now, resting, Vec::new(), out);
+    }
+
+    /// Cluster-wide objects changed: some may be due later, some may have been created twice.
+    fn follow_shared(&mut self, now: Now, changes: &Changes, out: &mut Vec<Output>) {
+        let wall = self.wall.micros(now);
+        if changes.due || self.next_due.is_some_and(|due| wall >= due) {
+            self.next_due = self.catalog.next_due(wall);
+            let duplicates = self.catalog.duplicates(wall);
+            self.tell_duplicates(duplicates, out);
+            return;
+        }
+        let next = self.catalog.next_due_under(&changes.shared, wall);
+        self.next_due = self.next_due.into_iter().chain(next).min();
+        let duplicates = self.catalog.duplicates_under(&changes.shared, wall);
+        self.tell_duplicates(duplicates, out);
     }
 
     /// Computes the ring anew if anything that it depends on changed.

@@ -144,7 +144,7 @@ impl Cluster {
                     if let Some(last) = records.last() {
                         self.catalog.on_synced(last);
                     }
-                    self.sync.on_local(&records, &mut self.buffers.sync);
+                    self.sync.on_local(now, &records, &mut self.buffers.sync);
                     self.on_catalog(now, out);
                 }
                 Then::Reply(id, reply) => {

@@ -149,12 +149,12 @@ impl Cluster {
             MembershipEvent::Send { to, bytes } => self.send(now, &to, &Message::Membership(bytes)),
             MembershipEvent::Up { id, .. } => {
                 self.view_changed = true;
-                self.space.due = Some(now);
+                self.space.wake(now);
                 self.meet(now, id);
             }
             MembershipEvent::Down { id } => {
                 self.view_changed = true;
-                self.space.due = Some(now);
+                self.space.wake(now);
                 self.silent.remove(&id);
                 self.sync.on_peer_down(&id);
                 #[cfg(feature = "mutations")]

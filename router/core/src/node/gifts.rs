@@ -45,7 +45,7 @@ impl Cluster {
                 let why = "too many nodes ask for space at once".to_owned();
                 return self.answer(now, &from, id, &Answer::No(why));
             }
-            self.space.due = Some(now);
+            self.space.wake(now);
             self.space.wishes.push(wish);
         }
     }
@@ -65,8 +65,7 @@ impl Cluster {
             }
         }
         if let Some(deadline) = self.space.wishes.iter().map(|wish| wish.deadline).min() {
-            let due = self.space.due.map_or(deadline, |due| due.min(deadline));
-            self.space.due = Some(due);
+            self.space.wake(deadline);
         }
     }
 

@@ -251,6 +251,12 @@ impl Node {
         }
     }
 
+    /// How far the log of `writer` is known here: what it wrote under this sequence and before is held.
+    pub fn known_of(&self, writer: &NodeId) -> u64 {
+        let catalog = self.catalog();
+        catalog.map_or(0, |catalog| catalog.state_of(writer).complete)
+    }
+
     /// All records that it knows, once it is a member.
     pub fn catalog(&self) -> Option<&Catalog> {
         self.member().map(|cluster| &cluster.catalog)

@@ -35,6 +35,11 @@ pub(super) struct Space {
     pub(super) next_set: Now,
     /// Everything is to be looked at again then.
     pub(super) due: Option<Now>,
+    /// Since when this node has waited for a first part of the default network.
+    pub(super) waits_since: Option<Now>,
+    /// Members that refused one, and when the next may be asked.
+    pub(super) refused_by: BTreeSet<NodeId>,
+    pub(super) ask_again: Now,
     /// Addresses that somebody waits for and that voters guard.
     pub(super) wanted: BTreeSet<Interval>,
     /// Members that wait for space which voters guard.
@@ -45,6 +50,13 @@ pub(super) struct Space {
     pub(super) lost: BTreeMap<EndpointId, Now>,
     /// Removals that were looked at.
     pub(super) seen_removed: BTreeSet<NodeId>,
+}
+
+impl Space {
+    /// Everything is to be looked at again by then.
+    pub(super) fn wake(&mut self, at: Now) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
 }
 
 impl Cluster {
@@ -343,7 +355,7 @@ impl Cluster {
             let old = endpoint.ip;
             let Some(ip) = self.another_address(&endpoint.network) else {
                 self.ask_for_first_space(now);
-                self.space.due = Some(now.plus(SETTLE));
+                self.space.wake(now.plus(SETTLE));
                 continue;
             };
             let names: Vec<String> = endpoint.names.iter().map(ToString::to_string).collect();
@@ -359,9 +371,7 @@ impl Cluster {
     }
 
     fn own_endpoints(&self) -> Vec<Endpoint> {
-        let mut endpoints = self.catalog.endpoints(&BTreeSet::new());
-        endpoints.retain(|endpoint| endpoint.node == self.me);
-        endpoints
+        self.catalog.endpoints_of(&self.me)
     }
 
     fn another_address(&mut self, network: &NetworkName) -> Option<Ipv4Addr> {
@@ -400,7 +410,7 @@ impl Cluster {
             return;
         }
         if now < self.space.next_set && !urgent {
-            self.space.due = Some(self.space.next_set);
+            self.space.wake(self.space.next_set);
             return;
         }
         let before = own.as_ref().map(Electorate::newest).cloned();

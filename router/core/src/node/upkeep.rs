@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use super::cluster::Cluster;
 use super::io::Output;
+use crate::catalog::Duplicate;
 use crate::model::{Now, Proto};
 use crate::value::{Kind, NodeInfo, Object, conflict_key};
 
+/// What the member that welcomed this node gave it comes as records, a moment later.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
+/// For so long a first part of the default network is asked for.
+const SPACE_PATIENCE: Duration = Duration::from_secs(8);
 pub(super) const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// Things that people were told once; more would be a flood.
 pub(super) const MAX_TOLD: usize = 256;
@@ -39,7 +44,7 @@ impl Cluster {
         self.persist(now, collected, Vec::new(), out);
         self.flatten_chains(now, out);
         // Attachments come and go, and with them what voters should guard.
-        self.space.due = Some(now);
+        self.space.wake(now);
     }
 
     /// Handshakes carry at most three links of an admission; who hangs deeper is admitted anew by a member further up.
@@ -72,13 +77,14 @@ impl Cluster {
         let wall = self.wall.micros(now);
         if self.next_due.is_some_and(|due| wall >= due) {
             self.next_due = self.catalog.next_due(wall);
+            self.catalog.note_due();
             self.view_changed = true;
         }
     }
 
     /// Two objects created under one name during a split: one holds, and a person must hear of the other.
-    pub(super) fn tell_duplicates(&mut self, now: Now, out: &mut Vec<Output>) {
-        for duplicate in self.catalog.duplicates(self.wall.micros(now)) {
+    pub(super) fn tell_duplicates(&mut self, all: Vec<Duplicate>, out: &mut Vec<Output>) {
+        for duplicate in all {
             let text = format!(
                 "{} was created twice while the nodes did not hear each other: the one of node {} holds, the one of \
                  node {} does not; update or remove it to settle this",
@@ -106,8 +112,7 @@ impl Cluster {
             self.write_conflicts(now, out);
         }
         if !self.announced_ready {
-            if self.ring.parts(&self.me).is_empty() {
-                self.ask_for_first_space(now);
+            if self.waits_for_space(now) {
                 return;
             }
             self.announced_ready = true;
@@ -115,6 +120,34 @@ impl Cluster {
             self.show_changes(out);
             out.push(Output::Ready);
         }
+    }
+
+    /// A part of the default network comes with the welcome, or is asked for; a cluster whose default network is full lets
+    /// this node in all the same, after a while.
+    fn waits_for_space(&mut self, now: Now) -> bool {
+        if self.has_default_space() {
+            return false;
+        }
+        let since = *self.space.waits_since.get_or_insert(now);
+        let waited = now.since(since);
+        if waited < ON_ITS_WAY {
+            self.space.wake(since.plus(ON_ITS_WAY));
+            return true;
+        }
+        let gives_up = waited >= SPACE_PATIENCE && !self.ring.parts(&self.me).is_empty();
+        if !gives_up {
+            if waited < SPACE_PATIENCE {
+                self.space.wake(since.plus(SPACE_PATIENCE));
+            }
+            self.ask_for_first_space(now);
+        }
+        !gives_up
+    }
+
+    /// Does this node own anything of the default network?
+    pub(super) fn has_default_space(&self) -> bool {
+        let net = self.plan.default_network();
+        !self.ring.parts_in(&self.me, &net).is_empty()
     }
 
     pub(super) fn write_node_info(&mut self, now: Now, out: &mut Vec<Output>) {

@@ -145,6 +145,8 @@ pub(super) struct Link {
     last_packet: Option<Now>,
     /// The first probe since the peer was heard last.
     unanswered: Option<Now>,
+    /// The first message since then that may be answered.
+    hoping_since: Option<Now>,
     fast_since: Option<Now>,
     pub(super) silent: bool,
 }
@@ -174,6 +176,7 @@ impl Link {
             last_used: now,
             last_packet: None,
             unanswered: None,
+            hoping_since: None,
             fast_since: None,
             silent: false,
         }
@@ -361,13 +364,9 @@ impl Link {
         if let Some(path) = self.path
             && self.seal(FrameKind::Control, &body, path, desk, out)
         {
-            // Nothing heard for a while: ask now, not at the next keepalive.
-            let is_quiet = now.since(self.last_heard) > KEEPALIVE_BUSY * 2;
-            let is_due = self
-                .last_probe
-                .is_none_or(|at| now.since(at) >= KEEPALIVE_BUSY);
-            if is_quiet && is_due {
-                self.probe(now, desk, out);
+            // Nothing heard for a while: unless this is answered, ask soon, and not at the next keepalive.
+            if now.since(self.last_heard) > KEEPALIVE_BUSY * 2 {
+                self.hoping_since.get_or_insert(now);
             }
             return true;
         }
@@ -540,6 +539,7 @@ impl Link {
         let peer = self.peer;
         self.last_heard = now;
         self.unanswered = None;
+        self.hoping_since = None;
         if std::mem::take(&mut self.silent) {
             out.push(SessionEvent::Answering { peer });
         }
@@ -573,6 +573,7 @@ impl Link {
         self.probes.clear();
         self.challenge = None;
         self.unanswered = None;
+        self.hoping_since = None;
         self.fast_since = None;
         self.last_probe = None;
         self.silent = false;

@@ -37,7 +37,7 @@ use desk::Desk;
 use drops::{DropReason, Drops};
 use handshake::{Arrived, Capabilities, Context, InitPayload, ResponsePayload, read_answer};
 use link::{Attempt, Link, Live, Pending, Wish};
-use timers::{COOKIE_USE, INSIST_FOR, POLL, retry_after};
+use timers::{COOKIE_USE, INSIST_FOR, POLL, keepalive_idle, retry_after};
 use transport::Transport;
 
 pub(crate) use events::Probe;
@@ -305,8 +305,10 @@ impl Sessions {
     }
 
     fn poll(&mut self, now: Now, out: &mut Vec<SessionEvent>) {
+        let sessions = self.links.values().filter(|link| link.current.is_some());
+        let idle = keepalive_idle(sessions.count());
         for link in self.links.values_mut() {
-            if let Wish::Close = link.poll(now, &mut self.desk, out) {
+            if let Wish::Close = link.poll(now, idle, &mut self.desk, out) {
                 link.close(&mut self.desk, out);
                 out.push(SessionEvent::Lost { peer: link.peer });
             }

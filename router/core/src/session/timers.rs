@@ -9,8 +9,11 @@ use crate::model::Now;
 pub(super) const POLL: Duration = Duration::from_millis(250);
 /// Between keepalives while there is traffic, and until an unanswered one is answered.
 pub(super) const KEEPALIVE_BUSY: Duration = Duration::from_millis(500);
-/// Between keepalives otherwise: below the 30 s that common NATs keep a UDP mapping.
-pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// Silence that calls for a keepalive otherwise: below the 30 s that common NATs keep a UDP mapping.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(25);
+/// With more sessions than some seventy each gets so much more silence, or keepalives alone would cost a large cluster
+/// more than all else. Gossip goes through each of them anyway, and who is behind a NAT keeps its 25 s.
+const KEEPALIVE_SHARE: Duration = Duration::from_millis(350);
 /// Packets either way make a session busy for this long.
 pub(super) const BUSY_FOR: Duration = Duration::from_secs(15);
 /// Silence under keepalives that is worth telling: two of them unanswered.
@@ -19,10 +22,13 @@ pub(super) const SILENT_AFTER: Duration = Duration::from_secs(1);
 pub(super) const CALL_AFTER: Duration = Duration::from_secs(3);
 /// A handshake that leads nowhere is given up, and the session with it.
 pub(super) const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
-/// Age of a session when its initiator makes a new one.
+/// Age of a session that carries packets when its initiator makes a new one.
 pub(super) const REKEY_AFTER: Duration = Duration::from_secs(120);
-/// The other side steps in, should the initiator not.
-pub(super) const REKEY_RESPONDER: Duration = Duration::from_secs(130);
+/// The same where nothing but gossip passes: with hundreds of peers new keys every two minutes would cost more than all
+/// the gossip does. The first packet makes them due at once.
+pub(super) const REKEY_QUIET: Duration = Duration::from_secs(1800);
+/// The other side steps in so much later, should the initiator not.
+pub(super) const REKEY_GRACE: Duration = Duration::from_secs(10);
 /// A replaced session still opens what is in flight.
 pub(super) const LINGER: Duration = Duration::from_secs(10);
 /// Half-open handshakes are forgotten.
@@ -42,6 +48,17 @@ pub(super) const CHALLENGE_EVERY: Duration = Duration::from_secs(1);
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// After how much silence a node with so many sessions asks whether a peer is still there.
+pub(super) fn keepalive_idle(sessions: usize) -> Duration {
+    let share = KEEPALIVE_SHARE * u32::try_from(sessions).unwrap_or(u32::MAX);
+    share.clamp(KEEPALIVE_IDLE, KEEPALIVE_IDLE * 12)
+}
+
+/// The same for a peer whose path a NAT seems to hold open.
+pub(super) fn keepalive_nat() -> Duration {
+    KEEPALIVE_IDLE
+}
 
 /// Back-off with jitter: 250 ms, doubling to 5 s, each drawn from three quarters to five quarters.
 pub(super) fn retry_after(tries: u32, random: &mut Random) -> Duration {

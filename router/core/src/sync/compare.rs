@@ -1,15 +1,20 @@
 //! Finding what differs: digests, then heads and states, then what is wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::frame::{Frame, Span, Want, What, spans};
+use super::frame::{Frame, MAX_ROLL_UPS, Span, Want, What, spans, spans_of};
 use super::peer::{Differing, Job, MAX_JOBS};
 use super::{Answer, Stores, Sync, SyncEvent, digest, send, send_wants};
 use crate::catalog::{SHARED, WriterState};
 use crate::model::{NodeId, Now, WallMicros};
 use crate::roster::Head;
 
+/// So many writers' states are told at once; with more only in the parts that differ.
+const FEW: usize = 16;
+/// Writers in such a part.
+const PER_ROLL_UP: usize = 3;
 /// Heads and states go to one peer at most so often.
 const SUMMARY_GAP: Duration = Duration::from_millis(150);
 /// Two logs that are known equally far and differ are exchanged whole when it lasts so long,
@@ -29,14 +34,16 @@ impl Sync {
         &mut self,
         now: Now,
         from: NodeId,
-        equal: bool,
+        differs: Differs,
         answer: bool,
         stores: &Stores<'_>,
         out: &mut Vec<SyncEvent>,
     ) {
-        if equal {
+        if !differs.catalog {
             self.told.insert(from);
             self.check_own_log(stores);
+        }
+        if !differs.roster && !differs.catalog {
             self.agreed = Some(now);
             self.settled.insert(from, stores.catalog.revision());
             if let Some(peer) = self.peers.get_mut(&from) {
@@ -46,7 +53,7 @@ impl Sync {
                 out.push(send(from, &digest(stores, Answer::None)));
             }
         } else {
-            self.summarise(now, from, stores, out);
+            self.summarise(now, from, differs, stores, out);
         }
     }
 
@@ -55,6 +62,7 @@ impl Sync {
         &mut self,
         now: Now,
         to: NodeId,
+        differs: Differs,
         stores: &Stores<'_>,
         out: &mut Vec<SyncEvent>,
     ) {
@@ -68,19 +76,52 @@ impl Sync {
             return;
         }
         peer.summary_at = Some(now);
-        let heads: Vec<(NodeId, Head)> = stores.roster.heads().into_iter().collect();
-        let states: Vec<(NodeId, WriterState)> =
-            stores.catalog.writer_state().into_iter().collect();
-        out.extend(
-            spans(&heads, 12)
-                .into_iter()
-                .map(|span| send(to, &Frame::Heads(span))),
-        );
-        out.extend(
-            spans(&states, 16)
-                .into_iter()
-                .map(|span| send(to, &Frame::States(span))),
-        );
+        if differs.roster {
+            let heads: Vec<(NodeId, Head)> = stores.roster.heads().into_iter().collect();
+            let frames = spans(&heads, 12).into_iter();
+            out.extend(frames.map(|span| send(to, &Frame::Heads(span))));
+        }
+        if !differs.catalog {
+            return;
+        }
+        let writers = stores.catalog.writer_state().len();
+        if writers > FEW {
+            let parts = (writers / PER_ROLL_UP)
+                .next_power_of_two()
+                .clamp(2, MAX_ROLL_UPS);
+            out.push(send(to, &Frame::RollUps(stores.catalog.roll_ups(parts))));
+        } else {
+            tell_states(to, first_id()..=last_id(), stores, out);
+        }
+    }
+
+    /// A peer's roll-ups: tells how far the logs are known in those parts that differ.
+    pub(super) fn handle_roll_ups(
+        &mut self,
+        from: NodeId,
+        theirs: &[u64],
+        stores: &Stores<'_>,
+        out: &mut Vec<SyncEvent>,
+    ) {
+        let ours = stores.catalog.roll_ups(theirs.len());
+        let mine = part_of(&self.me, ours.len());
+        // This node's own log is in there: the peer knows no more of it than this node does.
+        if ours[mine] == theirs[mine] {
+            self.told.insert(from);
+            self.check_own_log(stores);
+        }
+        let mut part = 0;
+        while part < ours.len() {
+            let begin = part;
+            while part < ours.len() && ours[part] != theirs[part] {
+                part += 1;
+            }
+            if part > begin {
+                let ids = first_of(begin, ours.len())..=last_of(part - 1, ours.len());
+                tell_states(from, ids, stores, out);
+            }
+            part += 1;
+        }
     }
 
     pub(super) fn handle_heads(
@@ -255,6 +296,54 @@ impl Sync {
             });
         }
     }
+}
+
+/// Which of the two roll-ups is not the same on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Differs {
+    pub(super) roster: bool,
+    pub(super) catalog: bool,
+}
+
+fn tell_states(
+    to: NodeId,
+    ids: RangeInclusive<NodeId>,
+    stores: &Stores<'_>,
+    out: &mut Vec<SyncEvent>,
+) {
+    let states = stores.catalog.writer_state();
+    let within: Vec<(NodeId, WriterState)> = states
+        .range(ids.clone())
+        .map(|(id, state)| (*id, *state))
+        .collect();
+    let frames = spans_of(ids, &within, 16).into_iter();
+    out.extend(frames.map(|span| send(to, &Frame::States(span))));
+}
+
+fn first_id() -> NodeId {
+    NodeId([0; 32])
+}
+
+fn last_id() -> NodeId {
+    NodeId([0xff; 32])
+}
+
+fn part_of(id: &NodeId, parts: usize) -> usize {
+    usize::from(id.0[0]) * parts / 256
+}
+
+/// The lowest id of a part.
+fn first_of(part: usize, parts: usize) -> NodeId {
+    let mut id = first_id();
+    id.0[0] = u8::try_from(part * 256 / parts).unwrap_or(u8::MAX);
+    id
+}
+
+/// The highest.
+fn last_of(part: usize, parts: usize) -> NodeId {
+    let mut id = last_id();
+    id.0[0] = u8::try_from((part + 1) * 256 / parts - 1).unwrap_or(u8::MAX);
+    id
 }
 
 /// All ids of the span that either side knows, with both sides' values.

@@ -10,9 +10,13 @@
 //! | 5 roster | each (length 2, record) |
 //! | 6 delta | writer 32, from 8, complete up to 8, then each (length 2, record) |
 //! | 7 records | each (length 2, record) |
+//! | 8 news | each (writer 32, complete 8): logs that grew a moment ago |
+//! | 9 roll-ups | 2, 4 … or 128 of them, 8 each: of the writers whose ids begin with 0, 1 … in the first 1, 2 … or 7 bits |
 //!
 //! Heads and states say of every id in the span that they cover how far it is known: one that is not listed is not
 //! known at all. So the parts of a long list can be lost one by one.
+
+use std::ops::RangeInclusive;
 
 use crate::catalog::WriterState;
 use crate::model::NodeId;
@@ -20,6 +24,10 @@ use crate::roster::Head;
 
 /// Largest body.
 pub const MAX_BODY: usize = 1100;
+/// Logs in one frame of news.
+pub(super) const MAX_NEWS: usize = (MAX_BODY - 1) / 40;
+/// Roll-ups in a frame.
+pub(super) const MAX_ROLL_UPS: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Frame {
@@ -40,6 +48,8 @@ pub(super) enum Frame {
         records: Vec<Vec<u8>>,
     },
     Records(Vec<Vec<u8>>),
+    News(Vec<(NodeId, u64)>),
+    RollUps(Vec<u64>),
 }
 
 /// Part of a list ordered by id: all entries from `first` to `last`.
@@ -119,6 +129,19 @@ impl Frame {
                 out.push(7);
                 write_records(records, &mut out);
             }
+            Frame::News(news) => {
+                out.push(8);
+                for (writer, complete) in news {
+                    out.extend_from_slice(&writer.0);
+                    out.extend_from_slice(&complete.to_be_bytes());
+                }
+            }
+            Frame::RollUps(roll_ups) => {
+                out.push(9);
+                for number in roll_ups {
+                    out.extend_from_slice(&number.to_be_bytes());
+                }
+            }
         }
         out
     }
@@ -165,6 +188,15 @@ impl Frame {
                 records: reader.all(Reader::record)?,
             },
             7 => Frame::Records(reader.all(Reader::record)?),
+            8 => Frame::News(reader.all(|r| Some((r.id()?, r.u64()?)))?),
+            9 => {
+                let roll_ups = reader.all(Reader::u64)?;
+                let count = roll_ups.len();
+                if !(2..=MAX_ROLL_UPS).contains(&count) || !count.is_power_of_two() {
+                    return None;
+                }
+                Frame::RollUps(roll_ups)
+            }
             _ => return None,
         };
         reader.0.is_empty().then_some(frame)
@@ -178,28 +210,37 @@ pub(crate) fn reencode(bytes: &[u8]) -> Option<Vec<u8>> {
 
 /// Cuts an ordered list into frames that cover all ids without a gap.
 pub(super) fn spans<T: Copy>(entries: &[(NodeId, T)], entry_octets: usize) -> Vec<Span<T>> {
+    spans_of(NodeId([0; 32])..=NodeId([0xff; 32]), entries, entry_octets)
+}
+
+/// Cuts an ordered list of ids within `ids` into frames that cover all of those without a gap.
+pub(super) fn spans_of<T: Copy>(
+    ids: RangeInclusive<NodeId>,
+    entries: &[(NodeId, T)],
+    entry_octets: usize,
+) -> Vec<Span<T>> {
     let per_frame = (MAX_BODY - 65) / (32 + entry_octets);
-    let mut first = NodeId([0; 32]);
+    let (mut first, end) = ids.into_inner();
     let mut spans = Vec::new();
     let mut chunks = entries.chunks(per_frame).peekable();
     while let Some(chunk) = chunks.next() {
-        let end = chunk.last().map_or(first, |(id, _)| *id);
+        let greatest = chunk.last().map_or(first, |(id, _)| *id);
         let last = if chunks.peek().is_some() {
-            end
+            greatest
         } else {
-            NodeId([0xff; 32])
+            end
         };
         spans.push(Span {
             first,
             last,
             entries: chunk.to_vec(),
         });
-        first = successor(end);
+        first = successor(greatest);
     }
     if spans.is_empty() {
         spans.push(Span {
             first,
-            last: NodeId([0xff; 32]),
+            last: end,
             entries: Vec::new(),
         });
     }
@@ -341,6 +382,8 @@ mod tests {
                 records: vec![vec![3; 900]],
             },
             Frame::Records(vec![vec![3; 900]]),
+            Frame::News(vec![(id, 1), (NodeId([8; 32]), u64::MAX)]),
+            Frame::RollUps(vec![1, 2, 3, u64::MAX]),
         ];
         for frame in frames {
             assert_eq!(Frame::decode(&frame.encode()), Some(frame));
@@ -373,7 +416,7 @@ mod tests {
         }
 
         #[test]
-        fn decoding_bent_frames_never_panics(kind in 0u8..9, bytes in proptest::collection::vec(0u8..4, 0..300)) {
+        fn decoding_bent_frames_never_panics(kind in 0u8..11, bytes in proptest::collection::vec(0u8..4, 0..300)) {
             let _ = Frame::decode(&[&[kind], bytes.as_slice()].concat());
         }
     }

@@ -129,7 +129,14 @@ impl Sync {
         }
     }
 
-    pub(super) fn pass_on(&mut self, from: NodeId, news: &[Record], out: &mut Vec<SyncEvent>) {
+    pub(super) fn pass_on(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        news: &[Record],
+        out: &mut Vec<SyncEvent>,
+    ) {
+        self.rumours.note(now, news.iter().map(Record::writer));
         let others: Vec<NodeId> = self.peers.keys().copied().filter(|p| *p != from).collect();
         // In a small cluster the writer told everybody itself.
         if others.len() >= SMALL {

@@ -117,10 +117,10 @@ impl World {
         at: u8,
         act: impl FnOnce(&mut Catalog, &crate::identity::Identity) -> crate::catalog::Written,
     ) {
-        self.on(at, |node, _, out| {
+        self.on(at, |node, now, out| {
             let written = act(&mut node.catalog, &identity(node.n));
             node.stored.apply(&written.batch);
-            node.sync.on_local(&written.records, out);
+            node.sync.on_local(now, &written.records, out);
         });
     }
 

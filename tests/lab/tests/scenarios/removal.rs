@@ -26,7 +26,9 @@ fn unowned(host: &Host) -> u64 {
 fn nodes(host: &Host) -> Vec<String> {
     let rows = host.weft(&["node", "ls", "--json"]).json();
     let name = |row: &Value| row["name"].as_str().unwrap().to_owned();
-    rows.as_array().unwrap().iter().map(name).collect()
+    let mut names: Vec<String> = rows.as_array().unwrap().iter().map(name).collect();
+    names.sort();
+    names
 }
 
 /// The first address of a host's first part.

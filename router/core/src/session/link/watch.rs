@@ -7,8 +7,8 @@ use crate::model::Now;
 use crate::session::SessionEvent;
 use crate::session::desk::Desk;
 use crate::session::timers::{
-    BUSY_FOR, CALL_AFTER, GIVE_UP_AFTER, HALF_OPEN, IDLE_AFTER, KEEPALIVE_BUSY, KEEPALIVE_IDLE,
-    LINGER, REKEY_AFTER, REKEY_RESPONDER, SILENT_AFTER,
+    BUSY_FOR, CALL_AFTER, GIVE_UP_AFTER, HALF_OPEN, IDLE_AFTER, KEEPALIVE_BUSY, LINGER,
+    REKEY_AFTER, REKEY_GRACE, REKEY_QUIET, SILENT_AFTER, keepalive_nat,
 };
 
 impl Link {
@@ -16,12 +16,13 @@ impl Link {
     pub(in crate::session) fn poll(
         &mut self,
         now: Now,
+        idle: Duration,
         desk: &mut Desk,
         out: &mut Vec<SessionEvent>,
     ) -> Wish {
         self.look(now, desk, out);
         self.forget(now, desk, out);
-        self.keep_alive(now, desk, out);
+        self.keep_alive(now, idle, desk, out);
         self.dial_if_due(now);
         let is_hopeless = self
             .dial
@@ -91,7 +92,13 @@ impl Link {
         });
     }
 
-    fn keep_alive(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
+    fn keep_alive(
+        &mut self,
+        now: Now,
+        idle: Duration,
+        desk: &mut Desk,
+        out: &mut Vec<SessionEvent>,
+    ) {
         if self.current.is_none() {
             return;
         }
@@ -104,11 +111,25 @@ impl Link {
             (since, _) if is_busy => Some(since.unwrap_or(now)),
             (_, overdue) => overdue,
         };
-        let every = match self.fast_since {
-            Some(_) => KEEPALIVE_BUSY,
-            None => KEEPALIVE_IDLE,
+        let in_vain = self.unanswered.is_none()
+            && self
+                .hoping_since
+                .is_some_and(|at| now.since(at) >= KEEPALIVE_BUSY);
+        let due = match (self.fast_since, self.last_probe) {
+            (_, None) => true,
+            _ if in_vain => true,
+            (Some(_), Some(probe)) => now.since(probe) >= KEEPALIVE_BUSY,
+            // Whatever was heard is as good as an answer.
+            (None, Some(probe)) => {
+                let idle = if self.is_behind_nat() {
+                    keepalive_nat()
+                } else {
+                    idle
+                };
+                now.since(probe.max(self.last_heard)) >= idle
+            }
         };
-        if self.last_probe.is_none_or(|at| now.since(at) >= every) {
+        if due {
             self.probe(now, desk, out);
         }
         if !self.silent && self.silence(now) > SILENT_AFTER {
@@ -116,6 +137,12 @@ impl Link {
             let peer = self.peer;
             out.push(SessionEvent::Silent { peer });
         }
+    }
+
+    /// It is reached where it does not say it is: only traffic keeps that way open.
+    fn is_behind_nat(&self) -> bool {
+        self.path
+            .is_some_and(|path| !self.candidates.is_empty() && !self.candidates.contains(&path))
     }
 
     /// For how long the peer has owed an answer.
@@ -132,13 +159,15 @@ impl Link {
         let Some(live) = &self.current else {
             return;
         };
-        let age = now.since(live.since);
+        let carries = self.last_packet.is_some_and(|at| at > live.since);
+        let lasts = if carries { REKEY_AFTER } else { REKEY_QUIET };
         let due = match live.initiated {
-            true => age >= REKEY_AFTER || live.transport.is_worn(),
-            // The initiator sees its own counter only; ours may wear out first.
-            false => age >= REKEY_RESPONDER || live.transport.is_worn(),
+            true => lasts,
+            false => lasts + REKEY_GRACE,
         };
-        if due || self.silence(now) > CALL_AFTER {
+        // The initiator sees its own counter only; ours may wear out first.
+        let is_old = now.since(live.since) >= due || live.transport.is_worn();
+        if is_old || self.silence(now) > CALL_AFTER {
             self.start_dial(now);
         }
     }
