@@ -125,9 +125,17 @@ pub struct Vote {
     /// The version under which the writer takes note of the subject's removal; it never changes again, but to
     /// [`Self::BY_FORCE`].
     pub gone: Option<u32>,
+    /// The last of the subject's records that counted when the writer took note: it knew all up to there, and had written
+    /// down what it got of the subject after that. 0 before.
+    pub upto: u64,
 }
 
 impl Vote {
+    /// Has the writer taken note of a removal after which the subject's records up to this one count?
+    pub fn notes(&self, last_sequence: u64) -> bool {
+        self.gone.is_some() && self.upto == last_sequence
+    }
+
     /// Stands for the version where a person said that the subject is destroyed: it is no voter of anybody's any more.
     pub const BY_FORCE: u32 = u32::MAX;
 }

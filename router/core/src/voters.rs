@@ -174,6 +174,7 @@ mod tests {
             subject: node(1),
             seen,
             gone,
+            upto: 0,
         })
     }
 
@@ -248,7 +249,7 @@ mod tests {
                 let settled = electorate.is_settled(vote);
                 let under = electorate.current(vote).version;
                 let asked = electorate.wants_promise_of(&node(who));
-                let vote = votes.entry(node(who)).or_insert(Vote { subject: node(1), seen: 0, gone: None });
+                let vote = votes.entry(node(who)).or_insert(Vote { subject: node(1), seen: 0, gone: None, upto: 0 });
                 if vote.gone.is_some() {
                     continue;
                 }

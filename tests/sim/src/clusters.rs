@@ -227,6 +227,7 @@ impl Cluster {
             self.work();
             self.step();
         }
+        self.world.carry_out_crashes();
         self.calm = true;
         self.share_out();
         self.remove_by_force();

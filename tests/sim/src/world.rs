@@ -490,6 +490,15 @@ impl<M: Machine> World<M> {
         self.boot(copy);
     }
 
+    /// Whose next write would be the last crashes now: nothing goes wrong any more afterwards.
+    pub fn carry_out_crashes(&mut self) {
+        for host in 0..self.hosts.len() {
+            if std::mem::take(&mut self.hosts[host].doomed) {
+                self.act(Action::Crash(host));
+            }
+        }
+    }
+
     fn boot(&mut self, host: usize) {
         let random = self.random.fork();
         let now = self.now;

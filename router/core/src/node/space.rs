@@ -185,14 +185,15 @@ impl Cluster {
                 continue;
             }
             let known = self.catalog.state_of(&subject).complete >= last_sequence;
-            if said.gone.is_some() || !known {
+            if said.notes(last_sequence) || !known {
                 continue;
             }
             let version = self.electorate(&subject).map_or(0, |electorate| {
                 electorate.current(self.vote_on(subject)).version
             });
             let vote = Vote {
-                gone: Some(version.max(said.seen)),
+                gone: said.gone.or(Some(version.max(said.seen))),
+                upto: last_sequence,
                 ..said
             };
             let _ = self.put(now, &Object::Vote(vote), Vec::new(), out);
@@ -201,14 +202,14 @@ impl Cluster {
 
     /// Takes over what removed nodes left, where this node is the heir.
     fn take_over(&mut self, now: Now, out: &mut Vec<Output>) {
-        for (subject, _) in self.removals() {
+        for (subject, last_sequence) in self.removals() {
             // Somebody may have given it something that was not known when it was said to be destroyed.
             if self.own_vote(&subject).gone == Some(Vote::BY_FORCE) {
                 self.take_by_force(now, &subject, out);
                 continue;
             }
             // Having taken note, it knows all that the subject gave away.
-            if self.own_vote(&subject).gone.is_none() || !self.is_heir_of(&subject) {
+            if !self.own_vote(&subject).notes(last_sequence) || !self.is_heir_of(&subject) {
                 continue;
             }
             let Some(allowed) = self.free_of(&subject) else {
@@ -262,10 +263,12 @@ impl Cluster {
         let vote = self.vote_on(*subject);
         let set = electorate.decided(&vote, self.left_by_itself(subject))?;
         let parts = self.ring.parts(subject);
+        // Of two removals the one counts that knew less: who only heard of the other may not know yet what it must keep.
+        let last_sequence = self.roster().revoked().get(subject)?.last_sequence;
         let everybody = self
             .roster()
             .members()
-            .all(|member| vote(&member.id).is_some_and(|vote| vote.gone.is_some()));
+            .all(|member| vote(&member.id).is_some_and(|vote| vote.notes(last_sequence)));
         match everybody {
             true => Some(parts),
             false => Some(intersect(&parts, &set.locked)),
@@ -303,6 +306,7 @@ impl Cluster {
                 subject: *subject,
                 seen: 0,
                 gone: None,
+                upto: 0,
             },
         }
     }
