@@ -108,6 +108,8 @@ impl Cluster {
                 return;
             }
             self.ready = true;
+            // Its voters are recorded as soon as it may write.
+            self.space.wake(now);
             self.write_node_info(now, out);
             self.write_conflicts(now, out);
         }
