@@ -171,12 +171,9 @@ impl Catalog {
     }
 
     /// Every address that an endpoint or a service holds, also of nodes that are Down, but not the endpoints of `removed`
-    /// ones: those are gone for good.
-    pub fn used_addresses(
-        &self,
-        wall: WallMicros,
-        removed: &BTreeSet<NodeId>,
-    ) -> BTreeSet<Ipv4Addr> {
+    /// ones: those are gone for good. A service counts from its record on until it is removed, whatever any clock says:
+    /// one that is not due yet, or lost its name to another, has its address all the same.
+    pub fn used_addresses(&self, removed: &BTreeSet<NodeId>) -> BTreeSet<Ipv4Addr> {
         let endpoints = self
             .own_objects(Kind::ENDPOINT)
             .filter(|(writer, _)| !removed.contains(writer))
@@ -184,20 +181,24 @@ impl Catalog {
                 Object::Endpoint(endpoint) => Some(endpoint.ip),
                 _ => None,
             });
-        let services = self
-            .shared_objects(Kind::SERVICE, wall)
-            .filter_map(|object| match object {
-                Object::Service(service) => Some(service.vip),
+        let slots = self
+            .shared
+            .range((Kind::SERVICE, Vec::new())..(Kind(Kind::SERVICE.0 + 1), Vec::new()));
+        let vips = slots.flat_map(|(slot, writers)| self.vips_under(slot, writers));
+        endpoints.chain(vips).collect()
+    }
+
+    fn vips_under(&self, slot: &Slot, writers: &BTreeSet<NodeId>) -> Vec<Ipv4Addr> {
+        let held: Vec<&Record> = writers.iter().filter_map(|w| self.held(w, slot)).collect();
+        let graves = held.iter().filter(|record| record.is_tombstone());
+        let removed = graves.map(|record| rank(record)).max();
+        held.iter()
+            .filter(|record| removed.is_none_or(|removed| rank(record) > removed))
+            .filter_map(|record| match decode(record)? {
+                (Object::Service(service), _) => Some(service.vip),
                 _ => None,
-            });
-        let lost = self
-            .duplicates(wall)
-            .into_iter()
-            .filter_map(|d| match d.object {
-                Object::Service(service) => Some(service.vip),
-                _ => None,
-            });
-        endpoints.chain(services).chain(lost).collect()
+            })
+            .collect()
     }
 
     /// When the next record that is kept but not applied becomes due.

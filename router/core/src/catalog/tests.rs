@@ -131,7 +131,7 @@ fn what_is_written_is_read_and_survives_the_disk() {
         assert_eq!(catalog.services(NOON).len(), 1);
         assert!(catalog.names(NOON).is_empty());
         assert_eq!(catalog.nodes()[&me.id()].caps, 3);
-        assert_eq!(catalog.used_addresses(NOON, &BTreeSet::new()).len(), 2);
+        assert_eq!(catalog.used_addresses(&BTreeSet::new()).len(), 2);
         assert_eq!(catalog.last_sequence(&me.id()), 5);
     }
     assert!(same(&one, &again));
@@ -234,7 +234,7 @@ fn two_objects_created_under_one_name_in_a_split_are_shown_until_it_is_settled()
     assert_eq!((lost.kept, lost.lost), (identity(2).id(), identity(1).id()));
     assert_eq!(lost.object, service("web", 1));
     // Neither address may be handed out again while both are there.
-    assert_eq!(three.used_addresses(later(2), &BTreeSet::new()).len(), 2);
+    assert_eq!(three.used_addresses(&BTreeSet::new()).len(), 2);
     let settled = three
         .put(&service("web", 2), &identity(3), later(3))
         .unwrap()

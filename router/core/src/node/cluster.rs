@@ -455,7 +455,7 @@ impl Cluster {
         debug_assert!(
             self.allocator
                 .in_use()
-                .eq(self.catalog.used_addresses(self.wall.micros(now), &removed)),
+                .eq(self.catalog.used_addresses(&removed)),
             "one by one or all at once, the same addresses are in use"
         );
         self.tunnels_changed |= space_changed;
@@ -471,7 +471,7 @@ impl Cluster {
 
     /// The ring, networks or services changed: which addresses are in use is looked at as a whole.
     fn count_addresses(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
-        let used = self.catalog.used_addresses(self.wall.micros(now), removed);
+        let used = self.catalog.used_addresses(removed);
         let networks = self.network_blocks();
         let resting = self
             .allocator

@@ -111,10 +111,7 @@ fn read_all(catalog: &Catalog, roster: &Roster) {
     let _ = (catalog.nodes(), catalog.endpoints(&hidden));
     let _ = (catalog.conflicts(&hidden), catalog.services(wall));
     let _ = (catalog.names(wall), catalog.networks(wall));
-    let _ = (
-        catalog.duplicates(wall),
-        catalog.used_addresses(wall, &removed),
-    );
+    let _ = (catalog.duplicates(wall), catalog.used_addresses(&removed));
     let destroyed = catalog.destroyed();
     for node in catalog.nodes().keys() {
         let vote = |voter: &NodeId| catalog.vote(voter, node);
