@@ -2,7 +2,7 @@
 //! nothing may be blind.
 //!
 //! There are none unless the crate is built with the feature `mutations`, which nothing that is shipped asks for; and with
-//! it there are none either until [`select`] is called in a thread, which nothing but that test does.
+//! it there are none either until `select` is called in a thread, which nothing but that test does.
 
 /// One way to be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

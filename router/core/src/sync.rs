@@ -1,4 +1,4 @@
-//! Carries roster and catalog between nodes: what is new is pushed at once, told on for a moment ([`rumour`]), and every
+//! Carries roster and catalog between nodes: what is new is pushed at once, told on for a moment (`rumour.rs`), and every
 //! second, twice as often after news, each node compares roll-ups with one random peer and fetches what differs. Nothing
 //! relies on the pushes alone.
 //!
