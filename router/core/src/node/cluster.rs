@@ -501,6 +501,7 @@ impl Cluster {
             return false;
         }
         self.seen_space = Some(seen);
+        self.space.destroyed = self.catalog.destroyed();
         let ring = Ring::compute(
             self.meta.roster.founder(),
             self.meta.range,

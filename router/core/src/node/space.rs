@@ -44,6 +44,8 @@ pub(super) struct Space {
     pub(super) wanted: BTreeSet<Interval>,
     /// Members that wait for space which voters guard.
     pub(super) wishes: Vec<Wish>,
+    /// Nodes that a member's vote says are destroyed: read from the catalog once for every change of votes.
+    pub(super) destroyed: BTreeSet<NodeId>,
     /// Nodes that were Down here when their removal was heard of.
     pub(super) found_down: BTreeSet<NodeId>,
     /// Endpoints of this node whose addresses lie in another's part, and since when.
@@ -100,7 +102,7 @@ impl Cluster {
     }
 
     fn destroyed(&self) -> BTreeSet<NodeId> {
-        let mut destroyed = self.catalog.destroyed();
+        let mut destroyed = self.space.destroyed.clone();
         destroyed.retain(|id| self.roster().revoked().contains_key(id));
         destroyed
     }
