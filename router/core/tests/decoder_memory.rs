@@ -3,8 +3,6 @@
 //! A counting allocator measures the peak of one decoding, the result and its drop included, on its own thread. Growth
 //! is counted at its worst: the old allocation lives until the new one is filled.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,40 +28,10 @@ const GROWTH: usize = 3;
 /// Inputs drawn at random for each subject, beside those at every position of its samples.
 const DRAWN: usize = 10_000;
 
-thread_local! {
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
+#[path = "../../../tests/fuzz/src/memory.rs"]
+mod memory;
 
-struct Counting;
-
-// SAFETY: all allocation is the system allocator's; the counters beside it are plain cells without a destructor, which
-// allocate nothing themselves. Growing and zeroing are the trait's own, by `alloc` and `dealloc`.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.set(LIVE.get() + layout.size() as isize);
-        PEAK.set(PEAK.get().max(LIVE.get()));
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.set(LIVE.get() - layout.size() as isize);
-        // SAFETY: `pointer` came from `System.alloc` above with this layout, as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most that was allocated at one time while `work` ran, on this thread.
-fn peak_of(work: impl FnOnce()) -> usize {
-    let before = LIVE.get();
-    PEAK.set(before);
-    work();
-    usize::try_from(PEAK.get() - before).expect("a peak is not below its start")
-}
+use memory::peak_of;
 
 /// One decoder, valid inputs for it, and what an octet can become at most.
 struct Subject {

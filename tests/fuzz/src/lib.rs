@@ -7,7 +7,7 @@
 //! it over what it was given, with keys of its own.
 
 pub mod bend;
-pub mod memory;
+mod memory;
 pub mod pieces;
 pub mod scene;
 pub mod targets;

@@ -31,9 +31,9 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// The most that was allocated at one time while `work` ran, on this thread.
-pub fn peak_of(work: impl FnOnce()) -> usize {
+pub(crate) fn peak_of(work: impl FnOnce()) -> usize {
     let before = LIVE.get();
     PEAK.set(before);
     work();
-    usize::try_from(PEAK.get() - before).unwrap_or(0)
+    usize::try_from(PEAK.get() - before).expect("a peak is not below its start")
 }
