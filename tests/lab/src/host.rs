@@ -362,6 +362,13 @@ impl Host {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Makes service `web`: port 80 of the containers of that name, published on port 8080 of every host.
+    pub fn publish_web(&self) {
+        let create = ["service", "create", "web", "--port", "80"];
+        self.weft(&[&create[..], &["--publish", "8080:80"]].concat())
+            .ok();
+    }
+
     /// Every domain a daemon of this host ever had.
     pub(crate) fn domains(&self) -> Vec<String> {
         let mut domains = self.lock_domains().clone();

@@ -162,16 +162,7 @@ fn beside_docker_s_forward_drop_everything_works_and_down_takes_its_rule_back() 
     lab.wait("containers talk", 20, || {
         a.ask("tcp", &format!("{}:80", b.ip())).is_ok()
     });
-    h1.weft(&[
-        "service",
-        "create",
-        "web",
-        "--port",
-        "80",
-        "--publish",
-        "8080:80",
-    ])
-    .ok();
+    h1.publish_web();
     for to in [format!("{}:8080", h1.v4()), format!("[{}]:8080", h1.v6())] {
         lab.wait(&format!("{to} answers from outside"), 20, || {
             outside.tool(&["ask", "tcp", &to, "--wait", "2"]).is_ok()
@@ -204,16 +195,7 @@ fn docker_that_comes_later_is_noticed() {
     );
     lab.cluster(&[h1.clone(), h2.clone()]);
     let (a, b) = (h1.serve("a", &["web"]), h2.serve("b", &[]));
-    h1.weft(&[
-        "service",
-        "create",
-        "web",
-        "--port",
-        "80",
-        "--publish",
-        "8080:80",
-    ])
-    .ok();
+    h1.publish_web();
     lab.wait("containers talk", 20, || a.pings(&b.ip().to_string()));
     be_docker(&h1);
     assert!(
@@ -232,16 +214,7 @@ fn a_forwarding_switch_that_somebody_else_needs_stays_up() {
     let host = lab.host("h1", &lab.subnet("a"));
     host.space().sysctl("net.ipv4.ip_forward", "1");
     host.up(&[]);
-    host.weft(&[
-        "service",
-        "create",
-        "web",
-        "--port",
-        "80",
-        "--publish",
-        "8080:80",
-    ])
-    .ok();
+    host.publish_web();
     host.weft(&["down"]).ok();
     assert_eq!(host.run(&["sysctl", "-n", "net.ipv4.ip_forward"]).ok(), "1");
 }

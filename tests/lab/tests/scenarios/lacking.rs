@@ -86,16 +86,7 @@ fn the_unit_s_rights_suffice() {
     );
     host.run(&["sh", "-c", &script]).ok();
     let _web = host.serve("web", &[]);
-    host.weft(&[
-        "service",
-        "create",
-        "web",
-        "--port",
-        "80",
-        "--publish",
-        "8080:80",
-    ])
-    .ok();
+    host.publish_web();
     host.tool(&["ask", "tcp", "127.0.0.1:8080"]).ok();
     let mut other = host.spawn_tool("other", &["serve", "--name", "other", "--port", "9001"]);
     other.wait_for("ready", std::time::Duration::from_secs(5));

@@ -251,16 +251,7 @@ fn strict_hosts_and_hosts_without_ipv6_take_part() {
             from.pings(&to.ip6().to_string())
         });
     }
-    h1.weft(&[
-        "service",
-        "create",
-        "web",
-        "--port",
-        "80",
-        "--publish",
-        "8080:80",
-    ])
-    .ok();
+    h1.publish_web();
     for host in [&h1, &h2] {
         let to = format!("{}:8080", host.v4());
         lab.wait(&format!("{to} answers"), 20, || {

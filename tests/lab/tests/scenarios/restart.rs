@@ -35,16 +35,7 @@ fn connections_and_attachments_survive_kill_9_and_restart() {
     let lab = Lab::new("restart");
     let [h1, h2] = lab.pair();
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &["web"]));
-    h1.weft(&[
-        "service",
-        "create",
-        "web",
-        "--port",
-        "80",
-        "--publish",
-        "8080:80",
-    ])
-    .ok();
+    h1.publish_web();
     lab.wait("containers talk", 20, || {
         a.ask("tcp", &format!("{}:80", b.ip())).is_ok()
     });
