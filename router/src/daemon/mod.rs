@@ -38,7 +38,7 @@ use kernel_thread::Kernel;
 use publish::Placeholders;
 
 pub(crate) use start::run;
-pub(crate) use stop::{forget, remove_leftovers};
+pub(crate) use stop::{domain_of, forget, remove_leftovers};
 
 /// All parts of a running daemon, as its API and its tasks see them.
 pub(crate) struct Daemon {

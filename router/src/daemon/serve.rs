@@ -3,23 +3,20 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 use weft_dns::Upstreams;
-use weft_kernel::{HostState, KernelEvent, Watch};
+use weft_kernel::{KernelEvent, Watch};
 
 use super::core_thread::{Message, Notice};
 use super::host_facts::{addresses, underlay};
 use super::publish::Placeholders;
-use super::state::StateDir;
-use super::{Daemon, api, dns, stop};
+use super::stop::{self, Signals, Underway};
+use super::{Daemon, api, dns};
 use crate::background::{Ready, Summary};
 use crate::config::UpConfig;
 
@@ -31,28 +28,27 @@ pub(super) struct Running {
     pub(super) daemon: Arc<Daemon>,
     pub(super) notices: mpsc::UnboundedReceiver<Notice>,
     pub(super) summary: Summary,
-    pub(super) threads: (JoinHandle<()>, JoinHandle<HostState>),
     pub(super) listener: tokio::net::UnixListener,
     pub(super) name_server: weft_dns::Handle,
     pub(super) upstreams: Upstreams,
-    pub(super) socket: PathBuf,
     pub(super) run_config: UpConfig,
-    pub(super) _state: StateDir,
 }
 
 /// Serves until a signal or `weft down`.
-pub(super) async fn serve(running: Running, ready: &Ready) -> Result<()> {
+pub(super) async fn serve(
+    running: Running,
+    underway: Underway,
+    mut signals: Signals,
+    ready: &Ready,
+) -> Result<()> {
     let Running {
         daemon,
         mut notices,
         summary,
-        threads,
         listener,
         mut name_server,
         upstreams,
-        socket,
         run_config,
-        _state,
     } = running;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(api::serve(listener, daemon.clone()));
@@ -61,15 +57,12 @@ pub(super) async fn serve(running: Running, ready: &Ready) -> Result<()> {
     let (heard, events) = mpsc::unbounded_channel();
     let watch = watch_kernel(&daemon, heard);
     tasks.spawn(follow_kernel(daemon.clone(), events));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     info!(node = %summary.node, cluster = %summary.cluster, "up");
     ready.up(summary);
     let mut failure = None;
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = signals.heard() => break,
             () = daemon.stop.asked.notified() => break,
             () = name_server.failed() => {
                 warn!("the name server broke; starting it anew");
@@ -100,7 +93,7 @@ pub(super) async fn serve(running: Running, ready: &Ready) -> Result<()> {
         }
     }
     drop(watch);
-    finish(daemon, notices, tasks, threads, name_server, &socket).await;
+    finish(daemon, notices, tasks, underway, name_server).await;
     match failure {
         Some(text) => {
             error!("{text}");
@@ -114,9 +107,8 @@ async fn finish(
     daemon: Arc<Daemon>,
     mut notices: mpsc::UnboundedReceiver<Notice>,
     mut tasks: tokio::task::JoinSet<()>,
-    threads: (JoinHandle<()>, JoinHandle<HostState>),
+    mut underway: Underway,
     name_server: weft_dns::Handle,
-    socket: &Path,
 ) {
     let down = daemon
         .stop
@@ -128,16 +120,9 @@ async fn finish(
         let left = async { while !matches!(notices.recv().await, Some(Notice::Left) | None) {} };
         let _ = tokio::time::timeout(stop::FAREWELL, left).await;
     }
-    let _ = fs::remove_file(socket);
+    underway.close_door();
     name_server.shutdown().await;
-    daemon.kernel.stop();
-    daemon.core.tell(Message::Stop);
-    let (core_thread, kernel_thread) = threads;
-    let state = tokio::task::spawn_blocking(move || {
-        let _ = core_thread.join();
-        kernel_thread.join()
-    })
-    .await;
+    let state = underway.end().await;
     *daemon.placeholders.lock().await = Placeholders::default();
     // The last handle of the carrier: its threads end and the TAP is let go.
     drop(
@@ -148,10 +133,9 @@ async fn finish(
             .take(),
     );
     if let Some(answer) = down {
-        let mut state = match state {
-            Ok(Ok(state)) => state,
-            _ => stop::load_host_state(&daemon.state_dir).unwrap_or_default(),
-        };
+        let mut state = state
+            .or_else(|| stop::load_host_state(&daemon.state_dir).ok())
+            .unwrap_or_default();
         let (name, host) = (daemon.netns.clone(), daemon.host.clone());
         let errors = tokio::task::spawn_blocking(move || host.teardown(&name, &mut state))
             .await

@@ -28,14 +28,14 @@ use weft_dns::Upstreams;
 use weft_kernel::{Domain, Host, HostState};
 
 use super::attachments::Attachments;
-use super::core_thread::{Clock, Core, Inbox, Message, Notice};
+use super::core_thread::{Clock, Core, Inbox, Notice};
 use super::disk::Disk;
 use super::host_facts::{addresses, underlay};
 use super::kernel_thread::{HostRecord, Kernel};
 use super::publish::Placeholders;
 use super::serve::{self, Running};
 use super::state::{PREDECESSOR, StateDir};
-use super::stop::{self, domain_name};
+use super::stop::{self, Signals, Underway, domain_name};
 use super::{Daemon, Stop, api, dns};
 use crate::background::{Origin, Ready, Summary};
 use crate::config::UpConfig;
@@ -74,33 +74,46 @@ fn keep_memory_private() -> Result<()> {
 }
 
 async fn live(config: UpConfig, ready: Ready) -> Result<()> {
+    // Before anything is made: a signal ends a start in order too, instead of killing it half-way.
+    let mut signals = Signals::listen()?;
     let host = Arc::new(Host::current()?);
-    let begun = prepare(&config, &host)?;
-    let name = begun.domain_name.clone();
-    let fresh = begun.fresh;
-    match bring_up(&config, &ready, host, begun).await {
-        Ok(running) => serve::serve(running, &ready).await,
+    // Locked until all is taken back: who starts next must not find half of it.
+    let state = StateDir::open(&config.state_dir)?;
+    let begun = prepare(&config, &state, &host)?;
+    let (name, fresh) = (begun.domain_name.clone(), begun.fresh);
+    let mut underway = Underway::default();
+    let outcome = tokio::select! {
+        outcome = bring_up(&config, &ready, host.clone(), begun, &mut underway) => outcome,
+        () = signals.heard() => Err(anyhow!("interrupted while it was starting; nothing of it is left running")),
+    };
+    match outcome {
+        Ok(running) => serve::serve(running, underway, signals, &ready).await,
         Err(error) => {
+            let known = underway.end().await;
             if fresh {
-                take_back(&config, &name);
+                take_back(&config, &host, &name, known);
             }
             Err(error)
         }
     }
 }
 
-fn take_back(config: &UpConfig, name: &str) {
-    let Ok(host) = Host::current() else { return };
-    let mut state = stop::load_host_state(&config.state_dir).unwrap_or_default();
-    for trouble in host.teardown(name, &mut state) {
+fn take_back(config: &UpConfig, host: &Host, name: &str, known: Option<HostState>) {
+    let mut state = known
+        .or_else(|| stop::load_host_state(&config.state_dir).ok())
+        .unwrap_or_default();
+    let troubles = host.teardown(name, &mut state);
+    for trouble in &troubles {
         warn!(%trouble, "could not take back what was begun");
     }
-    let _ = fs::remove_file(config.state_dir.join(stop::HOST_STATE));
+    // `weft down` needs it for what is left.
+    if troubles.is_empty() {
+        let _ = fs::remove_file(config.state_dir.join(stop::HOST_STATE));
+    }
 }
 
 /// What is there before anything of the kernel was touched.
 struct Begun {
-    state: StateDir,
     identity: weft_core::identity::Identity,
     random: Random,
     inbox: Inbox,
@@ -113,8 +126,7 @@ struct Begun {
     fresh: bool,
 }
 
-fn prepare(config: &UpConfig, host: &Host) -> Result<Begun> {
-    let state = StateDir::open(&config.state_dir)?;
+fn prepare(config: &UpConfig, state: &StateDir, host: &Host) -> Result<Begun> {
     let mut random = Random::from_seed(os_seed()?);
     let identity = state.identity(&mut random, config.rebind)?;
     let inbox = Inbox::new();
@@ -123,7 +135,6 @@ fn prepare(config: &UpConfig, host: &Host) -> Result<Begun> {
     let domain_name = domain_name(&identity.id());
     let fresh = !Path::new("/run/netns").join(&domain_name).exists();
     Ok(Begun {
-        state,
         identity,
         random,
         inbox,
@@ -210,6 +221,7 @@ async fn bring_up(
     ready: &Ready,
     host: Arc<Host>,
     begun: Begun,
+    underway: &mut Underway,
 ) -> Result<Running> {
     ready.progress("preparing the network namespace of the mesh");
     let (domain, _) = Domain::open_or_create(&begun.domain_name)?;
@@ -224,7 +236,6 @@ async fn bring_up(
         underlay: underlay(config, &host),
     };
     let Begun {
-        state,
         identity,
         mut random,
         inbox,
@@ -248,24 +259,15 @@ async fn bring_up(
         carrier.clone(),
         notify,
     )?;
-    if let Err(error) = wait_until_member(&mut notices).await {
-        core.tell(Message::Stop);
-        let _ = core_thread.join();
-        return Err(error);
-    }
+    underway.core = Some((core.clone(), core_thread));
+    wait_until_member(&mut notices).await?;
     let view = core.view().context("a member has a view")?;
     let peers: Vec<IpAddr> = view
         .members
         .iter()
         .flat_map(|member| member.host_addrs.iter().copied())
         .collect();
-    let warnings = match check_range(&host, view.plan.range, &peers) {
-        Ok(warnings) => warnings,
-        Err(error) => {
-            core.tell(Message::Stop);
-            return Err(error);
-        }
-    };
+    let warnings = check_range(&host, view.plan.range, &peers)?;
     ready.progress("setting up routes, rules and names");
     let host_ip = host_address(&core, &view).await?;
     let state_path = config.state_dir.join(stop::HOST_STATE);
@@ -275,6 +277,7 @@ async fn bring_up(
     };
     let (kernel, kernel_thread) =
         Kernel::start(domain.clone(), host.clone(), record, core.clone())?;
+    underway.kernel = Some((kernel.clone(), kernel_thread));
     let upstreams = Upstreams::new(dns::resolvers(&view.plan));
     kernel.change(|around| {
         around.host_addrs = addresses(&host);
@@ -287,6 +290,7 @@ async fn bring_up(
     let name_server = dns::follow(&domain, &core, &view, &upstreams)?;
     let socket = config.run_dir.join(SOCKET);
     let listener = api::listen(&socket)?;
+    underway.socket = Some(socket);
     let daemon = Arc::new(Daemon {
         core,
         kernel,
@@ -327,13 +331,10 @@ async fn bring_up(
         daemon,
         notices,
         summary,
-        threads: (core_thread, kernel_thread),
         listener,
         name_server,
         upstreams,
-        socket,
         run_config: config.clone(),
-        _state: state,
     })
 }
 

@@ -113,15 +113,16 @@ impl Site {
 /// Removes what demos left behind whose process is gone.
 pub(crate) fn sweep() {
     for entry in std::fs::read_dir(NAMES).into_iter().flatten().flatten() {
-        if let Some(name) = entry.file_name().to_str().filter(|n| is_orphan(n)) {
+        if let Some(name) = entry.file_name().to_str().filter(|n| is_orphan(n, PREFIX)) {
             remove_with_domain(name);
         }
     }
 }
 
-fn is_orphan(name: &str) -> bool {
+/// Is it of a demo whose process is gone? Names of the demo are `prefix`, the process id, and maybe more after a dash.
+pub(super) fn is_orphan(name: &str, prefix: &str) -> bool {
     let owner = name
-        .strip_prefix(PREFIX)
+        .strip_prefix(prefix)
         .and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
     owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
 }
@@ -133,7 +134,8 @@ fn remove_with_domain(netns: &str) -> bool {
     remove(netns) && domain_gone
 }
 
-fn remove(netns: &str) -> bool {
+/// Removes a namespace with every process in it; false when it would not go.
+pub(super) fn remove(netns: &str) -> bool {
     let path = Path::new(NAMES).join(netns);
     if path.exists() {
         kill_inside(netns);
@@ -189,6 +191,7 @@ mod tests {
 
     #[test]
     fn only_namespaces_of_dead_demos_are_swept() {
+        let is_orphan = |name: &str| is_orphan(name, PREFIX);
         assert!(!is_orphan(&format!("{PREFIX}{}-alpha", std::process::id())));
         assert!(
             is_orphan(&format!("{PREFIX}4194305-alpha")),

@@ -13,13 +13,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
-use crate::demo::net::{Net, Site, sweep};
+use crate::daemon;
+use crate::demo::net::{self, Net, Site, sweep};
 use crate::demo::part::Answer;
 
 /// The name of the hidden command that the demo's small programs hang under.
 pub(crate) const PART: &str = "demo-part";
 /// Nothing in the demo takes longer when all is well.
 const LIMIT: Duration = Duration::from_secs(60);
+/// The directory of a demo begins so; its process id follows.
+const DIRECTORY: &str = "weft-demo-";
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// All that the demo made.
@@ -43,7 +46,8 @@ impl Stage {
     pub(crate) fn new(stop: Arc<AtomicBool>) -> anyhow::Result<Self> {
         sweep();
         let program = std::env::current_exe().context("can't find this program's own file")?;
-        let dir = std::env::temp_dir().join(format!("weft-demo-{}", std::process::id()));
+        sweep_directories();
+        let dir = std::env::temp_dir().join(format!("{DIRECTORY}{}", std::process::id()));
         let stage = Self {
             net: Net::plan(["alpha", "beta", "gamma", "laptop"]),
             dir,
@@ -263,12 +267,10 @@ impl Stage {
                 left.push(format!("process {} ({})", actor.child.id(), actor.name));
             }
         }
-        left.extend(
-            self.net
-                .remove()
-                .into_iter()
-                .map(|n| format!("namespace {n}")),
-        );
+        let mut spaces = self.net.remove();
+        // A daemon that died before its host had a leg: nothing in the host leads to its domain.
+        spaces.extend(remove_domains_of(&self.dir));
+        left.extend(spaces.into_iter().map(|n| format!("namespace {n}")));
         if std::fs::remove_dir_all(&self.dir).is_err() && self.dir.exists() {
             left.push(self.dir.display().to_string());
         }
@@ -365,6 +367,31 @@ fn end(child: &mut Child) -> bool {
         std::thread::sleep(PAUSE);
     }
     child.kill().and_then(|()| child.wait()).is_ok()
+}
+
+/// Removes the domains of the nodes whose states are below `dir`; says which would not go.
+fn remove_domains_of(dir: &Path) -> Vec<String> {
+    let sites = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    sites
+        .filter_map(|site| daemon::domain_of(&site.path().join("state")))
+        .filter(|domain| !net::remove(domain))
+        .collect()
+}
+
+/// Removes the directories of killed demos, with what only their states lead to.
+fn sweep_directories() {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(std::env::temp_dir());
+    for entry in entries.into_iter().flatten().flatten() {
+        let ours = entry
+            .metadata()
+            .is_ok_and(|meta| meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw());
+        let name = entry.file_name();
+        if ours && name.to_str().is_some_and(|n| net::is_orphan(n, DIRECTORY)) {
+            remove_domains_of(&entry.path());
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn answers(text: &str) -> anyhow::Result<Vec<Answer>> {

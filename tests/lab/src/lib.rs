@@ -25,7 +25,7 @@ pub use command::{Out, Spawned, run_command};
 pub use container::Container;
 pub use host::Host;
 pub use lab::{Lab, Subnet};
-pub use netns::Netns;
+pub use netns::{Names, Netns};
 pub use snapshot::Snapshot;
 
 /// Words as owned strings: `words(["ping", "-c1", &ip])`.

@@ -102,6 +102,40 @@ impl Netns {
     }
 }
 
+/// A directory in which namespaces get their names instead of `/run/netns`, so that all that one command names, and
+/// nothing else, is seen in it.
+#[derive(Debug)]
+pub struct Names(tempfile::TempDir);
+
+impl Names {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a scratch directory for names"))
+    }
+
+    /// `argv` with these names; it becomes that process, so signals reach it.
+    pub fn with(&self, argv: &[&str]) -> Vec<String> {
+        let script = format!("mkdir -p {NAMES} && mount --bind \"$0\" {NAMES} && exec \"$@\"");
+        let dir = self.0.path().to_str().expect("the lab's paths are text");
+        ["unshare", "--mount", "sh", "-c", &script, dir]
+            .iter()
+            .chain(argv)
+            .map(|w| (*w).to_owned())
+            .collect()
+    }
+
+    /// The names there now.
+    pub fn list(&self) -> Vec<String> {
+        names(self.0.path())
+    }
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn sh(args: &[&str]) -> Out {

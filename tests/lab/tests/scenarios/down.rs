@@ -1,8 +1,11 @@
-//! `weft down` leaves the host as it found it; other firewalls beside weft.
+//! `weft down` leaves the host as it found it, and so does a start that does not get through; other firewalls beside
+//! weft.
 
 use std::path::Path;
+use std::time::Duration;
 
-use weft_lab::{Host, Lab, Snapshot};
+use nix::sys::signal::Signal;
+use weft_lab::{Host, Lab, Names, Snapshot, Spawned};
 
 /// A busy host: attached containers, a service with published ports, egress.
 fn be_busy(lab: &Lab, h1: &Host, h2: &Host) {
@@ -125,6 +128,59 @@ fn reset_forgets_the_cluster() {
     assert_clean(&host, &before, &domain, "after reset");
     host.up(&[]);
     assert_ne!(host.status()["node"], status["node"], "a new identity");
+}
+
+/// A start in the foreground whose domain is seen in `names`.
+fn start_in(names: &Names, host: &Host, flags: &[&str]) -> Spawned {
+    let weft = Host::binary("weft");
+    let up = [&weft, "up", "--foreground", "--name", host.name()];
+    let argv = names.with(&[&up[..], flags].concat());
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    host.spawn("start", &argv)
+}
+
+fn assert_taken_back(mut start: Spawned, names: &Names, host: &Host, before: &Snapshot) {
+    let code = start.wait(Duration::from_secs(20));
+    assert_eq!(code, 1, "{}", start.stderr());
+    assert_eq!(names.list(), Vec::<String>::new(), "a domain is left");
+    let difference = before.difference(&Snapshot::take(host));
+    assert!(difference.is_empty(), "{difference}");
+}
+
+#[test]
+fn a_start_that_is_interrupted_leaves_the_host_as_it_was() {
+    let lab = Lab::new("interrupted");
+    let a = lab.subnet("a");
+    let (h1, h2) = (lab.host("h1", &a), lab.host("h2", &a));
+    h1.up(&[]);
+    let token = h1.token(&[]);
+    h1.isolate();
+    let before = Snapshot::take(&h2);
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let names = Names::new();
+        let mut start = start_in(&names, &h2, &["--join", &token]);
+        start.wait_for("let this host in", Duration::from_secs(20));
+        assert_eq!(names.list().len(), 1, "the domain is made before that");
+        start.signal(signal);
+        assert_taken_back(start, &names, &h2, &before);
+    }
+    h1.reconnect();
+    h2.join(&h1);
+    lab.wait_members(&[h1, h2]);
+}
+
+#[test]
+fn a_start_that_fails_at_its_end_leaves_the_host_as_it_was() {
+    let lab = Lab::new("late");
+    let host = lab.host("h1", &lab.subnet("a"));
+    let before = Snapshot::take(&host);
+    // All of the kernel is set up when the door turns out to be blocked.
+    std::fs::create_dir_all(host.socket().join("in-the-way")).unwrap();
+    let names = Names::new();
+    let start = start_in(&names, &host, &[]);
+    assert_taken_back(start, &names, &host, &before);
+    std::fs::remove_dir_all(host.socket()).unwrap();
+    host.up(&[]);
 }
 
 /// Docker's chains as it lays them out, with its policy.
