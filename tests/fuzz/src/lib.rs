@@ -14,7 +14,15 @@ pub mod targets;
 
 use std::sync::LazyLock;
 
+use weft_core::crypto::memo;
+
 pub use targets::{Seen, TARGETS, Target};
+
+thread_local! {
+    /// Made once: signatures and products of keys that were computed for an earlier input are not computed again. They
+    /// are what they would be, so an input does the same alone as after others.
+    static COMPUTED: () = memo::enable_for_this_thread();
+}
 
 impl Target {
     /// The target of that name.
@@ -27,6 +35,7 @@ impl Target {
     /// # Panics
     /// When a promise is broken.
     pub fn run(&self, data: &[u8]) -> Seen {
+        COMPUTED.with(|()| ());
         // Played once, and not on this input's account.
         LazyLock::force(&scene::SCENE);
         let data = &data[..data.len().min(self.longest)];

@@ -22,9 +22,16 @@ use weft_core::wire::{self, DataHeader, DatagramType, FrameKind, MAX_DATAGRAM, M
 /// The wall clock when all begins.
 pub const NOON: WallMicros = WallMicros(1_800_000_000_000_000);
 
+/// The hosts that have keys.
+const HOSTS: usize = 8;
+
+static IDENTITIES: LazyLock<[Identity; HOSTS]> = LazyLock::new(|| {
+    std::array::from_fn(|number| Identity::generate(&mut Random::from_seed([number as u8 ^ 3; 32])))
+});
+
 /// The keys of a host. Host 1's id is above host 2's: of two that call each other, the one with the lower id insists.
 pub fn identity(number: u8) -> Identity {
-    Identity::generate(&mut Random::from_seed([number ^ 3; 32]))
+    IDENTITIES[usize::from(number)].clone()
 }
 
 /// A name that is one.
