@@ -44,8 +44,9 @@ pub use read::Duplicate;
 /// Stands in the writers' states for the cluster-wide objects of all writers together.
 pub const SHARED: NodeId = NodeId([0; 32]);
 
-/// A cluster-wide tombstone is kept at least so long.
+/// A cluster-wide tombstone is kept at least so long, to the minute.
 const GRAVE_AGE: Duration = Duration::from_secs(3600);
+const MINUTE: u64 = 60_000_000;
 /// The store's notes on a log stand where no record's kind can.
 const NOTE: u8 = RESERVED_KINDS;
 
@@ -131,6 +132,8 @@ pub struct Catalog {
     /// Who holds a record in a cluster-wide slot.
     shared: BTreeMap<Slot, BTreeSet<NodeId>>,
     shared_sum: u64,
+    /// What is gone since before this adds nothing to the roll-up: some may have forgotten it.
+    forgettable: Stamp,
     revision: u64,
     /// The revision at which anything about the range changed.
     space_revision: u64,
@@ -154,6 +157,7 @@ impl Catalog {
             logs: BTreeMap::new(),
             shared: BTreeMap::new(),
             shared_sum: 0,
+            forgettable: Stamp::default(),
             revision: 0,
             space_revision: 0,
             first_own: None,
@@ -185,6 +189,7 @@ impl Catalog {
                 log.complete = log.complete.max(be_u64(complete));
             }
         }
+        self.move_on(wall);
     }
 
     /// Grows with every change.
@@ -309,14 +314,11 @@ impl Catalog {
             .filter(|first| *first <= self.last_sequence(&self.me));
     }
 
-    /// All that counts in a writer's roll-up; under [`SHARED`] the winners of all cluster-wide slots.
+    /// All that counts in a writer's roll-up; under [`SHARED`] all cluster-wide objects.
     pub fn records_that_count(&self, writer: &NodeId) -> Vec<Record> {
         if *writer == SHARED {
-            let winners = self
-                .shared
-                .keys()
-                .filter_map(|slot| self.winner(slot, None));
-            return winners.cloned().collect();
+            let slots = self.shared.keys();
+            return slots.flat_map(|slot| self.all_in(slot)).cloned().collect();
         }
         let mut records = self.records_after(writer, 0);
         records.retain(|r| r.kind().scope() != Scope::Shared);
@@ -433,8 +435,9 @@ impl Catalog {
     /// revision `settled`.
     pub fn collect(&mut self, wall: WallMicros, settled: u64) -> Batch {
         let mut batch = Batch::new();
+        self.move_on(wall);
         let mut slots: Vec<Slot> = self.shared.keys().cloned().collect();
-        slots.retain(|slot| self.is_forgettable(slot, wall, settled));
+        slots.retain(|slot| self.is_forgettable(slot, settled));
         for slot in slots {
             for writer in self.shared.get(&slot).cloned().unwrap_or_default() {
                 self.erase(&writer, &slot, &mut batch);
@@ -443,25 +446,36 @@ impl Catalog {
         batch
     }
 
-    fn is_forgettable(&self, slot: &Slot, wall: WallMicros, settled: u64) -> bool {
-        let old =
-            |stamp: Stamp| wall.0.saturating_sub(stamp.wall().0) > GRAVE_AGE.as_micros() as u64;
-        let gone = self
-            .winner(slot, None)
-            .is_some_and(|r| r.is_tombstone() && old(r.stamp()));
-        let logs = || {
-            self.shared
-                .get(slot)
-                .into_iter()
-                .flatten()
-                .filter_map(|w| self.logs.get(w))
-        };
-        gone && logs().all(|log| {
-            log.slots
-                .get(slot)
-                // The last record of a log stays: it proves how far the log goes.
-                .is_none_or(|held| held.since <= settled && held.record.sequence() < log.top)
-        })
+    /// From here on what is gone for so long that some may have forgotten it adds nothing to the roll-up. All clocks
+    /// but wrong ones come to that at nearly the same moment when this is called often.
+    pub(crate) fn move_on(&mut self, wall: WallMicros) {
+        let old = wall.0.saturating_sub(GRAVE_AGE.as_micros() as u64);
+        let forgettable = Stamp::at(WallMicros(old - old % MINUTE));
+        if self.forgettable == forgettable {
+            return;
+        }
+        self.forgettable = forgettable;
+        self.shared_sum = self
+            .shared
+            .keys()
+            .fold(0, |sum, slot| sum ^ self.mark(slot));
+    }
+
+    fn is_forgettable(&self, slot: &Slot, settled: u64) -> bool {
+        let writers = self.shared.get(slot).into_iter().flatten();
+        let mut logs = writers.filter_map(|writer| self.logs.get(writer));
+        self.is_long_gone(slot)
+            && logs.all(|log| {
+                log.slots
+                    .get(slot)
+                    // The last record of a log stays: it proves how far the log goes.
+                    .is_none_or(|held| held.since <= settled && held.record.sequence() < log.top)
+            })
+    }
+
+    fn is_long_gone(&self, slot: &Slot) -> bool {
+        let winner = self.winner(slot, None);
+        winner.is_some_and(|record| record.is_tombstone() && record.stamp() < self.forgettable)
     }
 
     fn check_place(&self, record: &Record) -> Result<(), DropReason> {
@@ -562,14 +576,20 @@ impl Catalog {
         }
     }
 
-    /// What a cluster-wide slot adds to the roll-up. It does not depend on the wall clock, nor on whether a tombstone
-    /// was collected already.
+    /// What a cluster-wide slot adds to the roll-up: all that is held there, also what another record outranks, for
+    /// that one may not be due yet. It does not depend on whether a tombstone was collected already.
     fn mark(&self, slot: &Slot) -> u64 {
-        if slot.0.scope() != Scope::Shared {
+        if slot.0.scope() != Scope::Shared || self.is_long_gone(slot) {
             return 0;
         }
-        let live = self.winner(slot, None).filter(|r| !r.is_tombstone());
-        live.map_or(0, Record::short_hash)
+        let all = self.all_in(slot);
+        all.fold(0, |sum, record| sum ^ record.short_hash())
+    }
+
+    /// What all writers wrote under one cluster-wide key.
+    fn all_in(&self, slot: &Slot) -> impl Iterator<Item = &Record> {
+        let writers = self.shared.get(slot).into_iter().flatten();
+        writers.filter_map(|writer| self.held(writer, slot))
     }
 
     fn restore_record(&mut self, bytes: &[u8], wall: WallMicros) {

@@ -397,6 +397,13 @@ impl Roster {
         records.next().map(|link| link.bytes.as_slice())
     }
 
+    /// Whom the revocation with this hash names.
+    pub fn subject_of(&self, revocation: &[u8; 32]) -> Option<NodeId> {
+        let mut links = self.chains.values().flatten();
+        let link = links.find(|link| link.hash == *revocation)?;
+        link.revoked()
+    }
+
     /// Revocations that wait for a majority.
     pub fn pending(&self) -> &[PendingRevocation] {
         &self.verdict.pending

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::hlc::Stamp;
-use crate::model::{NodeId, WallMicros};
+use crate::model::{NodeId, ServiceName, WallMicros};
 use crate::mutation::{self, Mutation};
 use crate::record::Record;
-use crate::value::{Grant, Kind, Lineage, Network, NodeInfo, Object, Scope, Vote};
+use crate::value::{Grant, Kind, Lineage, Network, NodeInfo, Object, Scope, Vote, Voters};
 use crate::view::{Endpoint, ManualName, PublishConflict, Service};
 use crate::voters::Electorate;
 
@@ -82,6 +82,16 @@ impl Catalog {
         Electorate::new(*owner, held.collect(), destroyed)
     }
 
+    /// All recorded sets of voters, with their owners.
+    pub fn sets_of_voters(&self) -> Vec<(NodeId, Voters)> {
+        self.own_objects(Kind::VOTERS)
+            .filter_map(|(owner, object)| match object {
+                Object::Voters(voters) => Some((owner, voters.clone())),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// Nodes of which a member said that they are destroyed.
     pub fn destroyed(&self) -> BTreeSet<NodeId> {
         let votes = self.own_objects(Kind::VOTE);
@@ -131,6 +141,28 @@ impl Catalog {
                 _ => None,
             })
             .collect()
+    }
+
+    /// Services that have the virtual address of another one that was born before, whose name is given.
+    pub fn services_in_common(&self, wall: WallMicros) -> Vec<(ServiceName, Service)> {
+        let slots = self.shared.range(slots_of(Kind::SERVICE));
+        let winners = slots.filter_map(|(slot, _)| decode(self.winner(slot, Some(wall))?));
+        let mut services: Vec<(&Lineage, &Service)> = winners
+            .filter_map(|(object, lineage)| match object {
+                Object::Service(service) => Some((lineage, service)),
+                _ => None,
+            })
+            .collect();
+        services.sort_by_key(|(lineage, service)| (lineage.born, &service.name));
+        let mut first = BTreeMap::new();
+        let mut later = Vec::new();
+        for (_, service) in services {
+            let holder = first.entry(service.vip).or_insert(&service.name);
+            if *holder != &service.name {
+                later.push(((*holder).clone(), service.clone()));
+            }
+        }
+        later
     }
 
     /// Manual names in their order.

@@ -453,13 +453,29 @@ fn what_is_gone_cluster_wide_is_forgotten_when_all_have_it() {
             .records,
     );
     insert_all(&mut two, &records, &roster, NOON);
-    let digest = one.digest();
     assert!(one.collect(later(10), one.revision()).is_empty());
+    assert_eq!(one.digest(), two.digest());
     assert!(one.collect(later(4000), 0).is_empty());
     assert!(!one.collect(later(4000), one.revision()).is_empty());
     assert_eq!(one.shared.len(), 0);
     // It says the same as the one that has not forgotten yet.
-    assert_eq!((one.digest(), two.digest()), (digest, digest));
+    two.move_on(later(4000));
+    assert_eq!((one.digest(), two.shared.len()), (two.digest(), 1));
+}
+
+#[test]
+fn what_a_record_from_the_future_outranks_is_not_missed() {
+    let roster = roster(2);
+    let (mut one, mut two) = (catalog(1, &roster), catalog(2, &roster));
+    let web = |number: u8| service("web", number);
+    let _ = one.put(&web(1), &identity(1), NOON).unwrap();
+    let written = two.put(&web(2), &identity(2), later(4000)).unwrap();
+    insert_all(&mut one, &written.records, &roster, NOON);
+    assert_ne!(one.state_of(&SHARED), two.state_of(&SHARED));
+    insert_all(&mut two, &one.records_that_count(&SHARED), &roster, NOON);
+    assert_eq!(one.state_of(&SHARED), two.state_of(&SHARED));
+    assert_eq!(one.services(NOON), two.services(NOON));
+    assert_eq!(two.services(NOON).len(), 1);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::{Catalog, WriteError, Written, rank, short};
 use crate::identity::Identity;
 use crate::model::WallMicros;
 use crate::record::{Draft, Record, RecordError};
+use crate::store::Batch;
 use crate::value::{Kind, Lineage, Object, Scope, checkpoint};
 
 /// Records of other writers that a cluster-wide record names as known.
@@ -83,6 +84,22 @@ impl Catalog {
             self.rewrite(&record, identity, wall, &mut written)?;
         }
         Ok(written)
+    }
+
+    /// This node is ready: of its own log nothing more is to come. What is missing there another with its key wrote and
+    /// nobody kept.
+    pub fn close_own_log(&mut self) -> Batch {
+        let mut batch = Batch::new();
+        let Some(log) = self.logs.get_mut(&self.me) else {
+            return batch;
+        };
+        if log.complete < log.top {
+            log.complete = log.top;
+            self.revision += 1;
+            self.space_revision = self.revision;
+            self.note(&self.me.clone(), &mut batch);
+        }
+        batch
     }
 
     /// Has this node written under sequences that its own lost log holds too? Then [`Self::repair`].

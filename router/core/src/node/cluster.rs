@@ -430,6 +430,10 @@ impl Cluster {
         if self.seen_revision == Some(self.catalog.revision()) {
             return;
         }
+        if self.ready {
+            let closed = self.catalog.close_own_log();
+            self.persist(now, closed, Vec::new(), out);
+        }
         self.seen_revision = Some(self.catalog.revision());
         let changes = self.catalog.take_changes();
         for peer in changes.nodes.iter().filter(|peer| **peer != self.me) {
@@ -441,8 +445,8 @@ impl Cluster {
         let removed = self.removed();
         let space_changed = self.update_ring(&removed);
         let vips = self.plan.vips();
-        if space_changed
-            || changes.touch(Kind::SERVICE)
+        let services_changed = space_changed || changes.touch(Kind::SERVICE);
+        if services_changed
             || changes.touch(Kind::NETWORK)
             || changes.addresses.iter().any(|ip| vips.contains(ip))
         {
@@ -466,6 +470,9 @@ impl Cluster {
         if space_changed {
             self.tend_space(now, out);
             self.answer_removals(now, out);
+        }
+        if services_changed {
+            self.part_services(now, out);
         }
     }
 

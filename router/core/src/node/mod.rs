@@ -32,6 +32,7 @@ mod removal;
 mod space;
 mod tokens;
 mod upkeep;
+mod vips;
 
 #[cfg(feature = "deviations")]
 pub use deviate::Deviation;

@@ -276,12 +276,10 @@ impl Cluster {
     }
 
     fn pending_text(&self, name: &str) -> String {
-        let before = self.roster().pending().iter().find_map(|pending| {
-            let removed = self.roster().revoked().iter();
-            let mut removed = removed.filter(|(_, r)| r.record == pending.waits_for);
-            removed.next().map(|(id, _)| self.name_of(id))
-        });
-        let before = before.unwrap_or_else(|| "another node".to_owned());
+        let own = self.roster().pending().iter();
+        let mut own = own.filter(|pending| pending.issuer == self.me);
+        let before = own.find_map(|pending| self.roster().subject_of(&pending.waits_for));
+        let before = before.map_or_else(|| "another node".to_owned(), |id| self.name_of(&id));
         format!(
             "{name} is not removed yet: this node removed {before} before, and its next removal counts only once a \
              majority agrees with that one; run on other nodes: weft node rm {before}"
@@ -290,14 +288,17 @@ impl Cluster {
 
     fn blocked_text(&self, removing: &Removing) -> String {
         let (missing, more) = self.missing_votes(&removing.subject);
-        let names: Vec<String> = missing.iter().map(|id| self.name_of(id)).collect();
+        let names_of =
+            |ids: Vec<NodeId>| -> Vec<String> { ids.iter().map(|id| self.name_of(id)).collect() };
         let name = &removing.name;
         if more == 0 {
+            let unheard = names_of(self.without_note_of(&removing.subject)).join(", ");
             return format!(
-                "{name} is removed and most of its addresses are back; the rest follow once all nodes have heard of it \
-                 (or now, if it is destroyed: weft node rm {name} --force)"
+                "{name} is removed and most of its addresses are back; the rest follow once all nodes have heard of it, \
+                 not yet: {unheard} (or now, if it is destroyed: weft node rm {name} --force)"
             );
         }
+        let names = names_of(missing);
         let whom = match names.is_empty() {
             true => "no other node can tell what it gave away".to_owned(),
             false => format!(

@@ -173,13 +173,14 @@ impl Cluster {
     /// Takes note of removals: says so once all that the removed node wrote and that counts is known here, and all that
     /// it gave to this node is written down.
     fn take_note(&mut self, now: Now, out: &mut Vec<Output>) {
-        for (subject, last_sequence) in self.removals() {
+        let removals = self.removals();
+        if removals.is_empty() {
+            return;
+        }
+        let voters = self.voters_of_all();
+        for (subject, last_sequence) in removals {
             let said = self.own_vote(&subject);
-            let has_space = !self.ring.parts(&subject).is_empty();
-            if subject == self.me {
-                continue;
-            }
-            if !has_space {
+            if self.ring.parts(&subject).is_empty() && !voters.contains(&subject) {
                 if said.gone.is_some_and(|version| version != Vote::BY_FORCE) {
                     let key = Object::Vote(said).key();
                     let _ = self.remove(now, Kind::VOTE, &key, Vec::new(), out);
@@ -200,6 +201,15 @@ impl Cluster {
             };
             let _ = self.put(now, &Object::Vote(vote), Vec::new(), out);
         }
+    }
+
+    /// All who decide about anybody's space. As long as a removed node is one of them its word may be waited for.
+    fn voters_of_all(&self) -> BTreeSet<NodeId> {
+        let owners = self.catalog.sets_of_voters().into_iter();
+        owners
+            .filter(|(owner, _)| !self.ring.parts(owner).is_empty())
+            .flat_map(|(owner, set)| set.voters.into_iter().filter(move |voter| *voter != owner))
+            .collect()
     }
 
     /// Takes over what removed nodes left, where this node is the heir.
@@ -248,14 +258,15 @@ impl Cluster {
         first == Some(self.me)
     }
 
-    /// Has the majority taken note that it is gone?
+    /// Has the majority taken note that it is gone, or everybody?
     pub(super) fn is_decided(&self, subject: &NodeId) -> bool {
         let by_itself = self.left_by_itself(subject);
-        self.electorate(subject).is_some_and(|electorate| {
+        let by_majority = self.electorate(subject).is_some_and(|electorate| {
             electorate
                 .decided(self.vote_on(*subject), by_itself)
                 .is_some()
-        })
+        });
+        by_majority || self.without_note_of(subject).is_empty()
     }
 
     /// What of a removed node's parts may be used by now: what its voters guarded, as soon as their majority has taken
@@ -265,16 +276,28 @@ impl Cluster {
         let vote = self.vote_on(*subject);
         let set = electorate.decided(&vote, self.left_by_itself(subject))?;
         let parts = self.ring.parts(subject);
-        // Of two removals the one counts that knew less: who only heard of the other may not know yet what it must keep.
-        let last_sequence = self.roster().revoked().get(subject)?.last_sequence;
-        let everybody = self
-            .roster()
-            .members()
-            .all(|member| vote(&member.id).is_some_and(|vote| vote.notes(last_sequence)));
-        match everybody {
+        match self.without_note_of(subject).is_empty() {
             true => Some(parts),
             false => Some(intersect(&parts, &set.locked)),
         }
+    }
+
+    /// Members that have not said yet that they know all that a removed node wrote and that counts. Of two removals the
+    /// one counts that knew more: who only heard of the other may not know yet what it must keep.
+    pub(super) fn without_note_of(&self, subject: &NodeId) -> Vec<NodeId> {
+        let Some(last_sequence) = self
+            .roster()
+            .revoked()
+            .get(subject)
+            .map(|r| r.last_sequence)
+        else {
+            return Vec::new();
+        };
+        let vote = self.vote_on(*subject);
+        let members = self.roster().members().map(|member| member.id);
+        members
+            .filter(|member| vote(member).is_none_or(|vote| !vote.notes(last_sequence)))
+            .collect()
     }
 
     /// The voters whose word on a removed node's space is missing, and how many it still takes.

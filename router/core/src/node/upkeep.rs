@@ -43,6 +43,7 @@ impl Cluster {
         let collected = self.catalog.collect(self.wall.micros(now), settled);
         self.persist(now, collected, Vec::new(), out);
         self.flatten_chains(now, out);
+        self.part_services(now, out);
         // Attachments come and go, and with them what voters should guard.
         self.space.wake(now);
     }
@@ -75,6 +76,7 @@ impl Cluster {
     /// Records from a clock ahead of ours are applied when their time has come.
     pub(super) fn apply_due(&mut self, now: Now) {
         let wall = self.wall.micros(now);
+        self.catalog.move_on(wall);
         if self.next_due.is_some_and(|due| wall >= due) {
             self.next_due = self.catalog.next_due(wall);
             self.catalog.note_due();
@@ -108,6 +110,8 @@ impl Cluster {
                 return;
             }
             self.ready = true;
+            let closed = self.catalog.close_own_log();
+            self.persist(now, closed, Vec::new(), out);
             // Its voters are recorded as soon as it may write.
             self.space.wake(now);
             self.write_node_info(now, out);

@@ -133,6 +133,14 @@ impl Link {
             _ => None,
         }
     }
+
+    /// Whom it revokes, if it does.
+    pub(crate) fn revoked(&self) -> Option<NodeId> {
+        match &self.body {
+            Body::Revoke(revocation) => Some(revocation.id),
+            _ => None,
+        }
+    }
 }
 
 impl Body {

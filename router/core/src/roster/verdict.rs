@@ -5,8 +5,11 @@
 //! 2. Revocations are judged in the order of their issuers' depth, id and index. One counts when its issuer is admitted,
 //!    has the right, and was not itself revoked before it. Two that revoke each other both count: nobody can prove who
 //!    was first, and closed is the safe side.
-//! 3. An issuer's second revocation waits until a majority of the voters approved its first, so that one rogue can't
-//!    evict all. (Leaving, that is revoking oneself, is free.)
+//!    What the removed node wrote counts as far as any of those who revoked it knew it: what a side of a split has seen
+//!    gone must not come back. Of its roster records only those count that all of them knew: whom it let in at last may
+//!    be anybody.
+//! 3. An issuer's second revocation waits until a majority of the voters approved its first or revoked the same node, so
+//!    that one rogue can't evict all. (Leaving, that is revoking oneself, is free.)
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -194,7 +197,7 @@ fn revoke(
         revoked
             .entry(revocation.id)
             .and_modify(|r| {
-                r.last_sequence = r.last_sequence.min(end.last_sequence);
+                r.last_sequence = r.last_sequence.max(end.last_sequence);
                 r.valid_links = r.valid_links.min(end.valid_links);
             })
             .or_insert(end);
@@ -217,9 +220,12 @@ fn unapproved(
     let before = counting
         .iter()
         .rfind(|c| c.link.issuer == issuer && c.revocation.id != issuer)?;
-    let approvals = links
-        .values()
-        .filter(|l| l.body == Body::Approve(before.link.hash));
+    // Who revoked the same node approves, too.
+    let approvals = links.values().filter(|l| match &l.body {
+        Body::Approve(hash) => *hash == before.link.hash,
+        Body::Revoke(revocation) => revocation.id == before.revocation.id,
+        _ => false,
+    });
     let mut said: BTreeMap<NodeId, u32> = BTreeMap::from([(issuer, before.link.index)]);
     for approval in approvals {
         let first = said.entry(approval.issuer).or_insert(approval.index);

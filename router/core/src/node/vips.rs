@@ -1,0 +1,34 @@
+//! One virtual address, one service. Two can come to have the same one where the removal of a service was void (who said
+//! it was removed itself, and its last words don't count), where space was taken by force on both sides of a split, or
+//! where a node ran twice. Whoever owns the address settles it: nobody else decides about that part of the range.
+
+use super::cluster::Cluster;
+use super::io::Output;
+use crate::model::Now;
+use crate::value::Object;
+use crate::view::Service;
+
+impl Cluster {
+    /// Of services that share an address of this node's all but the first born get another one.
+    pub(super) fn part_services(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.ready || self.leaving || !self.is_member() {
+            return;
+        }
+        for (first, service) in self.catalog.services_in_common(self.wall.micros(now)) {
+            if self.ring.owner(service.vip) != Some(self.me) {
+                continue;
+            }
+            // Without a free one it stays so until one is free: this is looked at again from time to time.
+            let Ok(vip) = self.allocator.allocate_vip() else {
+                return;
+            };
+            let (old, name) = (service.vip, service.name.clone());
+            let moved = Object::Service(Service { vip, ..service });
+            if self.put(now, &moved, Vec::new(), out).is_ok() {
+                out.push(Output::Alarm(format!(
+                    "services \"{first}\" and \"{name}\" had one virtual address, {old}: \"{name}\" has {vip} from now on"
+                )));
+            }
+        }
+    }
+}
