@@ -453,6 +453,7 @@ impl Cluster {
             self.clone_told |= twice || forked;
             // Both sides of a split may create one name; that is told, and nothing to complain of.
             let expected = line.contains("was created twice")
+                || line.contains("had one virtual address")
                 // Small ranges fill up, and people are told.
                 || line.contains("is nearly full")
                 || (twice && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Liar)))

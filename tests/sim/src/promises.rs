@@ -1,6 +1,7 @@
 //! What was promised to whom, and where a node shows something else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -9,6 +10,7 @@ use weft_core::model::{EndpointId, Label, NodeId, Now};
 use weft_core::view::{ADDRESS_REST, Endpoint, Liveness, View};
 
 use crate::nodes::Shell;
+use crate::watch::history;
 use crate::world::World;
 
 /// What the nodes said they did.
@@ -95,6 +97,13 @@ impl Ledger {
         }
     }
 
+    /// A service got another address because another one has its.
+    pub fn parted(&mut self, name: &Label, to: Ipv4Addr) {
+        if let Some((_, vip)) = self.services.get_mut(name) {
+            *vip = to;
+        }
+    }
+
     /// Nobody can be held to this service any more.
     pub fn loosen(&mut self, name: &Label) {
         self.loose.insert(name.clone());
@@ -155,7 +164,12 @@ impl Ledger {
 
     /// A host made a service. What is wrong with that?
     pub fn serves(&mut self, host: usize, name: &Label, vip: Ipv4Addr) -> Option<String> {
-        let twin = self.services.iter().find(|(_, (_, other))| *other == vip);
+        // What a host took to its lost disk nobody may ever have heard of.
+        let mut held = self
+            .services
+            .iter()
+            .filter(|(name, _)| !self.is_loose(name));
+        let twin = held.find(|(_, (_, other))| *other == vip);
         let wrong = twin
             .filter(|_| !self.is_tainted(vip.into()) && !self.is_disputed(vip.into()))
             .map(|(other, _)| format!("{name} and {other} both have {vip}"));
@@ -213,7 +227,7 @@ impl Ledger {
             self.check_members(host, &view, &truth, &mut lines);
             self.check_endpoints(host, &view, &truth, &mut lines);
             self.check_services(host, &view, dead, &mut lines);
-            check_ring(host, &view, &mut lines);
+            check_ring(host, shell, &view, &mut lines);
             match &first {
                 None => first = Some((host, view)),
                 Some((one, other)) => compare(*one, other, host, &view, &mut lines),
@@ -276,6 +290,11 @@ impl Ledger {
         let extra = shown.iter().filter(|(id, _)| !promised.contains_key(*id));
         lines
             .extend(extra.map(|(id, ip)| format!("{host} shows {id} at {ip}, which is not there")));
+        lines.extend(view.member(&view.me).into_iter().flat_map(|me| {
+            let own = view.endpoints.iter().filter(|e| e.node == me.id);
+            let foreign = own.filter(|e| !me.prefixes.iter().any(|net| net.contains(&e.ip)));
+            foreign.map(|e| format!("{host} still has {} in another's part", e.ip))
+        }));
         let addresses: BTreeSet<Ipv4Addr> = shown.values().copied().collect();
         if addresses.len() != shown.len() {
             lines.push(format!("{host} shows one address twice"));
@@ -300,10 +319,13 @@ impl Ledger {
                 lines.push(format!("{host} does not show {name} at {vip}"));
             }
         }
-        let vips = || view.services.iter().map(|service| service.vip);
-        let vips = || vips().filter(|vip| !self.is_tainted((*vip).into()));
-        if vips().collect::<BTreeSet<_>>().len() != vips().count() {
-            lines.push(format!("{host} shows one VIP twice"));
+        let mut vips = BTreeMap::new();
+        let services = view.services.iter();
+        for service in services.filter(|service| !self.is_tainted(service.vip.into())) {
+            if let Some(twin) = vips.insert(service.vip, &service.name) {
+                let (name, vip) = (&service.name, service.vip);
+                lines.push(format!("{host} shows {name} and {twin} at {vip}"));
+            }
         }
     }
 }
@@ -340,7 +362,8 @@ fn where_they_differ(world: &World<Shell>, hosts: usize) -> Vec<String> {
 }
 
 /// Every address outside the VIPs has exactly one owner.
-fn check_ring(host: usize, view: &View, lines: &mut Vec<String>) {
+fn check_ring(host: usize, shell: &Shell, view: &View, lines: &mut Vec<String>) {
+    let grants = |ip: u32| shell.node().catalog().map(|catalog| history(catalog, ip));
     let mut parts: Vec<(u64, u64)> = view
         .members
         .iter()
@@ -362,7 +385,8 @@ fn check_ring(host: usize, view: &View, lines: &mut Vec<String>) {
             } else {
                 "two own"
             };
-            lines.push(format!("{host}: {what} {at}"));
+            let grants = grants(at.into());
+            lines.push(format!("{host}: {what} {at}: {grants:?}"));
         }
         next = last + 1;
     }
@@ -375,19 +399,35 @@ fn check_ring(host: usize, view: &View, lines: &mut Vec<String>) {
 }
 
 fn compare(one: usize, a: &View, other: usize, b: &View, lines: &mut Vec<String>) {
-    let mut differ = |what: &str, equal: bool| {
-        if !equal {
-            lines.push(format!("{one} and {other} show different {what}"));
-        }
-    };
-    differ("endpoints", a.endpoints == b.endpoints);
-    differ("services", a.services == b.services);
-    differ("names", a.names == b.names);
     let owned = |view: &View| -> Vec<(NodeId, Vec<Ipv4Net>)> {
         view.members
             .iter()
             .map(|member| (member.id, member.prefixes.clone()))
             .collect()
     };
-    differ("owners", owned(a) == owned(b));
+    let differences = [
+        ("endpoints", difference(&a.endpoints, &b.endpoints)),
+        ("services", difference(&a.services, &b.services)),
+        ("names", difference(&a.names, &b.names)),
+        ("owners", difference(&owned(a), &owned(b))),
+    ];
+    for (what, difference) in differences {
+        if let Some(difference) = difference {
+            lines.push(format!(
+                "{one} and {other} show different {what}: {difference}"
+            ));
+        }
+    }
+}
+
+/// The first thing that only one of two lists has.
+fn difference<T: PartialEq + fmt::Debug>(a: &[T], b: &[T]) -> Option<String> {
+    let only = |here: &[T], there: &[T]| {
+        let first = here.iter().find(|thing| !there.contains(thing));
+        first.map(|thing| format!("{thing:?}"))
+    };
+    match (only(a, b), only(b, a)) {
+        (None, None) => (a != b).then(|| "another order".to_owned()),
+        (first, second) => Some(format!("{first:?}, {second:?}")),
+    }
 }

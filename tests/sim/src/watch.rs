@@ -1,9 +1,10 @@
 //! What must hold after every step of a node, looked at when what it shows has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use weft_core::catalog::Catalog;
-use weft_core::model::{EndpointId, Now, WallMicros};
+use weft_core::model::{EndpointId, Label, Now, WallMicros};
 use weft_core::value::{Kind, Object, endpoint_key, label_key};
 use weft_core::wire::MAX_DATAGRAM;
 
@@ -101,7 +102,7 @@ impl Watch {
             let excused = |ip: &u32| ledger.is_tainted(*ip) || ledger.is_disputed(*ip);
             let evicted = ledger.evicted.contains(other);
             if let Some(ip) = both.filter(|ip| !evicted && !excused(ip)) {
-                let ip = std::net::Ipv4Addr::from(ip);
+                let ip = Ipv4Addr::from(ip);
                 lines.push(format!("{host} and {other} both believe to own {ip}"));
             }
         }
@@ -127,7 +128,10 @@ fn keeps_its_word(
             continue;
         };
         let tainted = ledger.is_tainted(ip.into());
-        let excused = tainted || ledger.is_disputed(ip.into());
+        let owner = ring.owner(ip);
+        // A member may take over a removed node's space and lie about the votes: whoever has that knows in the end.
+        let stolen = owner.is_some_and(|owner| ledger.liars.contains(&owner));
+        let excused = tainted || stolen || ledger.is_disputed(ip.into());
         match catalog.own_object(&me, Kind::ENDPOINT, &endpoint_key(&id)) {
             Some(Object::Endpoint(endpoint)) if endpoint.ip == ip => {}
             Some(Object::Endpoint(endpoint)) if excused => ledger.readdressed(&id, endpoint.ip),
@@ -135,7 +139,6 @@ fn keeps_its_word(
             _ => lines.push(format!("{host} lost {id} at {ip}, which it acknowledged")),
         }
         // What a removed node gave at last may be void; whoever has it takes it over, which takes a write.
-        let owner = ring.owner(ip);
         let void = owner.is_some_and(|owner| roster.revoked().contains_key(&owner));
         if owner != Some(me) && !void && !excused {
             let grants = history(catalog, ip.into());
@@ -144,19 +147,26 @@ fn keeps_its_word(
     }
     // Its own clock may hide what it holds, and nobody's clock is that far ahead but a liar's.
     let wall = WallMicros(crate::world::true_wall(now).0 + FAR_AHEAD);
+    let mut parted = Vec::new();
     for (name, (_, vip)) in ledger
         .services
         .iter()
         .filter(|(_, (maker, _))| *maker == host)
     {
-        if !shows_service(catalog, name, *vip, wall) && !ledger.is_loose(name) {
-            lines.push(format!("{host} lost service {name}, which it acknowledged"));
+        match shown_vip(catalog, name, wall) {
+            Some(shown) if shown == *vip => {}
+            Some(shown) if has_another(catalog, *vip, wall) => parted.push((name.clone(), shown)),
+            _ if ledger.is_loose(name) => {}
+            _ => lines.push(format!("{host} lost service {name}, which it acknowledged")),
         }
+    }
+    for (name, vip) in parted {
+        ledger.parted(&name, vip);
     }
 }
 
 /// All grants of an address, in the order in which they count.
-fn history(catalog: &Catalog, ip: u32) -> String {
+pub(crate) fn history(catalog: &Catalog, ip: u32) -> String {
     let mut grants = catalog.grants();
     grants.retain(|(_, grant)| (grant.start..=grant.last).contains(&ip));
     grants.sort_by_key(|(_, grant)| (grant.epoch, grant.version));
@@ -176,11 +186,13 @@ fn nothing_returns(
     seen: &mut Seen,
     lines: &mut Vec<String>,
 ) {
-    let Some(catalog) = shell.node().catalog() else {
+    let node = shell.node();
+    let (Some(catalog), Some(roster)) = (node.catalog(), node.roster()) else {
         return;
     };
     for (id, writer) in &ledger.gone {
-        if ledger.cloned.contains(writer) {
+        // What a removed node said at last may be void; nobody shows anything of it.
+        if ledger.cloned.contains(writer) || roster.revoked().contains_key(writer) {
             continue;
         }
         let held = catalog.own_object(writer, Kind::ENDPOINT, &endpoint_key(id));
@@ -223,14 +235,17 @@ fn knows_no_removed(host: usize, shell: &Shell, now: Now, lines: &mut Vec<String
     }
 }
 
-fn shows_service(
-    catalog: &Catalog,
-    name: &weft_core::model::Label,
-    vip: std::net::Ipv4Addr,
-    wall: WallMicros,
-) -> bool {
-    let held = catalog.shared_object(Kind::SERVICE, &label_key(name), wall);
-    matches!(held, Some(Object::Service(service)) if service.vip == vip)
+fn shown_vip(catalog: &Catalog, name: &Label, wall: WallMicros) -> Option<Ipv4Addr> {
+    match catalog.shared_object(Kind::SERVICE, &label_key(name), wall) {
+        Some(Object::Service(service)) => Some(service.vip),
+        _ => None,
+    }
+}
+
+/// Does any service have this address?
+fn has_another(catalog: &Catalog, vip: Ipv4Addr, wall: WallMicros) -> bool {
+    let services = catalog.services(wall);
+    services.iter().any(|service| service.vip == vip)
 }
 
 /// What every node keeps stays within its bounds, and so do the datagrams.

@@ -3,15 +3,9 @@
 use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
-/// Seeds that still fail and are not understood yet, with what they show. They are no excuse: `weft-sim` runs them all.
-const OPEN: [u64; 1] = [
-    // After a copy ran beside a node: two nodes show different services.
-    40,
-];
-
 fn seeds(range: std::ops::Range<u64>) {
     let mut violations = Vec::new();
-    for seed in range.filter(|seed| !OPEN.contains(seed)) {
+    for seed in range {
         let hosts = 3 + seed as usize % 8;
         let verdict = clusters::run(seed, hosts, &Kind::ALL, false);
         let lines = verdict.violations.into_iter();

@@ -1,6 +1,7 @@
 //! The people who remove nodes for good: those that are dead, those that came back with an empty disk as somebody else,
 //! and those that they don't want any more.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use weft_core::control::ErrorKind;
@@ -9,6 +10,7 @@ use weft_core::node::{Command, CommandError};
 
 use super::Cluster;
 use super::people::Wish;
+use crate::faults::Kind;
 use crate::nodes::identity_of;
 
 /// Who did not succeed tries again after this, on some host.
@@ -23,6 +25,8 @@ pub(super) struct Removal {
     /// So many people do it at once.
     people: usize,
     force: bool,
+    /// Hosts where it was tried in vain: the answer says to try others.
+    tried: BTreeSet<usize>,
 }
 
 impl Cluster {
@@ -41,6 +45,7 @@ impl Cluster {
                 at,
                 people: 1,
                 force: true,
+                tried: BTreeSet::new(),
             }),
         }
     }
@@ -55,6 +60,7 @@ impl Cluster {
             at: self.world.now,
             people,
             force,
+            tried: BTreeSet::new(),
         });
     }
 
@@ -68,6 +74,7 @@ impl Cluster {
 
     /// Whoever has not succeeded tries again.
     pub(super) fn remove_again(&mut self) {
+        self.see_what_blocks();
         let now = self.world.now;
         let due = self.removals.iter_mut().filter(|removal| removal.at <= now);
         let due: Vec<(NodeId, usize, bool)> = due
@@ -77,12 +84,10 @@ impl Cluster {
             })
             .collect();
         for (id, people, force) in due {
-            let mut able = self.able();
             for _ in 0..people {
-                let Some(host) = self.one_of(&able) else {
+                let Some(host) = self.untried(&id) else {
                     break;
                 };
-                able.retain(|other| *other != host);
                 if force {
                     let parts = self.space_of(&id);
                     self.ledger.dispute(parts);
@@ -91,6 +96,45 @@ impl Cluster {
                 self.ask(host, Wish::Remove(id), Command::RemoveNode { node, force });
             }
         }
+    }
+
+    /// Of two copies of a node others keep one's words: what the other was told to take over blocks addresses again, and
+    /// people see that.
+    fn see_what_blocks(&mut self) {
+        if !self.calm || !self.plan.has(Kind::Clone) {
+            return;
+        }
+        let at = self.world.now.plus(TRY_AGAIN);
+        let views =
+            (0..self.hosts).filter_map(|host| self.world.hosts[host].machine.as_mut()?.view());
+        let blocked: BTreeSet<NodeId> = views.flat_map(|view| view.blocked).map(|b| b.id).collect();
+        for id in blocked {
+            if self.removals.iter().all(|removal| removal.id != id) {
+                self.removals.push(Removal {
+                    id,
+                    at,
+                    people: 1,
+                    force: false,
+                    tried: BTreeSet::new(),
+                });
+            }
+        }
+    }
+
+    /// A host where nobody tried to remove this node yet; any when all were tried.
+    fn untried(&mut self, id: &NodeId) -> Option<usize> {
+        let able = self.able();
+        let at = self.removals.iter().position(|removal| removal.id == *id)?;
+        let tried = &self.removals[at].tried;
+        let mut fresh = able.clone();
+        fresh.retain(|host| !tried.contains(host));
+        if fresh.is_empty() {
+            self.removals[at].tried.clear();
+            fresh = able;
+        }
+        let host = self.one_of(&fresh)?;
+        self.removals[at].tried.insert(host);
+        Some(host)
     }
 
     /// There may be nobody to remove: who never was let in, or who is gone already.
