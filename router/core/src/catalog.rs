@@ -82,6 +82,8 @@ pub enum DropReason {
 /// A record was taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
+    /// It is held now. A superseded one is not, it only told how far the log goes.
+    pub held: bool,
     /// To be written.
     pub batch: Batch,
     /// Something a person must know.
@@ -344,10 +346,12 @@ impl Catalog {
             return Err(DropReason::BadSignature);
         }
         if self.is_superseded(record) {
-            self.logs.entry(writer).or_default().saw(record.sequence());
-            return Err(DropReason::Superseded);
+            return self.saw(record);
         }
-        let mut applied = Applied::default();
+        let mut applied = Applied {
+            held: true,
+            ..Applied::default()
+        };
         if let Some(other) = self.twin(record) {
             let alarm = DropReason::Clone(writer);
             if other.hash() < record.hash() {
@@ -377,13 +381,30 @@ impl Catalog {
         Ok(applied)
     }
 
+    /// A superseded record came: its place in the log is no gap any more.
+    fn saw(&mut self, record: &Record) -> Result<Applied, DropReason> {
+        let batch = self.learn_extent(&record.writer(), |log| log.saw(record.sequence()));
+        if batch.is_empty() {
+            return Err(DropReason::Superseded);
+        }
+        Ok(Applied {
+            batch,
+            ..Applied::default()
+        })
+    }
+
     /// Somebody sent all that counts of a writer from one sequence up to another.
     pub fn extend(&mut self, writer: &NodeId, from: u64, upto: u64) -> Batch {
+        self.learn_extent(writer, |log| log.extend(from, upto))
+    }
+
+    /// Notes durably how far a log goes if `learn` changed that; nothing else may change.
+    fn learn_extent(&mut self, writer: &NodeId, learn: impl FnOnce(&mut Log)) -> Batch {
         let mut batch = Batch::new();
         if let Some(log) = self.logs.get_mut(writer) {
-            let before = log.complete;
-            log.extend(from, upto);
-            if log.complete != before {
+            let before = (log.complete, log.top);
+            learn(log);
+            if (log.complete, log.top) != before {
                 self.revision += 1;
                 // Votes count once nothing is missing before them.
                 self.space_revision = self.revision;

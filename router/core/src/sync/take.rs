@@ -83,7 +83,9 @@ impl Sync {
             match stores.catalog.insert(&record, stores.roster, stores.wall) {
                 Ok(applied) => {
                     batch.append(applied.batch);
-                    news.push(record);
+                    if applied.held {
+                        news.push(record);
+                    }
                     if let Some(text) = applied.alarm {
                         self.alarm(text, out);
                     }
