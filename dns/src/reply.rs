@@ -17,10 +17,23 @@ pub(crate) const HEADER: usize = 12;
 /// Reads a query. `None` when it has not exactly one question or can't be read at all; looking at the count first keeps
 /// the decoder from making room for 65,535 questions that aren't there.
 pub(crate) fn read(bytes: &[u8]) -> Option<Message> {
-    if questions(bytes)? != 1 {
+    if questions(bytes)? != 1 || !is_written_out(bytes.get(HEADER..)?) {
         return None;
     }
     Message::from_vec(bytes).ok()
+}
+
+/// Does a name of labels alone stand here? Before the question there is only the header for a pointer to lead into, and
+/// a reply, which repeats the question as it came, has another one.
+fn is_written_out(mut bytes: &[u8]) -> bool {
+    while let Some((length, rest)) = bytes.split_first() {
+        match length {
+            0 => return true,
+            1..=63 => bytes = rest.get(usize::from(*length)..).unwrap_or_default(),
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// How many questions the header announces.
@@ -246,5 +259,18 @@ mod tests {
         many_questions[4..6].copy_from_slice(&[0xff, 0xff]);
         assert!(read(&many_questions).is_none());
         assert_eq!(form_error(&many_questions).unwrap()[3], 1);
+    }
+
+    #[test]
+    fn a_question_that_leads_into_the_header_is_not_read() {
+        let plain = request(None).to_vec().unwrap();
+        assert!(read(&plain).is_some());
+        // The flags, as a label of one octet and the root.
+        let pointer = [&plain[..HEADER], &[1, b'a', 0xc0, 2, 0, 1, 0, 1]].concat();
+        assert!(Message::from_vec(&pointer).is_ok(), "hickory follows it");
+        assert!(read(&pointer).is_none());
+        for end in 0..plain.len() {
+            assert!(read(&plain[..end]).is_none());
+        }
     }
 }

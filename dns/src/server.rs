@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use hickory_proto::op::{Header, HeaderCounts, Metadata, OpCode, ResponseCode};
+use hickory_proto::serialize::binary::BinDecoder;
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponseBuilder;
+use hickory_server::zone_handler::{MessageResponseBuilder, Queries};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -176,7 +177,10 @@ impl RequestHandler for Handler {
     ) -> ResponseInfo {
         let Some(query) = reply::read(request.as_slice()) else {
             count(&self.0.counters.rejected);
-            let builder = MessageResponseBuilder::from_message_request(request);
+            // A bare header: what can't be read can't be repeated so that others read it.
+            let none =
+                Queries::read(&mut BinDecoder::new(&[]), 0).expect("none are read of nothing");
+            let builder = MessageResponseBuilder::new(&none, None);
             let error = builder.error_msg(&request.metadata, ResponseCode::FormErr);
             return sent(responder.send_response(error).await, &request.metadata);
         };
