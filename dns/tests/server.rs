@@ -28,6 +28,7 @@ fn label(text: &str) -> Label {
 /// A hundred endpoints `many`, one `db`, one service `web`.
 fn view() -> View {
     let cluster = ClusterId([0xab; 16]);
+    let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap();
     let me = NodeId([1; 32]);
     let endpoint = |name: &str, n: u8| Endpoint {
         id: EndpointId([n; 8]),
@@ -42,9 +43,6 @@ fn view() -> View {
     endpoints.push(endpoint("db", 200));
     View {
         revision: 7,
-        me,
-        cluster,
-        plan: AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap(),
         members: vec![Member {
             id: me,
             name: label("alpha"),
@@ -63,10 +61,7 @@ fn view() -> View {
             selector: BTreeMap::new(),
             method: Method::Maglev,
         }],
-        names: Vec::new(),
-        conflicts: Vec::new(),
-        networks: Vec::new(),
-        blocked: Vec::new(),
+        ..View::empty(me, cluster, plan)
     }
 }
 

@@ -71,10 +71,6 @@ fn view(lab: &Lab, web: &[usize]) -> View {
         labels: BTreeMap::new(),
     };
     View {
-        revision: 1,
-        me,
-        cluster: ClusterId([0xab; 16]),
-        plan: lab.plan,
         members: vec![
             member(1, PeerNumber(0)),
             member(2, PEERS[0]),
@@ -82,10 +78,7 @@ fn view(lab: &Lab, web: &[usize]) -> View {
         ],
         endpoints: (0..3).map(endpoint).collect(),
         services: vec![service("empty", EMPTY, 8001), service("web", VIP, 8000)],
-        names: Vec::new(),
-        conflicts: Vec::new(),
-        networks: Vec::new(),
-        blocked: Vec::new(),
+        ..View::empty(me, ClusterId([0xab; 16]), lab.plan)
     }
 }
 

@@ -37,11 +37,9 @@ fn endpoint(id: u8, node: u8, kind: EndpointKind, names: &[&str], last: u8) -> E
 fn view() -> View {
     use EndpointKind::{Container, Host};
     let cluster = ClusterId([0xab; 16]);
+    let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap();
     View {
         revision: 42,
-        me: NodeId([1; 32]),
-        cluster,
-        plan: AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap(),
         members: vec![
             member(1, "alpha", Liveness::Alive),
             member(2, "beta", Liveness::Silent),
@@ -73,9 +71,7 @@ fn view() -> View {
                 ip: "192.0.2.8".parse().unwrap(),
             },
         ],
-        conflicts: Vec::new(),
-        networks: Vec::new(),
-        blocked: Vec::new(),
+        ..View::empty(NodeId([1; 32]), cluster, plan)
     }
 }
 

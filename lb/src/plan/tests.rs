@@ -65,12 +65,9 @@ fn service(name: &str, last: u8, ports: Vec<ServicePort>) -> Service {
 fn view() -> View {
     use EndpointKind::{Container, Host};
     let cluster = ClusterId([0xab; 16]);
+    let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap();
     let only = Some("192.0.2.1".parse().unwrap());
     View {
-        revision: 1,
-        me: NodeId([1; 32]),
-        cluster,
-        plan: AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap(),
         members: vec![member(1, 0), member(2, 5), member(3, 9)],
         endpoints: vec![
             endpoint(1, Host, "web", 1),
@@ -89,10 +86,7 @@ fn view() -> View {
                 ],
             ),
         ],
-        names: Vec::new(),
-        conflicts: Vec::new(),
-        networks: Vec::new(),
-        blocked: Vec::new(),
+        ..View::empty(NodeId([1; 32]), cluster, plan)
     }
 }
 

@@ -3,7 +3,9 @@
 //!
 //! Each of the functions here decodes octets and gives the encoding of what was read, or `None` where nothing was.
 
+pub use crate::node::io::{Answer, Ask};
 pub use crate::session::half::{Between, Half, Through};
+pub use crate::session::join::JoinMessage;
 
 use crate::model::NodeId;
 use crate::node;

@@ -268,6 +268,23 @@ pub struct Blocked {
 }
 
 impl View {
+    /// What a node sees before it knows of anything: where tests begin that look at a part of it.
+    pub fn empty(me: NodeId, cluster: ClusterId, plan: AddressPlan) -> Self {
+        Self {
+            revision: 0,
+            me,
+            cluster,
+            plan,
+            members: Vec::new(),
+            endpoints: Vec::new(),
+            services: Vec::new(),
+            names: Vec::new(),
+            networks: Vec::new(),
+            conflicts: Vec::new(),
+            blocked: Vec::new(),
+        }
+    }
+
     /// This node's own entry.
     pub fn me(&self) -> Option<&Member> {
         self.member(&self.me)

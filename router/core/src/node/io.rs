@@ -250,16 +250,23 @@ impl CommandError {
 
 /// Questions between members, inside `Message::Ask`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) enum Ask {
+pub enum Ask {
     /// Give me this address of yours.
     Address(Ipv4Addr),
     /// Give me some free space: of the VIPs or of the default network.
-    Space { vips: bool },
+    Space {
+        /// Of the VIPs.
+        vips: bool,
+    },
     /// Count one use of a token you issued.
     CountUse {
+        /// Its id.
         token: [u8; 16],
+        /// When it ends, seconds since 1970.
         expiry: u64,
+        /// Who used it.
         joiner: NodeId,
+        /// How many uses it is good for.
         uses: u32,
     },
     /// Can you serve these published ports?
@@ -274,7 +281,7 @@ pub(crate) enum Ask {
 
 /// Their answers, inside `Message::Answer`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// Done; what was given follows as records.
     Granted,
     /// No, and why.

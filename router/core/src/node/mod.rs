@@ -22,7 +22,7 @@ mod door;
 mod durable;
 mod events;
 mod gifts;
-mod io;
+pub(crate) mod io;
 mod joining;
 mod meta;
 mod networks;

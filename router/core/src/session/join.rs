@@ -99,17 +99,26 @@ pub(crate) struct JoinAnswer {
 
 /// What passes in a joiner's session, in control frames.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum JoinMessage {
+pub enum JoinMessage {
     /// The third message: a signature over the handshake's hash, so that nobody joins under a borrowed identity.
-    Ready { signature: Vec<u8> },
+    Ready {
+        /// By the joiner.
+        signature: Vec<u8>,
+    },
     /// A part of the welcome.
     Chunk {
+        /// Which, from 0.
         index: u16,
+        /// Of how many.
         total: u16,
+        /// What stands in it.
         bytes: Vec<u8>,
     },
     /// These parts have not come.
-    Missing { indices: Vec<u16> },
+    Missing {
+        /// Which.
+        indices: Vec<u16>,
+    },
     /// All have.
     Done,
 }

@@ -19,11 +19,9 @@ fn member(id: u8, number: u16, liveness: Liveness, prefixes: &[&str]) -> Member 
 }
 
 fn view() -> View {
+    let cluster = ClusterId([7; 16]);
+    let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap();
     View {
-        revision: 1,
-        me: NodeId([1; 32]),
-        cluster: ClusterId([7; 16]),
-        plan: AddressPlan::new(AddressPlan::DEFAULT_RANGE, &ClusterId([7; 16])).unwrap(),
         members: vec![
             member(1, 0, Liveness::Alive, &["10.32.0.0/17"]),
             member(2, 1, Liveness::Alive, &["10.32.128.0/17"]),
@@ -34,11 +32,7 @@ fn view() -> View {
             endpoint(2, 1, EndpointKind::Container, [10, 32, 0, 2]),
             endpoint(3, 2, EndpointKind::Container, [10, 32, 128, 2]),
         ],
-        services: vec![],
-        names: vec![],
-        conflicts: vec![],
-        networks: Vec::new(),
-        blocked: Vec::new(),
+        ..View::empty(NodeId([1; 32]), cluster, plan)
     }
 }
 

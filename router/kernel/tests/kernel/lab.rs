@@ -320,10 +320,6 @@ fn view() -> View {
     let cluster = ClusterId([7; 16]);
     let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap();
     View {
-        revision: 1,
-        me: NodeId([1; 32]),
-        cluster,
-        plan,
         members: vec![
             member(1, 0, &["10.32.0.0/17"]),
             member(2, 1, &["10.32.128.0/17", "10.40.0.0/13"]),
@@ -337,10 +333,7 @@ fn view() -> View {
             ip: [10, 32, 0, 1].into(),
             labels: BTreeMap::new(),
         }],
-        services: vec![],
-        names: vec![],
-        conflicts: vec![],
         networks: vec![network("default", plan.default_network())],
-        blocked: Vec::new(),
+        ..View::empty(NodeId([1; 32]), cluster, plan)
     }
 }

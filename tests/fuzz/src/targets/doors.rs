@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use weft_core::crypto::{Cipher, Random, Secret};
-use weft_core::fuzz::{Between, Half, Through};
+use weft_core::fuzz::{Between, Half, JoinMessage, Through};
 use weft_core::identity::Identity;
 use weft_core::model::{Generation, Label, Now};
 use weft_core::node::Start;
@@ -14,7 +14,7 @@ use weft_core::token::{Token, TokenBody};
 use weft_core::wire::{self, DatagramType, FrameKind};
 
 use super::Seen;
-use super::frames::{JoinMessage, response, restarts, verdict, welcome};
+use super::frames::{response, restarts, verdict, welcome};
 use crate::pieces::{cut, join as joined, marked};
 use crate::scene::{Host, SCENE, address, identity, label};
 

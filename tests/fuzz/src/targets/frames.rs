@@ -4,13 +4,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use weft_core::crypto::Random;
-use weft_core::fuzz::{self, Plain};
+use weft_core::fuzz::{self, Answer, Ask, JoinMessage, Plain};
 use weft_core::membership::{self, Membership, MembershipEvent};
-use weft_core::model::{AddressPlan, Generation, NodeId, Now, Proto};
+use weft_core::model::{AddressPlan, Generation, Now, Proto};
 use weft_core::roster::Roster;
 use weft_core::session::handshake::Capabilities;
 use weft_core::session::join::Verdict;
@@ -67,48 +66,6 @@ fn header(bytes: &[u8]) {
     if let Some(header) = DataHeader::parse(bytes) {
         assert_eq!(header.to_bytes(), bytes[..16]);
     }
-}
-
-#[derive(Serialize)]
-pub(super) enum Ask {
-    Address(Ipv4Addr),
-    Space {
-        vips: bool,
-    },
-    CountUse {
-        token: [u8; 16],
-        expiry: u64,
-        joiner: NodeId,
-        uses: u32,
-    },
-    Publish(Vec<(Proto, Option<IpAddr>, u16)>),
-    Farewell(Vec<u8>),
-    SpaceIn(Ipv4Net),
-    Block(Ipv4Net),
-}
-
-#[derive(Serialize)]
-enum Answer {
-    Granted,
-    No(String),
-    Held(String),
-}
-
-/// As in a joiner's session.
-#[derive(Serialize)]
-pub(super) enum JoinMessage {
-    Ready {
-        signature: Vec<u8>,
-    },
-    Chunk {
-        index: u16,
-        total: u16,
-        bytes: Vec<u8>,
-    },
-    Missing {
-        indices: Vec<u16>,
-    },
-    Done,
 }
 
 fn asks() -> Vec<Vec<u8>> {

@@ -23,6 +23,7 @@ static VIEW: LazyLock<Arc<View>> = LazyLock::new(|| Arc::new(view()));
 
 fn view() -> View {
     let (node, cluster) = (NodeId([1; 32]), ClusterId([0xab; 16]));
+    let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).expect("the default");
     let endpoint = |last: u8, names: &[&str]| Endpoint {
         id: EndpointId([last; 8]),
         node,
@@ -36,10 +37,6 @@ fn view() -> View {
     // More than fit a reply without EDNS.
     endpoints.extend((10..110).map(|last| endpoint(last, &["many"])));
     View {
-        revision: 42,
-        me: node,
-        cluster,
-        plan: AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).expect("the default"),
         members: vec![Member {
             id: node,
             name: label("alpha"),
@@ -62,9 +59,7 @@ fn view() -> View {
             name: label("printer"),
             ip: "2001:db8::7".parse().expect("an address"),
         }],
-        networks: Vec::new(),
-        blocked: Vec::new(),
-        conflicts: Vec::new(),
+        ..View::empty(node, cluster, plan)
     }
 }
 
