@@ -351,6 +351,7 @@ impl Cluster {
             if self.cloned.is_some() && self.runs_twice(host) {
                 self.taint_own(host);
             }
+            self.look_who_let_in(host);
             let lines = self.watch.look(&mut self.world, host, &mut self.ledger);
             lines.into_iter().for_each(|line| self.violation(line));
         }
@@ -457,7 +458,10 @@ impl Cluster {
                 // Small ranges fill up, and people are told.
                 || line.contains("is nearly full")
                 || (twice && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Liar)))
+                // Out of a backup, and counted starts by a clock that was ahead.
+                || (twice && self.plan.has(Kind::Restore) && self.plan.has(Kind::Clock))
                 || (line.contains("this node was removed") && self.plan.has(Kind::Evict))
+                || (line.contains("was let in by") && self.is_told_to_begin_anew(index))
                 || (line.contains("belongs to node") && !self.ledger.is_quiet())
                 || (line.contains("belongs to node") && self.is_liar(index))
                 || (forked && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Fork)));

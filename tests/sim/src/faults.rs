@@ -378,16 +378,6 @@ impl Plan {
         let of_kind = |fault: &&mut Fault| fault.kind == Kind::Restore && !fault.actions.is_empty();
         let restores = self.faults.iter_mut().filter(of_kind);
         restores.skip(1).for_each(|fault| fault.actions.clear());
-        // A start takes its number from what is stored and from the clock. With both set back it is taken for an earlier
-        // start, and refused until the clock is right.
-        let host = |fault: &Fault| fault.actions.first().map(|(_, action)| action.host());
-        let clocks = self.faults.iter().filter(|fault| fault.kind == Kind::Clock);
-        let clocks: BTreeSet<Option<usize>> = clocks.map(host).collect();
-        for fault in &mut self.faults {
-            if fault.kind == Kind::Restore && clocks.contains(&host(fault)) {
-                fault.actions.clear();
-            }
-        }
     }
 
     /// When the last link is whole again and the last clock right.

@@ -4,7 +4,7 @@ use super::log::{Slot, slot_of};
 use super::read::decode;
 use super::{Catalog, WriteError, Written, rank, short};
 use crate::identity::Identity;
-use crate::model::WallMicros;
+use crate::model::{Generation, WallMicros};
 use crate::record::{Draft, Record, RecordError};
 use crate::store::Batch;
 use crate::value::{Kind, Lineage, Object, Scope, checkpoint};
@@ -73,17 +73,40 @@ impl Catalog {
         if !std::mem::take(&mut self.collided) {
             return Ok(written);
         }
-        let first = self.first_own.unwrap_or_default();
-        let mine: Vec<Record> = self
-            .records_after(&self.me, first.saturating_sub(1))
-            .into_iter()
-            .filter(|r| r.generation() == self.generation)
-            .collect();
-        self.first_own = None;
-        for record in mine {
-            self.rewrite(&record, identity, wall, &mut written)?;
-        }
+        self.write_start_anew(self.generation, identity, wall, &mut written)?;
         Ok(written)
+    }
+
+    /// This start counts as a later one from here on; what it wrote it writes once more.
+    pub fn become_later(
+        &mut self,
+        later: Generation,
+        identity: &Identity,
+        wall: WallMicros,
+    ) -> Result<Written, WriteError> {
+        let mut written = Written::default();
+        let former = std::mem::replace(&mut self.generation, later);
+        self.write_start_anew(former, identity, wall, &mut written)?;
+        Ok(written)
+    }
+
+    /// Writes what this start wrote in `generation` once more.
+    fn write_start_anew(
+        &mut self,
+        generation: Generation,
+        identity: &Identity,
+        wall: WallMicros,
+        written: &mut Written,
+    ) -> Result<(), WriteError> {
+        let Some(first) = self.first_own.take() else {
+            return Ok(());
+        };
+        let mut mine = self.records_after(&self.me, first.saturating_sub(1));
+        mine.retain(|record| record.generation() == generation);
+        for record in mine {
+            self.rewrite(&record, identity, wall, written)?;
+        }
+        Ok(())
     }
 
     /// This node is ready: of its own log nothing more is to come. What is missing there another with its key wrote and

@@ -68,6 +68,8 @@ pub(super) struct Cluster {
     pub(super) random: Random,
     pub(super) wall: Wall,
     pub(super) generation: Generation,
+    /// Somebody has made a session with this start.
+    pub(super) heard: bool,
     pub(super) buffers: Buffers,
     /// What waits for which batch.
     pub(super) held: BTreeMap<u64, Vec<Then>>,
@@ -166,6 +168,7 @@ impl Cluster {
             random,
             wall,
             generation,
+            heard: false,
             buffers: Buffers::default(),
             held: BTreeMap::new(),
             next_persist,

@@ -5,7 +5,7 @@ use super::cluster::Cluster;
 use super::io::{Answer, Output, Reply};
 use crate::catalog::Written;
 use crate::control::ErrorKind;
-use crate::model::{NodeId, Now};
+use crate::model::{Generation, NodeId, Now};
 use crate::mutation::{self, Mutation};
 use crate::record::Record;
 use crate::roster::Issued;
@@ -27,6 +27,8 @@ pub(super) enum Then {
     PublishRoster(Vec<u8>),
     /// Answer another member's question.
     Answer(NodeId, u64, Answer),
+    /// Go on as a later start.
+    BecomeLater(Generation),
 }
 
 impl Cluster {
@@ -158,6 +160,7 @@ impl Cluster {
                     self.sync.on_roster(&record, &mut self.buffers.sync);
                 }
                 Then::Answer(to, id, answer) => self.answer(now, &to, id, &answer),
+                Then::BecomeLater(generation) => self.become_later(now, generation, out),
             }
         }
     }

@@ -54,6 +54,7 @@ impl Cluster {
             } => {
                 self.receivers.insert(transport.local_index(), transport);
                 self.tunnels_changed = true;
+                self.heard = true;
                 self.on_roster(now, out);
                 self.membership
                     .on_proven(now, peer, generation, &mut self.buffers.membership);
@@ -88,6 +89,7 @@ impl Cluster {
             }
             SessionEvent::Silent { peer } => self.view_changed |= self.silent.insert(peer),
             SessionEvent::Answering { peer } => self.view_changed |= self.silent.remove(&peer),
+            SessionEvent::Refused { refusal, .. } => self.on_refused(now, &refusal, out),
             SessionEvent::CloneSuspected { peer } => {
                 let text = format!(
                     "node {peer} seems to run twice (a copied disk or virtual machine): stop one of them and run \

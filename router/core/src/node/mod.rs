@@ -28,6 +28,7 @@ mod meta;
 mod networks;
 mod numbers;
 mod picture;
+mod refused;
 mod removal;
 mod space;
 mod tokens;
@@ -275,7 +276,10 @@ impl Node {
 
     /// Its start.
     pub fn generation(&self) -> Generation {
-        self.generation
+        match &self.phase {
+            Phase::Member(cluster) => cluster.generation,
+            _ => self.generation,
+        }
     }
 
     /// What it keeps and could be made to keep more of: each with the most that it may come to.

@@ -182,11 +182,7 @@ impl Cluster {
         }
         if !self.is_member() && !self.leaving && self.told.insert("removed".to_owned()) {
             let by = self.roster().revoked().get(&self.me).map(|r| r.by);
-            let by = by.map_or_else(|| "another node".to_owned(), |by| self.name_of(&by));
-            out.push(Output::Alarm(format!(
-                "this node was removed from the cluster by {by}: nobody there talks to it any more; to come back, run \
-                 `weft reset` and join with a new token"
-            )));
+            out.push(Output::Alarm(self.removed_text(by)));
             let peers: Vec<NodeId> = self.sessions.peers().map(|session| session.peer).collect();
             for peer in peers {
                 self.sessions.drop_peer(&peer, &mut self.buffers.sessions);

@@ -1,7 +1,7 @@
 //! What sessions ask of the roster: who is a member, and the chains that handshakes show.
 
 use super::link::{Body, Link};
-use super::{MAX_CHAIN, Roster};
+use super::{MAX_CHAIN, Rights, Roster};
 use crate::model::NodeId;
 use crate::session::Trust;
 
@@ -9,12 +9,35 @@ use crate::session::Trust;
 const MAX_LOOSE: usize = 64;
 
 impl Roster {
+    /// Whom a record removes and who signed it, if it is a member's word, whether or not it can be taken now: the records
+    /// of its issuer before it may not be known.
+    pub fn removal_in(&self, record: &[u8]) -> Option<(NodeId, NodeId)> {
+        let link = Link::parse(record)?;
+        let subject = link.revoked()?;
+        let may = self.may_revoke(&link.issuer) || subject == link.issuer;
+        (may && link.verify(&self.cluster)).then_some((subject, link.issuer))
+    }
+
+    /// Who let a node in, whether or not that counts.
+    pub fn admitter_of(&self, id: &NodeId) -> Option<NodeId> {
+        let mut links = self.chains.values().flatten();
+        let link = links
+            .find(|link| matches!(&link.body, Body::Admit(admission) if admission.id == *id))?;
+        Some(link.issuer)
+    }
+
+    fn may_revoke(&self, id: &NodeId) -> bool {
+        self.member(id)
+            .is_some_and(|member| member.rights.has(Rights::REVOKE))
+    }
+
     /// The admissions that lead from the founder to `id`, nearest to the founder first; empty for the founder, and where
     /// there are more than [`MAX_CHAIN`].
     pub fn chain_of(&self, id: &NodeId) -> Vec<&[u8]> {
         let mut chain = Vec::new();
         let mut at = *id;
-        while let Some(member) = self.member(&at).filter(|m| m.depth > 0) {
+        // Whom a removed node let in before is a member all the same.
+        while let Some(member) = self.verdict.admitted.get(&at).filter(|m| m.depth > 0) {
             let (issuer, index) = member.admitted_by;
             let Some(link) = self.link(&issuer, index) else {
                 return Vec::new();
@@ -28,6 +51,19 @@ impl Roster {
         } else {
             chain
         }
+    }
+
+    /// Is it a chain of signed admissions that begins with one by somebody known, be it a removed one?
+    fn leads_here(&self, links: &[Link]) -> bool {
+        let mut issuer = links[0].issuer;
+        self.verdict.admitted.contains_key(&issuer)
+            && links.iter().all(|link| {
+                let Body::Admit(admission) = &link.body else {
+                    return false;
+                };
+                let follows = link.issuer == std::mem::replace(&mut issuer, admission.id);
+                follows && link.verify(&self.cluster) && !self.has_other_keys(admission)
+            })
     }
 
     pub(super) fn remember(&mut self, links: Vec<Link>) {
@@ -66,18 +102,8 @@ impl Trust for Roster {
         if self.is_member(&subject) {
             return Some(subject);
         }
-        let mut issuer = self.member(&links[0].issuer)?.id;
-        for link in &links {
-            let Body::Admit(admission) = &link.body else {
-                return None;
-            };
-            if link.issuer != issuer
-                || !link.verify(&self.cluster)
-                || self.has_other_keys(admission)
-            {
-                return None;
-            }
-            issuer = admission.id;
+        if !self.leads_here(&links) {
+            return None;
         }
         let before = self.loose.clone();
         self.remember(links);
@@ -87,6 +113,24 @@ impl Trust for Roster {
         self.loose = before;
         self.judge();
         None
+    }
+
+    fn why_no_member(
+        &self,
+        (caller, noise): (&NodeId, &[u8; 32]),
+        chain: &[u8],
+    ) -> Option<Vec<u8>> {
+        let known = self.verdict.admitted.get(caller);
+        if known.is_some_and(|keys| keys.noise == *noise) {
+            return self.revocation(caller).map(<[u8]>::to_vec);
+        }
+        let links = split_chain(chain)?;
+        let subject = links.last()?.admission()?;
+        if subject.id != *caller || subject.noise != *noise || !self.leads_here(&links) {
+            return None;
+        }
+        let mut issuers = links.iter().map(|link| link.issuer);
+        issuers.find_map(|issuer| self.revocation(&issuer).map(<[u8]>::to_vec))
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::handshake::Capabilities;
+use super::handshake::{Capabilities, Refusal};
 use super::transport::Transport;
 use crate::crypto::{Cipher, Secret};
 use crate::model::{ClusterId, Generation, NodeId, Now};
@@ -37,6 +37,9 @@ pub trait Trust {
     fn admit_chain(&self, me: &NodeId) -> Vec<u8>;
     /// Reads such records. The node at their end, if they are sound and it is a member now.
     fn learn_chain(&mut self, chain: &[u8]) -> Option<NodeId>;
+    /// Why a caller, who holds this noise key and shows this chain, is no member: the record that removed it, or who let
+    /// it in. `None` for strangers.
+    fn why_no_member(&self, caller: (&NodeId, &[u8; 32]), chain: &[u8]) -> Option<Vec<u8>>;
 }
 
 /// What [`super::Sessions`] wants done, or tells.
@@ -119,6 +122,13 @@ pub enum SessionEvent {
     Lost {
         /// With whom.
         peer: NodeId,
+    },
+    /// A peer tells why it makes no session with us.
+    Refused {
+        /// Who.
+        peer: NodeId,
+        /// Why.
+        refusal: Refusal,
     },
     /// Two processes claim to be one start of one node: a disk or a memory image was copied.
     CloneSuspected {

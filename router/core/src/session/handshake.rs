@@ -6,6 +6,7 @@
 //! |---------------------------------------------------->| length, mac1, cookie under load, DH, roster, (generation, counter)
 //! |             response: both indices, {caps, generation}|
 //! |<----------------------------------------------------| may open now, sends nothing yet
+//! |                        or: why not (`Refusal`)      | there is no session
 //! | data: a probe                                       |
 //! |---------------------------------------------------->| sends from now on
 //! ```
@@ -77,12 +78,23 @@ pub(crate) struct InitPayload {
     pub(super) extra: Vec<u8>,
 }
 
+/// Why there is no session. Only who called can read it, and only who was called can have said it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The caller was heard in a later start than the one it calls in: it came out of a backup and its clock is behind, or
+    /// it runs twice.
+    Outdated(Generation),
+    /// The roster record that removed the caller, or who let it in.
+    Removed(Vec<u8>),
+}
+
 /// What the called one says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ResponsePayload {
     pub(super) generation: Generation,
     pub(super) instance: u64,
     pub(super) capabilities: Capabilities,
+    pub(super) refusal: Option<Refusal>,
     /// For later versions.
     pub(super) extra: Vec<u8>,
 }

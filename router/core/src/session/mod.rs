@@ -17,6 +17,7 @@ pub mod handshake;
 pub mod join;
 mod link;
 mod noise;
+mod refusal;
 pub mod replay;
 mod timers;
 pub mod transport;
@@ -30,13 +31,16 @@ use std::sync::Arc;
 
 use crate::crypto::Random;
 use crate::identity::Identity;
-use crate::model::{NodeId, Now};
+use crate::model::{Generation, NodeId, Now};
 use crate::wire::{self, DataHeader, DatagramType, FrameKind, MAX_CONTROL, MAX_DATAGRAM, Message};
 use cookie::{Gate, MacKeys, Verdict, index_at};
 use desk::Desk;
 use drops::{DropReason, Drops};
-use handshake::{Arrived, Capabilities, Context, InitPayload, ResponsePayload, read_answer};
+use handshake::{
+    Arrived, Capabilities, Context, InitPayload, Refusal, ResponsePayload, read_answer,
+};
 use link::{Attempt, Link, Live, Pending, Wish};
+use refusal::Refused;
 use timers::{COOKIE_USE, INSIST_FOR, POLL, keepalive_idle, retry_after};
 use transport::Transport;
 
@@ -63,6 +67,7 @@ pub struct Sessions {
     desk: Desk,
     gate: Gate,
     links: BTreeMap<NodeId, Link>,
+    refused: Refused,
     next_poll: Now,
 }
 
@@ -78,6 +83,7 @@ impl Sessions {
             counter: 0,
             desk: Desk::new(me, random),
             links: BTreeMap::new(),
+            refused: Refused::default(),
             next_poll: now,
             config,
         }
@@ -218,6 +224,19 @@ impl Sessions {
                 self.dial(now, &peer, trust, out);
             }
         }
+    }
+
+    /// This node calls in another generation from now on: what was agreed in the one before is void.
+    pub fn set_generation(
+        &mut self,
+        now: Now,
+        generation: Generation,
+        trust: &impl Trust,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        self.config.generation = generation;
+        let random = self.desk.random.fork();
+        self.rekey_all(now, random, trust, out);
     }
 
     /// Time passed.
@@ -419,8 +438,15 @@ impl Sessions {
         let arrived = self
             .context
             .read_call(checked.body, &mut self.desk.random)?;
-        self.check_caller(&arrived, trust)?;
         let peer = arrived.payload.node;
+        if let Err(reason) = self.check_caller(&arrived, trust) {
+            let caller = (&peer, &arrived.noise_key);
+            let record = trust.why_no_member(caller, &arrived.payload.chain);
+            if let Some(record) = record {
+                self.refuse(now, from, arrived, Refusal::Removed(record), out);
+            }
+            return Err(reason);
+        }
         let is_full = self.half_open() >= MAX_HALF_OPEN;
         let me = self.desk.me;
         let link = self.link(now, peer).ok_or(DropReason::Full)?;
@@ -430,6 +456,10 @@ impl Sessions {
         }
         if fresh <= link.seen {
             link.note_old_start(now, fresh, out);
+            let seen = link.seen.0;
+            if fresh.0 < seen {
+                self.refuse(now, from, arrived, Refusal::Outdated(seen), out);
+            }
             return Err(DropReason::Stale);
         }
         link.note_start(now, fresh);
@@ -482,6 +512,7 @@ impl Sessions {
             generation: self.config.generation,
             instance: self.instance,
             capabilities: self.capabilities(),
+            refusal: None,
             extra: Vec::new(),
         };
         let index = self.desk.draw(peer);
@@ -525,6 +556,11 @@ impl Sessions {
         if !trust.is_member(&peer) {
             self.desk.release(index);
             return Err(DropReason::Stranger);
+        }
+        if let Some(refusal) = payload.refusal {
+            self.desk.release(index);
+            out.push(SessionEvent::Refused { peer, refusal });
+            return Ok(());
         }
         if payload.generation < link.seen.0 {
             self.desk.release(index);

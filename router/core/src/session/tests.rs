@@ -32,6 +32,8 @@ struct Roster {
     keys: BTreeMap<NodeId, [u8; 32]>,
     /// Keys that only a shown chain teaches.
     hidden: BTreeMap<NodeId, [u8; 32]>,
+    /// Keys of members that were removed.
+    removed: BTreeMap<NodeId, [u8; 32]>,
 }
 
 impl Trust for Roster {
@@ -49,6 +51,12 @@ impl Trust for Roster {
         let key = self.hidden.remove(&id)?;
         self.keys.insert(id, key);
         Some(id)
+    }
+    fn why_no_member(&self, (caller, noise): (&NodeId, &[u8; 32]), _: &[u8]) -> Option<Vec<u8>> {
+        let removed = self.removed.get(caller);
+        removed
+            .filter(|key| *key == noise)
+            .map(|_| b"removed".to_vec())
     }
 }
 
@@ -141,7 +149,7 @@ impl Net {
         let keys = identities.iter().map(|i| (i.id(), i.noise_public()));
         let roster = Roster {
             keys: keys.collect(),
-            hidden: BTreeMap::new(),
+            ..Roster::default()
         };
         let mut net = Self {
             now: Now(secs(1000)),
@@ -316,4 +324,53 @@ impl Net {
         let ((a, b), (c, d)) = (self.keys(0), self.keys(1));
         (a, b) == (d, c)
     }
+}
+
+fn refusals(node: &Node) -> Vec<Refusal> {
+    let events = node.events.iter();
+    let refusals = events.filter_map(|event| match event {
+        SessionEvent::Refused { refusal, .. } => Some(refusal.clone()),
+        _ => None,
+    });
+    refusals.collect()
+}
+
+#[test]
+fn a_start_that_is_not_the_last_is_told_which_was_and_no_more_often_than_it_can_use() {
+    let mut net = Net::new(2, 61);
+    net.restart(0, 7);
+    net.restart(1, 7);
+    net.say(0, 1, "hello");
+    net.run(secs(1));
+    net.restart(0, 3);
+    net.say(0, 1, "again");
+    net.run(secs(9));
+    assert_eq!(refusals(&net.nodes[0]), [Refusal::Outdated(Generation(7))]);
+    assert!(net.nodes[0].info().is_none());
+    let (node, now) = (&mut net.nodes[0], net.now);
+    let mut out = Vec::new();
+    node.sessions
+        .set_generation(now, Generation(8), &node.roster, &mut out);
+    net.collect(0, out);
+    net.say(0, 1, "now");
+    net.run(secs(2));
+    assert!(net.nodes[0].info().is_some());
+    assert!(net.nodes[1].messages().contains(&b"now".to_vec()));
+}
+
+#[test]
+fn who_was_removed_while_it_was_off_hears_it_and_strangers_hear_nothing() {
+    let mut net = Net::new(3, 62);
+    let (gone, stranger) = (net.nodes[1].id, net.nodes[2].id);
+    let roster = &mut net.nodes[0].roster;
+    let key = roster.keys.remove(&gone).unwrap();
+    roster.removed.insert(gone, key);
+    roster.keys.remove(&stranger);
+    net.say(1, 0, "hello");
+    net.say(2, 0, "hello");
+    net.run(secs(5));
+    let record = Refusal::Removed(b"removed".to_vec());
+    assert_eq!(refusals(&net.nodes[1]), [record]);
+    assert_eq!(refusals(&net.nodes[2]), []);
+    assert!(net.nodes[1].info().is_none() && net.nodes[2].info().is_none());
 }

@@ -10,7 +10,7 @@ use weft_core::node::{Command, CommandError};
 
 use super::Cluster;
 use super::people::Wish;
-use crate::faults::Kind;
+use crate::faults::{Action, Kind};
 use crate::nodes::identity_of;
 
 /// Who did not succeed tries again after this, on some host.
@@ -62,6 +62,54 @@ impl Cluster {
             force,
             tried: BTreeSet::new(),
         });
+    }
+
+    /// Who was let in by a removed node that had not heard of it yet is no member, and nothing that it says counts.
+    pub(super) fn look_who_let_in(&mut self, host: usize) {
+        if self.plan.has(Kind::Evict) && !self.ledger.evicted.contains(&host) && self.is_void(host)
+        {
+            self.ledger.forget(host, |_| false);
+            self.ledger.evicted.insert(host);
+        }
+    }
+
+    fn is_void(&self, host: usize) -> bool {
+        let shell = self.world.hosts[host].machine.as_ref();
+        let Some((shell, roster)) = shell.and_then(|shell| Some((shell, shell.node().roster()?)))
+        else {
+            return false;
+        };
+        let mut at = shell.id();
+        while let Some(keys) = roster.member(&at).filter(|keys| keys.depth > 0) {
+            let (issuer, index) = keys.admitted_by;
+            let mut others = self
+                .world
+                .running()
+                .filter(|(other, _)| !self.ledger.evicted.contains(other));
+            let void = others.any(|(_, other)| {
+                let revoked = other
+                    .node()
+                    .roster()
+                    .and_then(|roster| roster.revoked().get(&issuer));
+                revoked.is_some_and(|revoked| revoked.valid_links <= index)
+            });
+            if void {
+                return true;
+            }
+            at = issuer;
+        }
+        false
+    }
+
+    /// A host says that it is no member because of who let it in: its people begin anew there.
+    pub(super) fn is_told_to_begin_anew(&mut self, host: usize) -> bool {
+        let void = self.ledger.evicted.contains(&host);
+        if void {
+            let at = self.world.now.plus(TRY_AGAIN);
+            self.world.schedule(at, Action::Wipe(host));
+            self.world.schedule(at, Action::Boot(host));
+        }
+        void
     }
 
     /// In the end nobody waits for the majority any more.

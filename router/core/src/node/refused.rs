@@ -1,0 +1,111 @@
+//! Peers that make no session with this node say why: what it does about it, and what its people must know.
+
+use super::cluster::Cluster;
+use super::durable::Then;
+use super::io::Output;
+use super::meta::generation_batch;
+use crate::membership::Membership;
+use crate::model::{Generation, NodeId, Now};
+use crate::session::handshake::Refusal;
+
+/// A generation is believed to be at most so far ahead: it counts seconds since 1970, or starts. Whoever lies can't make
+/// this node use them up.
+const LEAP: u64 = 1 << 32;
+
+impl Cluster {
+    pub(super) fn on_refused(&mut self, now: Now, refusal: &Refusal, out: &mut Vec<Output>) {
+        match refusal {
+            Refusal::Outdated(seen) => self.on_outdated(now, *seen, out),
+            Refusal::Removed(record) => self.on_removed(now, record, out),
+        }
+    }
+
+    /// This node was heard in a later start than this one. Where nobody has taken this start for the latest, its disk is
+    /// an old one and its clock is behind: it goes on as a later start. Else another process has its key.
+    fn on_outdated(&mut self, now: Now, seen: Generation, out: &mut Vec<Output>) {
+        let ahead = seen.0.saturating_sub(self.generation.0);
+        if seen < self.generation || ahead > LEAP {
+            return;
+        }
+        let later = Generation(seen.0.saturating_add(1));
+        let then = match self.heard {
+            false => vec![Then::BecomeLater(later)],
+            true => Vec::new(),
+        };
+        if self.heard {
+            self.tell_once(
+                format!(
+                    "node {} runs twice (a copied disk or virtual machine): the others hear the one that started last; \
+                     stop one of them and run `weft reset` there",
+                    self.config.name
+                ),
+                out,
+            );
+        }
+        // The next start is a later one in any case.
+        self.persist(now, generation_batch(later), then, out);
+    }
+
+    /// The number of the later start is on disk.
+    pub(super) fn become_later(&mut self, now: Now, later: Generation, out: &mut Vec<Output>) {
+        if later <= self.generation || self.heard {
+            return;
+        }
+        self.generation = later;
+        let wall = self.wall.micros(now);
+        match self.catalog.become_later(later, &self.identity, wall) {
+            Ok(written) => self.publish(now, written, Vec::new(), out),
+            Err(error) => out.push(Output::Alarm(format!(
+                "own records could not be written again: {error}"
+            ))),
+        }
+        self.membership = Membership::new(self.me, later, self.random.fork(), now);
+        self.sessions
+            .set_generation(now, later, &self.meta.roster, &mut self.buffers.sessions);
+        self.on_roster(now, out);
+        self.view_changed = true;
+    }
+
+    /// This node was removed while it was off, or whoever let it in was before it did.
+    fn on_removed(&mut self, now: Now, record: &[u8], out: &mut Vec<Output>) {
+        let Some((subject, by)) = self.roster().removal_in(record) else {
+            return;
+        };
+        let concerns = subject == self.me || self.roster().admitter_of(&self.me) == Some(subject);
+        if !concerns || !self.is_member() {
+            return;
+        }
+        let wall = self.wall.micros(now);
+        if let Ok(mut inserted) = self.meta.roster.insert(record, wall) {
+            let pruned = self.catalog.prune(&self.meta.roster);
+            inserted.batch.append(pruned);
+            self.persist(now, inserted.batch, Vec::new(), out);
+            self.on_roster(now, out);
+            self.on_catalog(now, out);
+        }
+        // Records before that one may be missing here, and nobody tells them to a removed node.
+        if self.is_member() && subject == self.me {
+            self.tell_once(self.removed_text(Some(by)), out);
+        }
+    }
+
+    /// What people read on a host that is no member any more.
+    pub(super) fn removed_text(&self, by: Option<NodeId>) -> String {
+        let admitter = self.roster().admitter_of(&self.me);
+        let void = admitter.filter(|id| self.roster().revoked().contains_key(id));
+        match (by, void) {
+            (None, Some(admitter)) => format!(
+                "this node was let in by {}, which had been removed from the cluster: nobody there knows this node; to \
+                 come in, run `weft reset` and join with a new token",
+                self.name_of(&admitter)
+            ),
+            _ => {
+                let by = by.map_or_else(|| "another node".to_owned(), |by| self.name_of(&by));
+                format!(
+                    "this node was removed from the cluster by {by}: nobody there talks to it any more; to come back, \
+                     run `weft reset` and join with a new token"
+                )
+            }
+        }
+    }
+}
