@@ -1,12 +1,13 @@
 //! What changed since it was last asked for, so that whoever follows the catalog does again only what follows from that:
 //! with ten thousand endpoints one more must not cost a look at all of them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::Catalog;
 use super::log::slot_of;
-use crate::model::NodeId;
+use crate::model::{EndpointName, NodeId};
 use crate::record::Record;
 use crate::value::{Kind, NodeInfo, Object, Scope};
 
@@ -43,6 +44,8 @@ pub(super) struct Tracker {
     changes: Changes,
     /// How many endpoints of a node have an address.
     holders: BTreeMap<(Ipv4Addr, NodeId), u32>,
+    /// How many endpoints answer to a name.
+    named: BTreeMap<EndpointName, u32>,
 }
 
 impl Tracker {
@@ -58,16 +61,23 @@ impl Tracker {
             Some((Object::Endpoint(endpoint), _)) if kind == Kind::ENDPOINT => endpoint,
             _ => return,
         };
-        let holder = (endpoint.ip, record.writer());
         self.changes.addresses.insert(endpoint.ip);
-        let count = self.holders.entry(holder).or_default();
-        match account {
-            Account::In => *count += 1,
-            Account::Out => *count = count.saturating_sub(1),
+        tally(&mut self.holders, (endpoint.ip, record.writer()), account);
+        for name in &endpoint.names {
+            tally(&mut self.named, name.clone(), account);
         }
-        if *count == 0 {
-            self.holders.remove(&holder);
+    }
+}
+
+/// One more of them, or one less; what there is none of is not kept.
+fn tally<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K, account: Account) {
+    match (counts.entry(key), account) {
+        (entry, Account::In) => *entry.or_default() += 1,
+        (Entry::Occupied(entry), Account::Out) if *entry.get() == 1 => {
+            entry.remove();
         }
+        (Entry::Occupied(mut entry), Account::Out) => *entry.get_mut() -= 1,
+        (Entry::Vacant(_), Account::Out) => {}
     }
 }
 
@@ -87,6 +97,11 @@ impl Catalog {
         let all = (ip, NodeId([0; 32]))..=(ip, NodeId([0xff; 32]));
         let mut holders = self.tracker.holders.range(all);
         holders.any(|((_, node), _)| !removed.contains(node))
+    }
+
+    /// Does an endpoint of any node answer to this name?
+    pub(crate) fn is_endpoint_name(&self, name: &EndpointName) -> bool {
+        self.tracker.named.contains_key(name)
     }
 
     /// What a node says of itself.

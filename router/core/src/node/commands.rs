@@ -377,26 +377,18 @@ impl Cluster {
     /// What already answers to a name, but for the very same binding.
     fn holder_of(&self, spec: &NameSpec) -> Option<String> {
         let wall = self.wall_now();
-        if self
-            .catalog
-            .services(wall)
-            .iter()
-            .any(|service| service.name == spec.name)
-        {
+        let key = label_key(&spec.name);
+        let shared = |kind| self.catalog.shared_object(kind, &key, wall);
+        if shared(Kind::SERVICE).is_some() {
             return Some("a service".to_owned());
         }
-        let endpoints = self.catalog.endpoints(&BTreeSet::new());
-        if endpoints
-            .iter()
-            .any(|endpoint| endpoint.names.contains(&spec.name))
-        {
+        if self.catalog.is_endpoint_name(&spec.name) {
             return Some("an endpoint".to_owned());
         }
-        let names = self.catalog.names(wall);
-        let bound = names
-            .iter()
-            .find(|name| name.name == spec.name && name.ip != spec.ip)?;
-        Some(format!("{}", bound.ip))
+        match shared(Kind::NAME)? {
+            Object::Name(bound) if bound.ip != spec.ip => Some(bound.ip.to_string()),
+            _ => None,
+        }
     }
 
     pub(super) fn remove_shared(
