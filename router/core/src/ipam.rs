@@ -8,6 +8,7 @@ mod block;
 mod free;
 mod locks;
 mod ring;
+mod used;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -23,6 +24,7 @@ use crate::view::ADDRESS_REST;
 pub use block::{Block, BlockError};
 use free::Free;
 pub use ring::Ring;
+use used::Used;
 
 /// Why an address that was asked for can't be had here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,7 +82,7 @@ pub struct Allocator {
     plan: AddressPlan,
     ring: Ring,
     /// By a record in the catalog.
-    used: BTreeSet<u32>,
+    used: Used,
     /// Handed out, not in the catalog yet.
     reserved: BTreeSet<u32>,
     resting: BTreeMap<u32, Now>,
@@ -105,7 +107,7 @@ impl Allocator {
             me,
             plan,
             ring,
-            used: BTreeSet::new(),
+            used: Used::default(),
             reserved: BTreeSet::new(),
             rested: resting.iter().map(|(ip, until)| (*until, *ip)).collect(),
             resting,
@@ -114,7 +116,9 @@ impl Allocator {
             locked: Vec::new(),
             thrifty: false,
         };
-        allocator.count_anew();
+        for (start, last) in allocator.ring.parts(&me) {
+            allocator.count_within(start, last);
+        }
         allocator
     }
 
@@ -132,26 +136,28 @@ impl Allocator {
         used: &BTreeSet<Ipv4Addr>,
         networks: &[Ipv4Net],
     ) -> Batch {
-        let used: BTreeSet<u32> = used.iter().map(|ip| u32::from(*ip)).collect();
-        let freed: Vec<u32> = self.used.difference(&used).copied().collect();
-        let taken: Vec<u32> = used.difference(&self.used).copied().collect();
-        self.reserved.retain(|ip| !used.contains(ip));
-        let same_ring = self.ring == ring;
-        self.ring = ring;
-        self.used = match mutation::is_on(Mutation::ForgetUsed) {
-            true => BTreeSet::new(),
-            false => used,
-        };
+        self.set_ring(ring, networks);
+        let gone = |ip: &u32| !used.contains(&Ipv4Addr::from(*ip));
+        let freed: Vec<u32> = self.used.iter().filter(gone).collect();
+        let used = used.iter().map(|ip| u32::from(*ip));
+        let taken: Vec<u32> = used.filter(|ip| !self.used.contains(*ip)).collect();
+        let freed = freed.into_iter().map(|ip| (ip.into(), false));
+        let taken = taken.into_iter().map(|ip| (ip.into(), true));
+        self.mark(now, freed.chain(taken))
+    }
+
+    /// Grants changed, and nothing else: this is the ring now.
+    pub fn set_ring(&mut self, ring: Ring, networks: &[Ipv4Net]) {
         self.networks = networks.to_vec();
-        let mut batch = Batch::new();
-        for ip in freed {
-            self.rest(ip, now, &mut batch);
+        let before = self.ring.parts(&self.me);
+        self.ring = ring;
+        let after = self.ring.parts(&self.me);
+        for (start, last) in subtract(&before, &after) {
+            self.free.cut(start, last);
         }
-        match same_ring {
-            true => taken.into_iter().for_each(|ip| self.count(ip)),
-            false => self.count_anew(),
+        for (start, last) in subtract(&after, &before) {
+            self.count_within(start, last);
         }
-        batch
     }
 
     /// Only these addresses came into use, or are no longer used; the ring and the networks are what they were.
@@ -161,8 +167,10 @@ impl Allocator {
             let ip = u32::from(ip);
             if is_used {
                 self.reserved.remove(&ip);
-                self.used.insert(ip);
-            } else if self.used.remove(&ip) {
+                if !mutation::is_on(Mutation::ForgetUsed) {
+                    self.used.insert(ip);
+                }
+            } else if self.used.remove(ip) {
                 self.rest(ip, now, &mut batch);
             }
             self.count(ip);
@@ -172,7 +180,7 @@ impl Allocator {
 
     /// Addresses in use by any endpoint or service.
     pub(crate) fn in_use(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
-        self.used.iter().map(|ip| Ipv4Addr::from(*ip))
+        self.used.iter().map(Ipv4Addr::from)
     }
 
     /// The lowest free address of `net` in this node's parts. It is taken until [`Self::release`], or until it was seen
@@ -207,7 +215,7 @@ impl Allocator {
         let mut batch = Batch::new();
         let ip = u32::from(ip);
         let was_reserved = self.reserved.remove(&ip);
-        if self.used.remove(&ip) || was_reserved {
+        if self.used.remove(ip) || was_reserved {
             self.rest(ip, now, &mut batch);
         }
         batch
@@ -244,17 +252,15 @@ impl Allocator {
 
     /// Addresses of `net` that anybody's endpoint or service holds, as far as this node knows.
     pub fn used(&self, net: &Ipv4Net) -> u64 {
-        self.used.range(addresses(net)).count() as u64
+        let (first, last) = addresses(net).into_inner();
+        self.used.count(first, last)
     }
 
     /// Addresses of `net` that a node owns and, as far as is known here, nobody uses.
     pub fn free_of(&self, node: &NodeId, net: &Ipv4Net) -> u64 {
         let parts = self.ring.parts_in(node, net).into_iter();
         parts
-            .map(|(start, last)| {
-                let used = self.used.range(start..=last).count() as u64;
-                u64::from(last - start) + 1 - used
-            })
+            .map(|(start, last)| u64::from(last - start) + 1 - self.used.count(start, last))
             .sum()
     }
 
@@ -309,7 +315,7 @@ impl Allocator {
     }
 
     fn is_free(&self, ip: u32) -> bool {
-        !self.used.contains(&ip) && !self.reserved.contains(&ip) && !self.resting.contains_key(&ip)
+        !self.used.contains(ip) && !self.reserved.contains(&ip) && !self.resting.contains_key(&ip)
     }
 
     fn is_usable(&self, ip: u32, net: &Ipv4Net) -> bool {
@@ -351,11 +357,15 @@ impl Allocator {
         }
     }
 
-    /// All may have changed.
-    fn count_anew(&mut self) {
-        let taken = self.used.iter().chain(&self.reserved);
-        let taken = taken.chain(self.resting.keys()).copied();
-        self.free = Free::new(&self.ring.parts(&self.me), taken);
+    /// These addresses have become this node's: which of them are free?
+    fn count_within(&mut self, start: u32, last: u32) {
+        self.free.add(start, last);
+        let reserved = self.reserved.range(start..=last);
+        let resting = self.resting.range(start..=last).map(|(ip, _)| ip);
+        let held = reserved.chain(resting).copied();
+        for ip in held.chain(self.used.within(start, last)) {
+            self.free.take(ip);
+        }
     }
 
     /// Own addresses of `net` that nobody has, as intervals.
@@ -382,6 +392,29 @@ fn largest_block(start: u32, last: u32) -> (u32, u64) {
         size /= 2;
     }
     (last, 1)
+}
+
+/// What of `parts` does not lie in `of`.
+pub(crate) fn subtract(parts: &[(u32, u32)], of: &[(u32, u32)]) -> Vec<(u32, u32)> {
+    let mut of = of.to_vec();
+    of.sort_unstable();
+    let mut left = Vec::new();
+    for (start, last) in parts {
+        let mut from = Some(*start);
+        for (first, end) in of
+            .iter()
+            .filter(|(first, end)| first <= last && end >= start)
+        {
+            if let Some(at) = from.filter(|at| at < first) {
+                left.push((at, first - 1));
+            }
+            from = from.and_then(|at| end.checked_add(1).map(|next| at.max(next)));
+        }
+        if let Some(at) = from.filter(|at| at <= last) {
+            left.push((at, *last));
+        }
+    }
+    left
 }
 
 fn rest_key(ip: u32) -> Vec<u8> {

@@ -52,14 +52,13 @@ impl Catalog {
     }
 
     /// One node's endpoints.
-    pub fn endpoints_of(&self, node: &NodeId) -> Vec<Endpoint> {
+    pub fn endpoints_of(&self, node: &NodeId) -> impl Iterator<Item = &Endpoint> {
         let log = self.logs.get(node).into_iter();
         log.flat_map(|log| log.slots.range(slots_of(Kind::ENDPOINT)))
             .filter_map(|(_, held)| match &decode(&held.record)?.0 {
-                Object::Endpoint(endpoint) => Some(endpoint.clone()),
+                Object::Endpoint(endpoint) => Some(endpoint),
                 _ => None,
             })
-            .collect()
     }
 
     /// All grants with their writers: what the ring is computed from.
@@ -190,6 +189,18 @@ impl Catalog {
         self.duplicates_under(self.shared.keys(), wall)
     }
 
+    /// Networks among them.
+    pub(crate) fn lost_networks(&self, wall: WallMicros) -> Vec<Network> {
+        let slots = self.shared.range(slots_of(Kind::NETWORK));
+        let lost = self.duplicates_under(slots.map(|(slot, _)| slot), wall);
+        lost.into_iter()
+            .filter_map(|lost| match lost.object {
+                Object::Network(network) => Some(network),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// Those under these names.
     pub(crate) fn duplicates_under<'a>(
         &self,
@@ -213,9 +224,7 @@ impl Catalog {
                 Object::Endpoint(endpoint) => Some(endpoint.ip),
                 _ => None,
             });
-        let slots = self
-            .shared
-            .range((Kind::SERVICE, Vec::new())..(Kind(Kind::SERVICE.0 + 1), Vec::new()));
+        let slots = self.shared.range(slots_of(Kind::SERVICE));
         let vips = slots.flat_map(|(slot, writers)| self.vips_under(slot, writers));
         endpoints.chain(vips).collect()
     }

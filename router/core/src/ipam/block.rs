@@ -51,7 +51,7 @@ impl Allocator {
         }
         let own = self.reserved.range(addresses(net)).next().is_some()
             || self.resting.range(addresses(net)).next().is_some();
-        if own || self.used.range(addresses(net)).next().is_some() {
+        if own || self.used(net) > 0 {
             return Err(BlockError::InUse(*net));
         }
         Ok(())

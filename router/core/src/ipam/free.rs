@@ -10,15 +10,6 @@ use std::ops::Bound;
 pub(super) struct Free(BTreeMap<u32, u32>);
 
 impl Free {
-    /// What is left of `parts` (in ascending order, apart from each other) without `taken` (in ascending order).
-    pub(super) fn new(parts: &[(u32, u32)], taken: impl Iterator<Item = u32>) -> Self {
-        let mut free = Self(parts.iter().copied().collect());
-        for ip in taken {
-            free.take(ip);
-        }
-        free
-    }
-
     /// Takes an address out; false if it was not free.
     pub(super) fn take(&mut self, ip: u32) -> bool {
         let Some((start, last)) = self.around(ip) else {
@@ -37,13 +28,18 @@ impl Free {
 
     /// Puts an address in.
     pub(super) fn give(&mut self, ip: u32) {
-        if self.contains(ip) {
-            return;
+        if !self.contains(ip) {
+            self.add(ip, ip);
         }
-        let below = ip.checked_sub(1).and_then(|below| self.around(below));
-        let above = ip.checked_add(1).and_then(|above| self.around(above));
-        let start = below.map_or(ip, |(start, _)| start);
-        let last = above.map_or(ip, |(_, last)| last);
+    }
+
+    /// Puts all of `first..=end` in.
+    pub(super) fn add(&mut self, first: u32, end: u32) {
+        self.cut(first, end);
+        let below = first.checked_sub(1).and_then(|below| self.around(below));
+        let above = end.checked_add(1).and_then(|above| self.around(above));
+        let start = below.map_or(first, |(start, _)| start);
+        let last = above.map_or(end, |(_, last)| last);
         if let Some((above, _)) = above {
             self.0.remove(&above);
         }
@@ -99,10 +95,13 @@ mod tests {
     proptest! {
         #[test]
         fn it_is_the_set_of_free_addresses_however_it_came_about(
-            ops in proptest::collection::vec((0u8..9, 0u32..64), 0..200),
+            ops in proptest::collection::vec((0u8..10, 0u32..64), 0..200),
             window in (0u32..64, 0u32..64),
         ) {
-            let mut free = Free::new(&[(3, 20), (40, 50)], [5, 6, 41].into_iter());
+            let mut free = Free::default();
+            free.add(3, 20);
+            free.add(40, 50);
+            [5, 6, 41].map(|ip| free.take(ip));
             let mut model: BTreeSet<u32> = (3..=20).chain(40..=50).filter(|ip| ![5, 6, 41].contains(ip)).collect();
             for (what, ip) in ops {
                 match what {
@@ -111,6 +110,10 @@ mod tests {
                         model.insert(ip);
                     }
                     4..8 => prop_assert_eq!(free.take(ip), model.remove(&ip)),
+                    8 => {
+                        free.add(ip, ip + 5);
+                        model.extend(ip..=ip + 5);
+                    }
                     _ => {
                         free.cut(ip, ip + 5);
                         model.retain(|had| !(ip..=ip + 5).contains(had));
@@ -130,7 +133,8 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_address_space_are_addresses_like_others() {
-        let mut free = Free::new(&[(0, u32::MAX)], std::iter::empty());
+        let mut free = Free::default();
+        free.add(0, u32::MAX);
         assert!(free.take(0) && free.take(u32::MAX) && !free.take(0));
         free.give(u32::MAX);
         free.give(0);

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
+
 use super::Wall;
 use super::asks::{Asks, MAX_CHECKS, MAX_WAITING};
 use super::durable::Then;
@@ -15,7 +17,7 @@ use super::removal::Removing;
 use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::{HOUSEKEEPING, MAX_TOLD};
-use crate::catalog::{Catalog, Changes};
+use crate::catalog::{Catalog, Changes, WriterState};
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
@@ -65,6 +67,8 @@ pub(super) struct Cluster {
     /// Revision of the catalog's grants and votes, and the roster's digest, for which the ring was computed.
     pub(super) seen_space: Option<(u64, u64)>,
     pub(super) allocator: Allocator,
+    /// Whose endpoints' addresses did not count when those in use were last looked at as a whole.
+    counted_without: Option<BTreeSet<NodeId>>,
     pub(super) random: Random,
     pub(super) wall: Wall,
     pub(super) generation: Generation,
@@ -93,6 +97,8 @@ pub(super) struct Cluster {
     pub(super) told: BTreeSet<String>,
     /// Networks that people were told are nearly full.
     pub(super) low: BTreeSet<NetworkName>,
+    /// The networks, and the own log, for which it was looked whether this node's endpoints are in any.
+    pub(super) housed: Option<(Vec<(NetworkName, Ipv4Net)>, WriterState)>,
     pub(super) count_space_at: Option<Now>,
 }
 
@@ -165,6 +171,7 @@ impl Cluster {
             removing: Vec::new(),
             seen_space: None,
             allocator,
+            counted_without: None,
             random,
             wall,
             generation,
@@ -188,6 +195,7 @@ impl Cluster {
             next_due: None,
             told: BTreeSet::new(),
             low: BTreeSet::new(),
+            housed: None,
             count_space_at: None,
         };
         let seeds = cluster.meta.seeds.clone();
@@ -449,12 +457,17 @@ impl Cluster {
         let space_changed = self.update_ring(&removed);
         let vips = self.plan.vips();
         let services_changed = space_changed || changes.touch(Kind::SERVICE);
-        if services_changed
+        if self.counted_without.as_ref() != Some(&removed)
+            || changes.touch(Kind::SERVICE)
             || changes.touch(Kind::NETWORK)
             || changes.addresses.iter().any(|ip| vips.contains(ip))
         {
             self.count_addresses(now, &removed, out);
         } else {
+            if space_changed {
+                let networks = self.network_blocks();
+                self.allocator.set_ring(self.ring.clone(), &networks);
+            }
             let used = |ip: &Ipv4Addr| (*ip, self.catalog.is_held(*ip, &removed));
             let resting = self.allocator.mark(now, changes.addresses.iter().map(used));
             self.persist(now, resting, Vec::new(), out);
@@ -479,7 +492,7 @@ impl Cluster {
         }
     }
 
-    /// The ring, networks or services changed: which addresses are in use is looked at as a whole.
+    /// Members were removed, or networks or services changed: which addresses are in use is looked at as a whole.
     fn count_addresses(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
         let used = self.catalog.used_addresses(removed);
         let networks = self.network_blocks();
@@ -487,6 +500,7 @@ impl Cluster {
             .allocator
             .update(now, self.ring.clone(), &used, &networks);
         self.persist(now, resting, Vec::new(), out);
+        self.counted_without = Some(removed.clone());
     }
 
     /// Cluster-wide objects changed: some may be due later, some may have been created twice.

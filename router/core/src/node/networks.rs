@@ -108,7 +108,7 @@ impl Cluster {
     /// All networks with what is known of them, `default` first.
     pub(super) fn networks(&self) -> Vec<NetworkView> {
         let wall = self.wall_now();
-        let lost = self.catalog.duplicates(wall);
+        let lost = self.catalog.lost_networks(wall);
         let others = self.catalog.networks(wall).into_iter();
         let default = Label::parse(DEFAULT).ok().map(|name| Network {
             name,
@@ -118,10 +118,8 @@ impl Cluster {
             .into_iter()
             .chain(others.filter(|n| self.plan.is_network(&n.net)))
             .map(|network| {
-                let also = lost.iter().filter_map(|lost| match &lost.object {
-                    Object::Network(n) if n.name == network.name => Some(n.net),
-                    _ => None,
-                });
+                let also = lost.iter().filter(|lost| lost.name == network.name);
+                let also = also.map(|lost| lost.net);
                 let also = also.filter(|net| self.plan.is_network(net) && *net != network.net);
                 let also = also.collect();
                 self.network_view(network.name, network.net, also)
@@ -132,11 +130,8 @@ impl Cluster {
     /// All blocks that are, or were meant to be, networks besides `default`.
     pub(super) fn network_blocks(&self) -> Vec<Ipv4Net> {
         let wall = self.wall_now();
-        let lost = self.catalog.duplicates(wall).into_iter();
-        let lost = lost.filter_map(|lost| match lost.object {
-            Object::Network(network) => Some(network.net),
-            _ => None,
-        });
+        let lost = self.catalog.lost_networks(wall).into_iter();
+        let lost = lost.map(|network| network.net);
         let networks = self.catalog.networks(wall).into_iter().map(|n| n.net);
         networks
             .chain(lost)
@@ -430,21 +425,38 @@ impl Cluster {
             self.low = low;
             self.view_changed = true;
         }
+        self.tell_homeless(&networks, out);
+    }
+
+    /// Tells people of this node's endpoints that lost their network, where that, or the endpoints, may have changed.
+    fn tell_homeless(&mut self, networks: &[NetworkView], out: &mut Vec<Output>) {
+        let blocks = networks.iter().flat_map(|network| {
+            let blocks = network.blocks();
+            blocks.map(|block| (network.name.clone(), block))
+        });
+        let looked_at = Some((blocks.collect(), self.catalog.state_of(&self.me)));
+        if self.housed == looked_at {
+            return;
+        }
+        self.housed = looked_at;
         // A network of the same name may have been made since, of other addresses.
         let inside = |e: &Endpoint| {
             let mut networks = networks.iter().filter(|n| n.name == e.network);
             networks.any(|n| n.blocks().any(|block| block.contains(&e.ip)))
         };
         let mine = self.catalog.endpoints_of(&self.me);
-        for endpoint in mine.iter().filter(|e| !inside(e)) {
-            let text = format!(
-                "{} is in network \"{}\", which was removed while this host did not hear of it: nobody reaches it but \
-                 through services; detach it and attach it anew",
-                self.endpoints_text(&[endpoint]),
-                endpoint.network
-            );
-            self.tell_once(text, out);
-        }
+        let texts: Vec<String> = mine
+            .filter(|endpoint| !inside(endpoint))
+            .map(|endpoint| {
+                format!(
+                    "{} is in network \"{}\", which was removed while this host did not hear of it: nobody reaches it \
+                     but through services; detach it and attach it anew",
+                    self.endpoints_text(&[endpoint]),
+                    endpoint.network
+                )
+            })
+            .collect();
+        texts.into_iter().for_each(|text| self.tell_once(text, out));
     }
 }
 

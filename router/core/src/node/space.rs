@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::cluster::Cluster;
 use super::gifts::Wish;
 use super::io::Output;
+use crate::ipam::subtract;
 use crate::model::{EndpointId, NetworkName, NodeId, Now};
 use crate::value::{Kind, MAX_LOCKED, MAX_VOTERS, Object, Vote, Voters};
 use crate::view::{Endpoint, Liveness};
@@ -362,14 +363,7 @@ impl Cluster {
     /// so the loss must last, or be news that others agree with.
     fn readdress(&mut self, now: Now, out: &mut Vec<Output>) {
         let before = std::mem::take(&mut self.space.lost);
-        for endpoint in self.own_endpoints() {
-            let Some(owner) = self
-                .ring
-                .owner(endpoint.ip)
-                .filter(|owner| *owner != self.me)
-            else {
-                continue;
-            };
+        for (owner, endpoint) in self.own_endpoints_elsewhere() {
             let since = before.get(&endpoint.id).copied().unwrap_or(now);
             let agreed = self.sync.agreed().is_some_and(|at| at > since);
             let patience = match agreed || self.ring.was_forced(endpoint.ip) {
@@ -399,8 +393,12 @@ impl Cluster {
         }
     }
 
-    fn own_endpoints(&self) -> Vec<Endpoint> {
-        self.catalog.endpoints_of(&self.me)
+    /// Own endpoints with addresses that are others' now, and whose.
+    fn own_endpoints_elsewhere(&self) -> Vec<(NodeId, Endpoint)> {
+        let others = |ip| self.ring.owner(ip).filter(|owner| *owner != self.me);
+        let mine = self.catalog.endpoints_of(&self.me);
+        mine.filter_map(|endpoint| Some((others(endpoint.ip)?, endpoint.clone())))
+            .collect()
     }
 
     fn another_address(&mut self, network: &NetworkName) -> Option<Ipv4Addr> {
@@ -539,29 +537,6 @@ pub(super) fn intersect(parts: &[Interval], of: &[Interval]) -> Vec<Interval> {
         }
     }
     both
-}
-
-/// What of `parts` does not lie in `of`.
-pub(super) fn subtract(parts: &[Interval], of: &[Interval]) -> Vec<Interval> {
-    let mut of = of.to_vec();
-    of.sort_unstable();
-    let mut left = Vec::new();
-    for (start, last) in parts {
-        let mut from = Some(*start);
-        for (first, end) in of
-            .iter()
-            .filter(|(first, end)| first <= last && end >= start)
-        {
-            if let Some(at) = from.filter(|at| at < first) {
-                left.push((at, first - 1));
-            }
-            from = from.and_then(|at| end.checked_add(1).map(|next| at.max(next)));
-        }
-        if let Some(at) = from.filter(|at| at <= last) {
-            left.push((at, *last));
-        }
-    }
-    left
 }
 
 #[cfg(test)]
