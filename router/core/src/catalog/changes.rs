@@ -16,6 +16,8 @@ use crate::value::{Kind, NodeInfo, Object, Scope};
 pub(crate) struct Changes {
     /// What these nodes say of themselves.
     pub(crate) nodes: BTreeSet<NodeId>,
+    /// Endpoints of these nodes, by their keys.
+    pub(crate) endpoints: BTreeSet<(NodeId, Vec<u8>)>,
     /// Endpoints have these addresses, or had them.
     pub(crate) addresses: BTreeSet<Ipv4Addr>,
     /// Cluster-wide objects under these kinds and keys.
@@ -62,6 +64,8 @@ impl Tracker {
             _ => return,
         };
         self.changes.addresses.insert(endpoint.ip);
+        let of = (record.writer(), record.key().to_vec());
+        self.changes.endpoints.insert(of);
         tally(&mut self.holders, (endpoint.ip, record.writer()), account);
         for name in &endpoint.names {
             tally(&mut self.named, name.clone(), account);

@@ -61,6 +61,15 @@ impl Catalog {
             })
     }
 
+    /// The endpoint that a node's record under this key tells of.
+    pub(crate) fn endpoint(&self, node: &NodeId, key: &[u8]) -> Option<&Endpoint> {
+        let record = self.held(node, &(Kind::ENDPOINT, key.to_vec()))?;
+        match &decode(record)?.0 {
+            Object::Endpoint(endpoint) => Some(endpoint),
+            _ => None,
+        }
+    }
+
     /// All grants with their writers: what the ring is computed from.
     pub fn grants(&self) -> Vec<(NodeId, Grant)> {
         self.own_objects(Kind::GRANT)

@@ -101,7 +101,7 @@ mod tests {
             let mut free = Free::default();
             free.add(3, 20);
             free.add(40, 50);
-            [5, 6, 41].map(|ip| free.take(ip));
+            prop_assert!([5, 6, 41].into_iter().all(|ip| free.take(ip)));
             let mut model: BTreeSet<u32> = (3..=20).chain(40..=50).filter(|ip| ![5, 6, 41].contains(ip)).collect();
             for (what, ip) in ops {
                 match what {

@@ -17,7 +17,7 @@ use super::removal::Removing;
 use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::{HOUSEKEEPING, MAX_TOLD};
-use crate::catalog::{Catalog, Changes, WriterState};
+use crate::catalog::{Catalog, Changes};
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
@@ -97,8 +97,10 @@ pub(super) struct Cluster {
     pub(super) told: BTreeSet<String>,
     /// Networks that people were told are nearly full.
     pub(super) low: BTreeSet<NetworkName>,
-    /// The networks, and the own log, for which it was looked whether this node's endpoints are in any.
-    pub(super) housed: Option<(Vec<(NetworkName, Ipv4Net)>, WriterState)>,
+    /// The networks for which it was looked whether this node's endpoints are in any,
+    pub(super) housed: Option<Vec<(NetworkName, Ipv4Net)>>,
+    /// and those that changed since, by their keys.
+    pub(super) to_house: BTreeSet<Vec<u8>>,
     pub(super) count_space_at: Option<Now>,
 }
 
@@ -196,6 +198,7 @@ impl Cluster {
             told: BTreeSet::new(),
             low: BTreeSet::new(),
             housed: None,
+            to_house: BTreeSet::new(),
             count_space_at: None,
         };
         let seeds = cluster.meta.seeds.clone();
@@ -453,6 +456,8 @@ impl Cluster {
                 self.sessions.set_addresses(now, *peer, underlay);
             }
         }
+        let mine = changes.endpoints.iter().filter(|(of, _)| *of == self.me);
+        self.to_house.extend(mine.map(|(_, key)| key.clone()));
         let removed = self.removed();
         let space_changed = self.update_ring(&removed);
         let vips = self.plan.vips();

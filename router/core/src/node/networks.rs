@@ -434,18 +434,23 @@ impl Cluster {
             let blocks = network.blocks();
             blocks.map(|block| (network.name.clone(), block))
         });
-        let looked_at = Some((blocks.collect(), self.catalog.state_of(&self.me)));
-        if self.housed == looked_at {
-            return;
-        }
-        self.housed = looked_at;
+        let blocks = Some(blocks.collect());
+        let changed = std::mem::take(&mut self.to_house);
+        let mine: Vec<&Endpoint> = match self.housed == blocks {
+            true => {
+                let of_key = |key: &Vec<u8>| self.catalog.endpoint(&self.me, key);
+                changed.iter().filter_map(of_key).collect()
+            }
+            false => self.catalog.endpoints_of(&self.me).collect(),
+        };
+        self.housed = blocks;
         // A network of the same name may have been made since, of other addresses.
         let inside = |e: &Endpoint| {
             let mut networks = networks.iter().filter(|n| n.name == e.network);
             networks.any(|n| n.blocks().any(|block| block.contains(&e.ip)))
         };
-        let mine = self.catalog.endpoints_of(&self.me);
         let texts: Vec<String> = mine
+            .into_iter()
             .filter(|endpoint| !inside(endpoint))
             .map(|endpoint| {
                 format!(
