@@ -414,6 +414,12 @@ impl Roster {
         &self.forks
     }
 
+    /// Both records of a fork, the one that holds here first.
+    pub(crate) fn proof_of<'a>(&'a self, fork: &'a Fork) -> impl Iterator<Item = &'a [u8]> {
+        let holds = self.records_from(&fork.issuer, fork.index).take(1);
+        holds.chain(std::iter::once(fork.void.as_slice()))
+    }
+
     /// Members whose admission is more links away than a handshake shows: somebody nearer to the founder, with the right
     /// to invite, should [`Self::admit`] them anew.
     pub fn too_deep(&self) -> Vec<&MemberKeys> {

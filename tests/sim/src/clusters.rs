@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use weft_core::crypto::{Random, memo};
-use weft_core::model::{AddressPlan, EndpointId, NodeId, Now};
+use weft_core::model::{AddressPlan, EndpointId, Label, NodeId, Now};
 use weft_core::store::{Batch, Stored, Table};
 use weft_core::value::{Kind as RecordKind, endpoint_key};
 
@@ -352,6 +352,11 @@ impl Cluster {
                 self.taint_own(host);
             }
             self.look_who_let_in(host);
+            let shell = self.world.hosts[host].machine.as_ref();
+            let alarms = shell.into_iter().flat_map(|shell| &shell.alarms);
+            for (name, vip) in alarms.filter_map(|line| parted(line)) {
+                self.ledger.parted(&name, vip);
+            }
             let lines = self.watch.look(&mut self.world, host, &mut self.ledger);
             lines.into_iter().for_each(|line| self.violation(line));
         }
@@ -470,6 +475,15 @@ impl Cluster {
             }
         }
     }
+}
+
+/// The service that got another address, and which.
+fn parted(line: &str) -> Option<(Label, Ipv4Addr)> {
+    let (_, rest) = line.split_once(" had one virtual address, ")?;
+    let (_, rest) = rest.split_once(": \"")?;
+    let (name, rest) = rest.split_once("\" has ")?;
+    let (vip, _) = rest.split_once(' ')?;
+    Some((Label::parse(name).ok()?, vip.parse().ok()?))
 }
 
 /// What a start would find on this disk.

@@ -183,7 +183,7 @@ impl Plan {
                 });
             }
         }
-        plan.settle(from);
+        plan.settle(from, hosts);
         plan
     }
 
@@ -301,8 +301,8 @@ impl Plan {
     }
 
     /// What only the whole plan shows.
-    fn settle(&mut self, from: Now) {
-        self.part_clones();
+    fn settle(&mut self, from: Now, hosts: usize) {
+        self.part_clones(hosts);
         self.one_restore();
         let calm = self.last_cut(from);
         for fault in &mut self.faults {
@@ -337,11 +337,23 @@ impl Plan {
 
     /// There is one host beyond the others, so one copy at a time; and what is copied is not wiped or turned back
     /// meanwhile: three things at once with one key are more than anybody promised.
-    fn part_clones(&mut self) {
+    ///
+    /// Somebody must go on who met the original: who came since may know the copy's address alone, and with the copy it
+    /// is gone.
+    fn part_clones(&mut self, hosts: usize) {
+        let lasting: BTreeSet<usize> = (0..hosts)
+            .filter(|host| !self.lost.contains(host) && !self.late.contains(host))
+            .collect();
+        let late = &self.late;
+        let met = |host: usize| !late.contains(&host) && lasting.iter().any(|other| *other != host);
         let mut cloned = None;
         for fault in &mut self.faults {
             if fault.kind != Kind::Clone {
                 continue;
+            }
+            let host = fault.actions.first().map(|(_, action)| action.host());
+            if !host.is_some_and(met) {
+                fault.actions.clear();
             }
             match cloned {
                 None => cloned = fault.actions.first().map(|(_, action)| action.host()),

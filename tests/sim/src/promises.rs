@@ -20,6 +20,8 @@ pub struct Ledger {
     pub endpoints: BTreeMap<EndpointId, (usize, Ipv4Addr)>,
     /// Acknowledged and not removed: who made it, and its address.
     pub services: BTreeMap<Label, (usize, Ipv4Addr)>,
+    /// Addresses that services had before.
+    former: BTreeSet<(Label, Ipv4Addr)>,
     released: BTreeMap<Ipv4Addr, (usize, Now)>,
     /// Given back, with whose it was.
     pub gone: BTreeMap<EndpointId, NodeId>,
@@ -45,6 +47,7 @@ impl Ledger {
             range,
             endpoints: BTreeMap::new(),
             services: BTreeMap::new(),
+            former: BTreeSet::new(),
             released: BTreeMap::new(),
             gone: BTreeMap::new(),
             tainted: BTreeSet::new(),
@@ -84,6 +87,11 @@ impl Ledger {
         self.disputed.clear();
     }
 
+    /// Have people taken anything by force that may not be settled yet?
+    pub fn in_dispute(&self) -> bool {
+        !self.disputed.is_empty()
+    }
+
     /// May two believe to own this for now?
     pub fn is_disputed(&self, ip: u32) -> bool {
         let mut parts = self.disputed.iter();
@@ -97,11 +105,20 @@ impl Ledger {
         }
     }
 
-    /// A service got another address because another one has its.
+    /// A service got another address because another one has its. Who has not heard of it shows the one before.
     pub fn parted(&mut self, name: &Label, to: Ipv4Addr) {
-        if let Some((_, vip)) = self.services.get_mut(name) {
+        if !self.is_quiet() {
+            self.loosen(name);
+        }
+        if let Some((_, vip)) = self.services.get_mut(name).filter(|(_, vip)| *vip != to) {
+            self.former.insert((name.clone(), *vip));
             *vip = to;
         }
+    }
+
+    /// Had this service that address before?
+    pub fn had(&self, name: &Label, vip: Ipv4Addr) -> bool {
+        self.former.contains(&(name.clone(), vip))
     }
 
     /// Nobody can be held to this service any more.

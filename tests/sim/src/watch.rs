@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use weft_core::catalog::Catalog;
-use weft_core::model::{EndpointId, Label, Now, WallMicros};
+use weft_core::model::{EndpointId, Label, NodeId, Now, WallMicros};
 use weft_core::value::{Kind, Object, endpoint_key, label_key};
 use weft_core::wire::MAX_DATAGRAM;
 
@@ -99,11 +99,31 @@ impl Watch {
                 continue;
             }
             let both = overlap(&mine.parts, &owned.parts);
-            let excused = |ip: &u32| ledger.is_tainted(*ip) || ledger.is_disputed(*ip);
-            let evicted = ledger.evicted.contains(other);
-            if let Some(ip) = both.filter(|ip| !evicted && !excused(ip)) {
+            // What a removed node was given in its last moment is taken by force only when it is heard of.
+            let forced = |host: &usize, ip: u32| {
+                let shell = world.hosts[*host].machine.as_ref();
+                let ring = shell.and_then(|shell| shell.node().ring());
+                ring.is_some_and(|ring| ring.was_forced(ip.into()))
+            };
+            let disputed = |ip: u32| {
+                ledger.is_disputed(ip)
+                    || (ledger.in_dispute() && forced(&host, ip) && forced(other, ip))
+            };
+            let excused = |ip: &u32| ledger.is_tainted(*ip) || disputed(*ip);
+            let they = present(other, owned);
+            let lies = |id: &NodeId| ledger.liars.contains(id);
+            let void =
+                ledger.evicted.contains(other) || lies(&me) || they.as_ref().is_some_and(lies);
+            if let Some(ip) = both.filter(|ip| !void && !excused(ip)) {
+                let told = |host: &usize| {
+                    let catalog = world.hosts[*host].machine.as_ref()?.node().catalog()?;
+                    Some(history(catalog, ip))
+                };
+                let grants = [&host, other].map(told);
                 let ip = Ipv4Addr::from(ip);
-                lines.push(format!("{host} and {other} both believe to own {ip}"));
+                lines.push(format!(
+                    "{host} and {other} both believe to own {ip}: {grants:?}"
+                ));
             }
         }
     }
@@ -147,21 +167,16 @@ fn keeps_its_word(
     }
     // Its own clock may hide what it holds, and nobody's clock is that far ahead but a liar's.
     let wall = WallMicros(crate::world::true_wall(now).0 + FAR_AHEAD);
-    let mut parted = Vec::new();
     for (name, (_, vip)) in ledger
         .services
         .iter()
         .filter(|(_, (maker, _))| *maker == host)
     {
-        match shown_vip(catalog, name, wall) {
-            Some(shown) if shown == *vip => {}
-            Some(shown) if has_another(catalog, *vip, wall) => parted.push((name.clone(), shown)),
-            _ if ledger.is_loose(name) => {}
-            _ => lines.push(format!("{host} lost service {name}, which it acknowledged")),
+        let shown = shown_vip(catalog, name, wall);
+        let kept = shown.is_some_and(|shown| shown == *vip || ledger.had(name, shown));
+        if !kept && !ledger.is_loose(name) {
+            lines.push(format!("{host} lost service {name}, which it acknowledged"));
         }
-    }
-    for (name, vip) in parted {
-        ledger.parted(&name, vip);
     }
 }
 
@@ -240,12 +255,6 @@ fn shown_vip(catalog: &Catalog, name: &Label, wall: WallMicros) -> Option<Ipv4Ad
         Some(Object::Service(service)) => Some(service.vip),
         _ => None,
     }
-}
-
-/// Does any service have this address?
-fn has_another(catalog: &Catalog, vip: Ipv4Addr, wall: WallMicros) -> bool {
-    let services = catalog.services(wall);
-    services.iter().any(|service| service.vip == vip)
 }
 
 /// What every node keeps stays within its bounds, and so do the datagrams.

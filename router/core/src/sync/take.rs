@@ -5,7 +5,7 @@ use super::{SMALL, Stores, Sync, SyncEvent, push_records};
 use crate::catalog::DropReason;
 use crate::model::{NodeId, Now};
 use crate::record::Record;
-use crate::roster::RosterError;
+use crate::roster::{Roster, RosterError};
 use crate::store::Batch;
 
 /// News of others are passed on to so many in larger clusters.
@@ -23,6 +23,7 @@ impl Sync {
         let mut batch = Batch::new();
         let mut news = Vec::new();
         for record in records {
+            let told = stores.roster.forks().len();
             match stores.roster.insert(record, stores.wall) {
                 Ok(inserted) if inserted.known => {}
                 Ok(inserted) => {
@@ -31,9 +32,11 @@ impl Sync {
                     admitted.extend(inserted.admitted);
                     revoked.extend(inserted.revoked);
                 }
-                Err(e @ (RosterError::Forked { .. } | RosterError::OtherKeys { .. })) => {
-                    self.alarm(e.to_string(), out)
+                Err(e @ RosterError::Forked { .. }) => {
+                    self.alarm(e.to_string(), out);
+                    self.tell_forks(told, stores.roster, out);
                 }
+                Err(e @ RosterError::OtherKeys { .. }) => self.alarm(e.to_string(), out),
                 Err(RosterError::Gap) => self.drop_for("roster record out of order"),
                 Err(RosterError::TooMany(_)) => self.drop_for("too many admissions"),
                 Err(_) => self.drop_for("bad roster record"),
@@ -52,6 +55,14 @@ impl Sync {
         }
         out.push(SyncEvent::RosterChanged { admitted, revoked });
         self.finish(revision, batch, stores, out);
+    }
+
+    /// Tells everybody of the forks that were found beyond the first `told`: who holds one branch only sees nothing wrong.
+    fn tell_forks(&self, told: usize, roster: &Roster, out: &mut Vec<SyncEvent>) {
+        let all: Vec<NodeId> = self.peers.keys().copied().collect();
+        for fork in roster.forks().iter().skip(told) {
+            push_records(roster.proof_of(fork), &all, Frame::Roster, out);
+        }
     }
 
     /// Takes records; those that were new. `None` if one was refused, so that what they claim to complete is not.
