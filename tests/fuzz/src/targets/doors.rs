@@ -7,14 +7,14 @@ use weft_core::fuzz::{Between, Half, JoinMessage, Through};
 use weft_core::identity::Identity;
 use weft_core::model::{Generation, Label, Now};
 use weft_core::node::Start;
-use weft_core::session::handshake::Capabilities;
+use weft_core::session::handshake::{Capabilities, Refusal};
 use weft_core::session::join::Verdict;
 use weft_core::store::Stored;
 use weft_core::token::{Token, TokenBody};
 use weft_core::wire::{self, DatagramType, FrameKind};
 
 use super::Seen;
-use super::frames::{response, restarts, verdict, welcome};
+use super::frames::{removed, response, restarts, verdict, welcome};
 use crate::pieces::{cut, join as joined, marked};
 use crate::scene::{Host, SCENE, address, identity, label};
 
@@ -85,12 +85,17 @@ fn answer_call(host: &mut Host, inside: &[u8], random: &mut Random) -> bool {
 
 pub(super) fn handshake_seeds() -> Vec<Vec<u8>> {
     let call = marked(1, &SCENE.init());
-    let answer = marked(2, &response());
+    let answer = marked(2, &response(None));
     vec![
         joined([&call]),
         joined([&answer]),
         joined([&answer, &call, &marked(0x73, &[])]),
         joined([&call, &call]),
+        joined([&marked(2, &response(Some(removed()))), &call]),
+        joined([
+            &marked(2, &response(Some(Refusal::Outdated(Generation(9))))),
+            &call,
+        ]),
     ]
 }
 

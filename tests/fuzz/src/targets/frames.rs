@@ -11,7 +11,7 @@ use weft_core::fuzz::{self, Answer, Ask, JoinMessage, Plain};
 use weft_core::membership::{self, Membership, MembershipEvent};
 use weft_core::model::{AddressPlan, Generation, Now, Proto};
 use weft_core::roster::Roster;
-use weft_core::session::handshake::Capabilities;
+use weft_core::session::handshake::{Capabilities, Refusal};
 use weft_core::session::join::Verdict;
 use weft_core::store::Table;
 use weft_core::sync::{self, Stores, Sync, SyncEvent};
@@ -103,11 +103,18 @@ fn answers() -> Vec<Vec<u8>> {
     .collect()
 }
 
-/// What members say of themselves when they answer a call.
-pub(super) fn response() -> Vec<u8> {
+/// What members say of themselves when they answer a call, or why they don't take it.
+pub(super) fn response(refusal: Option<Refusal>) -> Vec<u8> {
     let capabilities = Capabilities::new(weft_core::crypto::Cipher::ChaCha20Poly1305);
     let extra = Vec::<u8>::new();
-    wire::encode(&(SCENE.generation, 3u64, capabilities, extra))
+    wire::encode(&(SCENE.generation, 3u64, capabilities, refusal, extra))
+}
+
+/// A refusal with a record of the roster, though of nobody's removal.
+pub(super) fn removed() -> Refusal {
+    let (roster, _) = stores();
+    let record = roster.records().last().map(|record| record.to_vec());
+    Refusal::Removed(record.expect("it has a founder"))
 }
 
 /// What a member answers a joiner.
@@ -147,7 +154,9 @@ pub(super) fn plain_seeds() -> Vec<Vec<u8>> {
     let uses = (1_800_000_000u64, BTreeSet::from([second()]));
     let mut seeds = vec![
         marked(0, &SCENE.init()),
-        marked(1, &response()),
+        marked(1, &response(None)),
+        marked(1, &response(Some(Refusal::Outdated(Generation(9))))),
+        marked(1, &response(Some(removed()))),
         marked(2, &join_init),
         marked(3, &verdict(Verdict::Refused("not today".to_owned()))),
         marked(7, &welcome()),
