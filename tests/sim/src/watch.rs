@@ -1,5 +1,8 @@
 //! What must hold after every step of a node, looked at when what it shows has changed.
 
+mod heirs;
+mod logs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -11,6 +14,7 @@ use weft_core::wire::MAX_DATAGRAM;
 use crate::nodes::Shell;
 use crate::promises::Ledger;
 use crate::world::World;
+use logs::{Newest, Start};
 
 /// No honest clock is ahead by more, microseconds.
 const FAR_AHEAD: u64 = 3_600_000_000;
@@ -21,19 +25,22 @@ struct Owned {
     parts: Vec<(u32, u32)>,
 }
 
-/// What one start of a host has seen of endpoints that were given back.
+/// What one start of a host has seen: of endpoints that were given back, of all logs, and of its own.
 #[derive(Default)]
 struct Seen {
     live: BTreeSet<EndpointId>,
     gone: BTreeSet<EndpointId>,
+    newest: Newest,
+    own: Option<u64>,
 }
 
 /// Looks at one node after the other.
 #[derive(Default)]
 pub struct Watch {
     owned: BTreeMap<usize, Owned>,
-    /// What each start of a host has seen gone.
-    gone: BTreeMap<(usize, u64), Seen>,
+    seen: BTreeMap<(usize, u64), Seen>,
+    /// The last start of each host that was seen.
+    starts: BTreeMap<usize, Start>,
 }
 
 impl Watch {
@@ -46,25 +53,33 @@ impl Watch {
     ) -> Vec<String> {
         let mut lines = Vec::new();
         let (now, boots) = (world.now, world.hosts[host].boots());
+        let (key, turns) = (world.hosts[host].key(), world.hosts[host].turns());
         let Some(shell) = world.hosts[host].machine.as_mut() else {
             return lines;
         };
-        if !shell.take_changed() || !shell.ready || ledger.evicted.contains(&host) {
+        if !shell.ready || ledger.evicted.contains(&host) {
             return lines;
         }
+        let changed = shell.take_changed();
         let shell = &*shell;
+        let seen = self.seen.entry((host, boots)).or_default();
+        let owned = self.owned.get(&host).filter(|owned| owned.boots == boots);
+        let had = owned.map_or(&[][..], |owned| &owned.parts);
+        heirs::inherits_by_right(host, shell, ledger, had, &mut seen.own, &mut lines);
+        if !changed {
+            return lines;
+        }
+        // A disk that is again what it was has forgotten how often it was started.
+        let (disk, number) = ((key, turns), shell.node().generation());
+        let before = self.starts.insert(host, (disk, boots, number));
+        logs::counts_on(host, before, (disk, boots, number), &mut lines);
+        logs::keeps_the_newest(host, shell, ledger, &mut seen.newest, &mut lines);
         knows_no_removed(host, shell, now, &mut lines);
         keeps_its_word(host, shell, ledger, now, &mut lines);
         let Some(ring) = shell.node().ring() else {
             return lines;
         };
-        nothing_returns(
-            host,
-            shell,
-            ledger,
-            self.gone.entry((host, boots)).or_default(),
-            &mut lines,
-        );
+        nothing_returns(host, shell, ledger, seen, &mut lines);
         let parts = ring.parts(&shell.id());
         let known = self.owned.get(&host);
         if known.is_none_or(|known| known.boots != boots || known.parts != parts) {

@@ -107,6 +107,8 @@ pub struct Host<M: Machine> {
     disk: Disk<M::Batch>,
     /// How much of the disk is in the backup.
     backup: usize,
+    /// How many times the disk was what it had been before.
+    turns: u64,
     /// By so much its wall clock is wrong, microseconds.
     clock: i64,
     /// Its next write is its last.
@@ -176,6 +178,11 @@ impl<M: Machine> Host<M> {
         self.disk.durable()
     }
 
+    /// How many times its disk was what it had been before.
+    pub fn turns(&self) -> u64 {
+        self.turns
+    }
+
     /// Whose key it has.
     pub fn key(&self) -> Key {
         self.key
@@ -208,6 +215,7 @@ impl<M: Machine> World<M> {
             key: (host, 0),
             disk: Disk::default(),
             backup: 0,
+            turns: 0,
             clock: 0,
             doomed: false,
             pauses: 0,
@@ -448,6 +456,7 @@ impl<M: Machine> World<M> {
                 // There is a backup, unless the host has become somebody else since.
                 if this.backup > 0 {
                     this.disk.turn_back(this.backup);
+                    this.turns += 1;
                 }
             }
             Action::Clone(host, copy) => self.copy(host, copy),
@@ -554,7 +563,8 @@ impl<M: Machine> World<M> {
             self.transmit(host, to, bytes);
         }
         if writes && std::mem::take(&mut self.hosts[host].doomed) {
-            self.act(Action::Crash(host));
+            // What it has sent and answered by now was heard.
+            self.push(self.now, Event::Act(Action::Crash(host)));
             return;
         }
         self.rearm(host);

@@ -8,6 +8,8 @@ use std::time::Duration;
 use weft_core::control::{NameSpec, ServiceSpec, TokenRequest};
 use weft_core::model::{EndpointId, Label, NodeId, Now, Proto};
 use weft_core::node::{Command, CommandError, Reply};
+use weft_core::store::Table;
+use weft_core::value::{Kind as RecordKind, endpoint_key, label_key};
 use weft_core::view::{EndpointKind, Method, Publish, ServicePort};
 
 use super::{CLOCK_NOTICED, Cluster};
@@ -232,10 +234,12 @@ impl Cluster {
                 self.invitation.borrow_mut().special.extend(special);
             }
             (Wish::Attach, Ok(Reply::Attached(endpoint))) => {
+                self.check_written(host, RecordKind::ENDPOINT, &endpoint_key(&endpoint.id));
                 let wrong = self.ledger.attached(now, host, endpoint);
                 wrong.into_iter().for_each(|line| self.violation(line));
             }
             (Wish::Serve(name), Ok(Reply::Service(service))) => {
+                self.check_written(host, RecordKind::SERVICE, &label_key(name));
                 let wrong = self.ledger.serves(host, name, service.vip);
                 wrong.into_iter().for_each(|line| self.violation(line));
                 if self.has_wrong_clock(host) || host >= self.hosts {
@@ -249,6 +253,19 @@ impl Cluster {
             // A refusal is an answer: what it must not do is change anything, and the promises show that.
             (_, Err(_)) => {}
             (_, Ok(other)) => self.violation(format!("{host} answers {other:?}")),
+        }
+    }
+
+    /// What a host acknowledges is on its disk by then.
+    fn check_written(&mut self, host: usize, kind: RecordKind, key: &[u8]) {
+        let row = Table::OwnRecords.key(&[&[kind.0], key]);
+        let mut rows = self.world.hosts[host]
+            .disk()
+            .iter()
+            .rev()
+            .flat_map(|b| &b.0);
+        if !rows.any(|(written, value)| *written == row && value.is_some()) {
+            self.violation(format!("{host} acknowledged what is not on its disk"));
         }
     }
 
