@@ -271,18 +271,6 @@ impl Cluster {
                 .ledger
                 .broken(&mut self.world, self.hosts, &self.plan.dead);
         }
-        // A forger that is gone, or that runs twice, leaves behind what nobody can put together.
-        let gone = [
-            Kind::Wipe,
-            Kind::Evict,
-            Kind::Remove,
-            Kind::Force,
-            Kind::Crash,
-            Kind::Clone,
-        ];
-        if gone.into_iter().any(|kind| self.plan.has(kind)) {
-            return Vec::new();
-        }
         let blind = self.world.running().filter(|(_, shell)| {
             shell
                 .node()
@@ -384,9 +372,11 @@ impl Cluster {
                 self.taint(host);
             }
             Action::Unclone(host, copy) => self.end_clone(host, copy),
+            Action::Fork(_) => self.ledger.divided |= self.may_divide(),
             Action::Lie(host) => {
                 let liar = self.world.hosts[host].machine.as_ref();
                 self.ledger.liars.extend(liar.map(Shell::id));
+                self.ledger.lying.insert(host);
                 self.ledger.loosen_made_by(host);
             }
             _ => {}
@@ -398,6 +388,12 @@ impl Cluster {
             let parts = self.space_of(&id);
             self.ledger.taint(parts);
         }
+    }
+
+    /// Is anybody removed here? Else a fork divides nothing.
+    fn may_divide(&self) -> bool {
+        let kinds = [Kind::Wipe, Kind::Evict, Kind::Remove, Kind::Force];
+        kinds.into_iter().any(|kind| self.plan.has(kind))
     }
 
     fn is_liar(&self, host: usize) -> bool {
@@ -457,6 +453,7 @@ impl Cluster {
             let twice = line.contains("twice (") || line.contains("runs twice");
             let forked = line.contains("two different roster records");
             self.clone_told |= twice || forked;
+            self.ledger.divided |= forked && self.may_divide();
             // Both sides of a split may create one name; that is told, and nothing to complain of.
             let expected = line.contains("was created twice")
                 || line.contains("had one virtual address")

@@ -15,6 +15,8 @@ use weft_sim::search::{self, Go, Outcome};
 
 /// Failing seeds that are made smaller; of the others only the command is told.
 const SHRUNK: usize = 5;
+/// So many violations of one seed are printed.
+const SHOWN: usize = 4;
 
 /// Searches for seeds under which what weft promises does not hold: those of a range, so many fresh ones, or without end.
 #[derive(Parser)]
@@ -174,8 +176,12 @@ impl Report {
         }
         self.failed += 1;
         let Outcome { seed, options, .. } = outcome;
-        for line in &outcome.violations {
+        let more = outcome.violations.len().saturating_sub(SHOWN);
+        for line in outcome.violations.iter().take(SHOWN) {
             println!("seed {seed} ({} nodes): {line}", options.hosts);
+        }
+        if more > 0 {
+            println!("  and {more} more");
         }
         println!("  replay: {}", search::replay_command(*seed, options));
         if self.failed <= SHRUNK {
@@ -184,7 +190,7 @@ impl Report {
                 "  least:  {}",
                 search::replay_command(*seed, &least.options)
             );
-            for line in least.violations.iter().take(3) {
+            for line in least.violations.iter().take(SHOWN) {
                 println!("          {line}");
             }
         }

@@ -34,6 +34,11 @@ pub struct Ledger {
     pub cloned: BTreeSet<NodeId>,
     /// Nodes that lied: they may show more than anybody was promised.
     pub liars: BTreeSet<NodeId>,
+    /// Hosts with their keys: what a liar gave away may be what it lied about.
+    pub lying: BTreeSet<usize>,
+    /// Somebody forked its chain of the roster: of those who hold one branch or the other each may know other removals,
+    /// and so other owners, until the forger is removed.
+    pub divided: bool,
     /// Hosts whose present key was removed: nothing that they say counts.
     pub evicted: BTreeSet<usize>,
     /// Services whose maker or remover can't be held to them: its clock was wrong, or its disk was lost.
@@ -55,6 +60,8 @@ impl Ledger {
             forced: false,
             cloned: BTreeSet::new(),
             liars: BTreeSet::new(),
+            lying: BTreeSet::new(),
+            divided: false,
             evicted: BTreeSet::new(),
             loose: BTreeSet::new(),
         }
@@ -152,15 +159,16 @@ impl Ledger {
         let twin = self
             .endpoints
             .values()
-            .find(|(_, other)| *other == ip)
+            .find(|(other, held)| *held == ip && !self.lying.contains(other))
             .copied();
         let rests = self
             .released
             .get(&ip)
-            .map(|(_, at)| *at)
-            .filter(|at| now.since(*at) < ADDRESS_REST);
+            .filter(|(other, at)| now.since(*at) < ADDRESS_REST && !self.lying.contains(other))
+            .map(|(_, at)| *at);
         self.endpoints.insert(endpoint.id, (host, ip));
-        if self.is_tainted(ip.into()) || self.is_disputed(ip.into()) {
+        let excused = self.is_tainted(ip.into()) || self.is_disputed(ip.into());
+        if excused || self.divided || self.lying.contains(&host) {
             return None;
         }
         if let Some((other, _)) = twin {

@@ -166,7 +166,11 @@ fn keeps_its_word(
         let owner = ring.owner(ip);
         // A member may take over a removed node's space and lie about the votes: whoever has that knows in the end.
         let stolen = owner.is_some_and(|owner| ledger.liars.contains(&owner));
-        let excused = tainted || stolen || ledger.is_disputed(ip.into());
+        let excused = tainted
+            || stolen
+            || ledger.divided
+            || ledger.lying.contains(&host)
+            || ledger.is_disputed(ip.into());
         match catalog.own_object(&me, Kind::ENDPOINT, &endpoint_key(&id)) {
             Some(Object::Endpoint(endpoint)) if endpoint.ip == ip => {}
             Some(Object::Endpoint(endpoint)) if excused => ledger.readdressed(&id, endpoint.ip),

@@ -34,6 +34,7 @@ impl Cluster {
     pub(super) fn on_wiped(&mut self, host: usize) {
         self.ledger.forget(host, |_| false);
         self.ledger.evicted.remove(&host);
+        self.ledger.lying.remove(&host);
         let (of, lost) = self.world.hosts[host].key();
         let id = identity_of(self.seed, (of, lost.saturating_sub(1))).id();
         let noticed = Duration::from_millis(self.random.range(NOTICED_MILLIS));
