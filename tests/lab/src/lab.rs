@@ -234,10 +234,14 @@ impl Lab {
         hosts
     }
 
-    /// Two hosts `h1` and `h2` in one cluster, each on a subnet of its own.
+    /// Two hosts `h1` and `h2`, each on a subnet of its own.
+    pub fn two(&self) -> [Host; 2] {
+        [("h1", "a"), ("h2", "b")].map(|(name, subnet)| self.host(name, &self.subnet(subnet)))
+    }
+
+    /// [`Self::two`] in one cluster.
     pub fn pair(&self) -> [Host; 2] {
-        let hosts =
-            [("h1", self.subnet("a")), ("h2", self.subnet("b"))].map(|(n, s)| self.host(n, &s));
+        let hosts = self.two();
         self.cluster(&hosts);
         hosts
     }

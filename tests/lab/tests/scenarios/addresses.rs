@@ -80,10 +80,7 @@ fn many_attachments_at_once_get_an_address_each_also_across_kill_9() {
 #[test]
 fn a_range_of_one_s_own_is_laid_out_alike() {
     let lab = Lab::new("range");
-    let (h1, h2) = (
-        lab.host("h1", &lab.subnet("a")),
-        lab.host("h2", &lab.subnet("b")),
-    );
+    let [h1, h2] = lab.two();
     h1.up(&["--range", "172.20.0.0/14"]);
     h2.join(&h1);
     lab.wait_members(&[h1.clone(), h2.clone()]);

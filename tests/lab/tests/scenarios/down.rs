@@ -44,10 +44,7 @@ fn assert_clean(host: &Host, before: &Snapshot, domain: &str, what: &str) {
 #[test]
 fn down_leaves_the_host_as_it_was() {
     let lab = Lab::new("down");
-    let (h1, h2) = (
-        lab.host("h1", &lab.subnet("a")),
-        lab.host("h2", &lab.subnet("b")),
-    );
+    let [h1, h2] = lab.two();
     let before = Snapshot::take(&h1);
     lab.cluster(&[h1.clone(), h2.clone()]);
     be_busy(&lab, &h1, &h2);
@@ -90,10 +87,7 @@ fn down_takes_what_is_still_attached_along() {
 #[test]
 fn down_after_kill_9_and_up_leaves_the_host_as_it_was() {
     let lab = Lab::new("downkill");
-    let (h1, h2) = (
-        lab.host("h1", &lab.subnet("a")),
-        lab.host("h2", &lab.subnet("b")),
-    );
+    let [h1, h2] = lab.two();
     let before = Snapshot::take(&h1);
     lab.cluster(&[h1.clone(), h2.clone()]);
     be_busy(&lab, &h1, &h2);
@@ -206,10 +200,7 @@ fn be_docker(host: &Host) {
 #[test]
 fn beside_docker_s_forward_drop_everything_works_and_down_takes_its_rule_back() {
     let lab = Lab::new("docker");
-    let (h1, h2) = (
-        lab.host("h1", &lab.subnet("a")),
-        lab.host("h2", &lab.subnet("b")),
-    );
+    let [h1, h2] = lab.two();
     let outside = lab.host("outside", &lab.subnet("o"));
     be_docker(&h1);
     let before = Snapshot::take(&h1);
@@ -245,10 +236,7 @@ fn beside_docker_s_forward_drop_everything_works_and_down_takes_its_rule_back() 
 #[test]
 fn docker_that_comes_later_is_noticed() {
     let lab = Lab::new("dockerlate");
-    let (h1, h2) = (
-        lab.host("h1", &lab.subnet("a")),
-        lab.host("h2", &lab.subnet("b")),
-    );
+    let [h1, h2] = lab.two();
     lab.cluster(&[h1.clone(), h2.clone()]);
     let (a, b) = (h1.serve("a", &["web"]), h2.serve("b", &[]));
     h1.publish_web();

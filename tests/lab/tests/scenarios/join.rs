@@ -64,10 +64,7 @@ fn foreground_up_ends_cleanly_on_sigterm() {
 #[test]
 fn hosts_join_over_an_ipv6_underlay() {
     let lab = Lab::new("join6");
-    let (h1, h2) = (
-        lab.host("h1", &lab.subnet("a")),
-        lab.host("h2", &lab.subnet("b")),
-    );
+    let [h1, h2] = lab.two();
     h1.up(&["--advertise", &h1.v6().to_string()]);
     let token = h1.token(&[]);
     h2.up_with(

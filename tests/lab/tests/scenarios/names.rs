@@ -230,10 +230,7 @@ fn the_mesh_works_under_loss() {
 #[test]
 fn strict_hosts_and_hosts_without_ipv6_take_part() {
     let lab = Lab::new("strict");
-    let (h1, h2) = (
-        lab.host("h1", &lab.subnet("a")),
-        lab.host("h2", &lab.subnet("b")),
-    );
+    let [h1, h2] = lab.two();
     let outside = lab.host("outside", &lab.subnet("o"));
     for key in ["all", "default", "eth0"] {
         h1.space()
