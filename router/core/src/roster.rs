@@ -428,7 +428,7 @@ impl Roster {
             .collect()
     }
 
-    /// A roll-up of all records: equal for equal rosters.
+    /// A roll-up of all records, of forks both: equal where the same is known.
     pub fn digest(&self) -> u64 {
         self.digest
     }

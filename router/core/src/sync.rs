@@ -195,9 +195,6 @@ impl Sync {
         if peer != self.me {
             self.peers.entry(peer).or_insert_with(|| Peer::new(now));
             out.push(send(peer, &digest(stores, Answer::Wanted)));
-            let forks = stores.roster.forks().iter();
-            let proofs = forks.flat_map(|fork| stores.roster.proof_of(fork));
-            push_records(proofs, &[peer], Frame::Roster, out);
         }
     }
 

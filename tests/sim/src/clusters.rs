@@ -31,6 +31,8 @@ const STEP: Duration = Duration::from_millis(100);
 const JOINED_WITHIN: Duration = Duration::from_secs(60);
 /// After the last fault all must agree within this.
 const AGREE_WITHIN: Duration = Duration::from_secs(60);
+/// Scarce invitations are made by one of the first so many hosts.
+const ISSUERS: usize = 2;
 /// In worlds with a small range addresses run out, and that is no fault.
 const SMALL_RANGE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 9, 0, 0), 22);
 /// More lines about one seed tell nothing more.
@@ -87,6 +89,10 @@ struct Cluster {
     /// Since when a node runs twice, and whether anybody said so.
     cloned: Option<Now>,
     clone_told: bool,
+    /// The backup knows no other member.
+    alone_in_backup: bool,
+    /// And it came back out of it.
+    restored_alone: bool,
     small: bool,
     calm: bool,
     violations: Vec<String>,
@@ -174,6 +180,8 @@ impl Cluster {
             scarce: None,
             cloned: None,
             clone_told: false,
+            alone_in_backup: false,
+            restored_alone: false,
             small,
             calm: true,
             violations: Vec::new(),
@@ -266,7 +274,11 @@ impl Cluster {
                 .is_some_and(|roster| !roster.forks().is_empty())
         };
         // Where only the forger itself ever had the other branch, and is gone, there is but one.
-        if !self.world.running().any(sees) {
+        let seen = self.world.running().any(sees);
+        if self.restored_alone && !seen {
+            return Vec::new();
+        }
+        if !seen {
             return self
                 .ledger
                 .broken(&mut self.world, self.hosts, &self.plan.dead);
@@ -340,6 +352,7 @@ impl Cluster {
                 self.taint_own(host);
             }
             self.look_who_let_in(host);
+            self.taint_gifts(host);
             let shell = self.world.hosts[host].machine.as_ref();
             let alarms = shell.into_iter().flat_map(|shell| &shell.alarms);
             for (name, vip) in alarms.filter_map(|line| parted(line)) {
@@ -356,7 +369,15 @@ impl Cluster {
             Action::Wipe(host) => self.on_wiped(host),
             Action::Remove(host) => self.on_removal(host, 1, false),
             Action::Force(host) => self.on_removal(host, 2, true),
+            Action::Backup(host) => self.alone_in_backup = self.is_alone(host),
             Action::Restore(host) => {
+                // It admits others, and gives them space, as if nobody had come: there is nobody whom it knows to ask.
+                self.restored_alone |= self.alone_in_backup;
+                self.ledger.divided |= self.restored_alone;
+                // A backup does not know who came since.
+                if host < ISSUERS {
+                    self.scarce = None;
+                }
                 let kept = stored(self.world.hosts[host].disk());
                 let is_kept = |id: &EndpointId| {
                     let key = [&[RecordKind::ENDPOINT.0], endpoint_key(id).as_slice()].concat();
@@ -381,6 +402,12 @@ impl Cluster {
             }
             _ => {}
         }
+    }
+
+    fn is_alone(&self, host: usize) -> bool {
+        let shell = self.world.hosts[host].machine.as_ref();
+        let roster = shell.and_then(|shell| shell.node().roster());
+        roster.is_some_and(|roster| roster.members().count() == 1)
     }
 
     fn taint(&mut self, host: usize) {
@@ -410,6 +437,20 @@ impl Cluster {
         let shell = self.world.hosts[host].machine.as_ref();
         let parts = shell.and_then(|shell| Some(shell.node().ring()?.parts(&shell.id())));
         self.ledger.taint(parts.unwrap_or_default());
+    }
+
+    /// Of what a node that ran twice took over or gave away the other copy knows nothing.
+    fn taint_gifts(&mut self, host: usize) {
+        let shell = self.world.hosts[host].machine.as_ref();
+        let catalog = shell.and_then(|shell| shell.node().catalog());
+        let Some(catalog) = catalog.filter(|_| self.runs_twice(host)) else {
+            return;
+        };
+        let cloned = &self.ledger.cloned;
+        let mut grants = catalog.grants();
+        grants.retain(|(writer, _)| cloned.contains(writer));
+        let parts = grants.iter().map(|(_, grant)| (grant.start, grant.last));
+        self.ledger.taint(parts.collect::<Vec<_>>());
     }
 
     /// All that a node owns according to anybody: some hear of its latest part only later.
@@ -466,7 +507,8 @@ impl Cluster {
                 || (line.contains("was let in by") && self.is_told_to_begin_anew(index))
                 || (line.contains("belongs to node") && !self.ledger.is_quiet())
                 || (line.contains("belongs to node") && self.is_liar(index))
-                || (forked && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Fork)));
+                || (forked && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Fork)))
+                || (forked && self.restored_alone);
             if !expected {
                 self.violation(format!("{index} raised an alarm: {line}"));
             }

@@ -122,13 +122,15 @@ impl Watch {
             };
             let disputed = |ip: u32| {
                 ledger.is_disputed(ip)
-                    || (ledger.in_dispute() && forced(&host, ip) && forced(other, ip))
+                    || (ledger.in_dispute() && (forced(&host, ip) || forced(other, ip)))
             };
             let excused = |ip: &u32| ledger.is_tainted(*ip) || disputed(*ip);
             let they = present(other, owned);
             let lies = |id: &NodeId| ledger.liars.contains(id);
-            let void =
-                ledger.evicted.contains(other) || lies(&me) || they.as_ref().is_some_and(lies);
+            let void = ledger.divided
+                || ledger.evicted.contains(other)
+                || lies(&me)
+                || they.as_ref().is_some_and(lies);
             if let Some(ip) = both.filter(|ip| !void && !excused(ip)) {
                 let told = |host: &usize| {
                     let catalog = world.hosts[*host].machine.as_ref()?.node().catalog()?;
@@ -186,6 +188,7 @@ fn keeps_its_word(
     }
     // Its own clock may hide what it holds, and nobody's clock is that far ahead but a liar's.
     let wall = WallMicros(crate::world::true_wall(now).0 + FAR_AHEAD);
+    let mut overruled = Vec::new();
     for (name, (_, vip)) in ledger
         .services
         .iter()
@@ -193,10 +196,19 @@ fn keeps_its_word(
     {
         let shown = shown_vip(catalog, name, wall);
         let kept = shown.is_some_and(|shown| shown == *vip || ledger.had(name, shown));
-        if !kept && !ledger.is_loose(name) {
-            lines.push(format!("{host} lost service {name}, which it acknowledged"));
+        // A liar's word from the future, which it said once more.
+        let lied = !ledger.liars.is_empty() && shown == node.plan().map(|plan| plan.dns4());
+        // Of two copies the one that parted it may be gone before it told anybody.
+        let of_twins = shown.is_some() && ledger.is_tainted((*vip).into());
+        if lied || (of_twins && !kept) {
+            overruled.push(name.clone());
+        } else if !kept && !ledger.is_loose(name) {
+            lines.push(format!(
+                "{host} shows {name} at {shown:?}, which it acknowledged at {vip}"
+            ));
         }
     }
+    overruled.iter().for_each(|name| ledger.loosen(name));
 }
 
 /// All grants of an address, in the order in which they count.

@@ -57,6 +57,9 @@ impl Cluster {
         }
         self.space.wanted.clear();
         for wish in std::mem::take(&mut self.space.wishes) {
+            if !self.roster().is_member(&wish.from) {
+                continue;
+            }
             if wish.deadline <= now {
                 let why = "its voters, which must agree first, did not answer";
                 self.answer(now, &wish.from, wish.id, &Answer::No(why.to_owned()));

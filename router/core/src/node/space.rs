@@ -228,10 +228,22 @@ impl Cluster {
             let Some(allowed) = self.free_of(&subject) else {
                 continue;
             };
+            if !allowed.is_empty() {
+                self.witness(now, &subject, out);
+            }
             for (start, last) in allowed {
                 let grant = self.ring.takeover(start, last, self.me, false);
                 let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
             }
+        }
+    }
+
+    /// Approves a removal that this node acts upon, so that it holds whatever becomes of who issued it.
+    fn witness(&mut self, now: Now, subject: &NodeId, out: &mut Vec<Output>) {
+        let revoked = self.roster().revoked().get(subject);
+        let record = revoked.filter(|revoked| revoked.by != self.me && revoked.by != *subject);
+        if let Some(record) = record.map(|revoked| revoked.record) {
+            self.approve_removal(now, record, out);
         }
     }
 

@@ -165,6 +165,56 @@ fn a_revoked_rogue_evicts_nobody_but_the_one_that_revoked_it() {
 }
 
 #[test]
+fn a_removal_that_another_acted_upon_outlives_its_issuer() {
+    let mut here = cluster(5);
+    let mut there = copy(&here);
+    let removal = here.revoke(&identity(2), id(3), 0).unwrap();
+    there.revoke(&identity(4), id(2), 0).unwrap();
+    let later = there.records().into_iter().map(<[u8]>::to_vec);
+    for record in later.collect::<Vec<_>>() {
+        let _ = here.insert(&record, WALL);
+    }
+    assert!(here.is_member(&id(3)), "nobody else has heard of it");
+    let record = crypto::sha256(&removal.bytes);
+    assert_eq!(here.subject_of(&record), Some(id(3)));
+    here.approve(&identity(5), record).unwrap();
+    assert!(!here.is_member(&id(3)) && !here.is_member(&id(2)));
+}
+
+#[test]
+fn of_two_removals_the_words_count_that_either_knew() {
+    let mut a = cluster(4);
+    let mut b = copy(&a);
+    a.revoke(&identity(2), id(4), 40).unwrap();
+    let other = b.revoke(&identity(3), id(4), 48).unwrap();
+    a.insert(&other.bytes, WALL).unwrap();
+    assert_eq!(a.standing(&id(4)), Standing::Revoked(48, Rights::ALL));
+}
+
+#[test]
+fn a_caller_that_is_no_member_is_shown_why() {
+    let mut roster = cluster(2);
+    let mut void = copy(&roster);
+    roster.revoke(&identity(1), id(2), 0).unwrap();
+    let revocation = roster.revocation(&id(2)).map(<[u8]>::to_vec);
+    assert!(revocation.is_some());
+    let (two, three) = (identity(2).noise_public(), identity(3).noise_public());
+    assert_eq!(roster.why_no_member((&id(2), &two), &[]), revocation);
+    // Let in by who had not heard that it was removed.
+    admit(&mut void, 2, 3, Rights::ALL).unwrap();
+    let chain = void.admit_chain(&id(3));
+    assert_eq!(roster.learn_chain(&chain), None);
+    assert_eq!(roster.why_no_member((&id(3), &three), &chain), revocation);
+    let record = revocation.unwrap();
+    assert_eq!(void.removal_in(&record), Some((id(2), id(1))));
+    assert_eq!(void.admitter_of(&id(3)), Some(id(2)));
+    // Others hear nothing.
+    assert_eq!(roster.why_no_member((&id(3), &two), &chain), None);
+    assert_eq!(roster.why_no_member((&id(4), &three), &chain), None);
+    assert_eq!(roster.why_no_member((&id(1), &two), &[]), None);
+}
+
+#[test]
 fn leaving_is_free_and_needs_no_right() {
     let (mut roster, _) = founded();
     admit(&mut roster, 1, 2, Rights(0)).unwrap();

@@ -3,8 +3,9 @@
 //! 1. An admission counts when its issuer is admitted, has the right to invite, gives no right it lacks, and was not
 //!    revoked before that record. Behind a record of an unknown kind no admission of that issuer counts.
 //! 2. Revocations are judged in the order of their issuers' depth, id and index. One counts when its issuer is admitted,
-//!    has the right, and was not itself revoked before it. Two that revoke each other both count: nobody can prove who
-//!    was first, and closed is the safe side.
+//!    has the right, and was not itself revoked before it, or when another voter approved it all the same: whoever takes
+//!    over what a removed node left does, lest somebody who had not heard of it brings that node back by removing the
+//!    remover. Two that revoke each other both count: nobody can prove who was first, and closed is the safe side.
 //!    What the removed node wrote counts as far as any of those who revoked it knew it: what a side of a split has seen
 //!    gone must not come back. Of its roster records only those count that all of them knew: whom it let in at last may
 //!    be anybody.
@@ -171,12 +172,12 @@ fn revoke(
     let mut pending = Vec::new();
     for candidate in candidates {
         let Candidate { link, revocation } = candidate;
-        let void = counting.iter().any(|c| {
+        let late = counting.iter().any(|c| {
             c.revocation.id == link.issuer
                 && c.revocation.valid_links <= link.index
                 && c.link.issuer != revocation.id
         });
-        if void {
+        if late && !is_witnessed(link, links, everybody) {
             continue;
         }
         if let Some(first) = unapproved(candidate, &counting, links, everybody, &revoked) {
@@ -203,6 +204,18 @@ fn revoke(
             .or_insert(end);
     }
     (revoked, pending)
+}
+
+/// Has another voter acted upon this revocation? Its issuer may have been removed by somebody who had not heard of it.
+fn is_witnessed(link: &Link, links: &Links<'_>, everybody: &BTreeMap<NodeId, MemberKeys>) -> bool {
+    let approvals = links
+        .values()
+        .filter(|l| l.body == Body::Approve(link.hash));
+    let mut others = approvals.filter(|l| l.issuer != link.issuer);
+    others.any(|l| {
+        let voter = everybody.get(&l.issuer);
+        voter.is_some_and(|voter| voter.rights.has(Rights::VOTE))
+    })
 }
 
 /// The hash of the issuer's revocation before this one, if that lacks its majority.

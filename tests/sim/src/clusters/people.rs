@@ -12,7 +12,7 @@ use weft_core::store::Table;
 use weft_core::value::{Kind as RecordKind, endpoint_key, label_key};
 use weft_core::view::{EndpointKind, Method, Publish, ServicePort};
 
-use super::{CLOCK_NOTICED, Cluster};
+use super::{CLOCK_NOTICED, Cluster, ISSUERS};
 use crate::faults::Action;
 use crate::nodes::some_address;
 
@@ -71,7 +71,7 @@ impl Cluster {
             uses: u32::try_from(uses).unwrap_or(u32::MAX),
             reusable: false,
         };
-        let issuer = self.random.range(2) as usize;
+        let issuer = self.random.range(ISSUERS as u64) as usize;
         self.ask(issuer, Wish::ScarceToken, Command::MintToken(request));
         let has = |cluster: &mut Self| !cluster.invitation.borrow().special.is_empty();
         if self.step_until(Duration::from_secs(5), has).is_some() {
@@ -301,7 +301,14 @@ impl Cluster {
         if self.small {
             return;
         }
-        let running: Vec<usize> = self.world.running().map(|(host, _)| host).collect();
+        let mut running: Vec<usize> = self.world.running().map(|(host, _)| host).collect();
+        // Where half of the first ones are dead and nobody removed them, their voters can't agree to give anything to
+        // those who come later; people are told so.
+        let late = &self.plan.late;
+        let dead = self.plan.dead.iter().filter(|host| !late.contains(host));
+        if dead.count() * 2 >= self.hosts - late.len() {
+            running.retain(|host| !late.contains(host));
+        }
         let before = self.ledger.endpoints.len();
         running.iter().for_each(|host| self.attach(*host, None));
         self.step_until(ANSWER_WITHIN, |cluster| cluster.pending.is_empty());
