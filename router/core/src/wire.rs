@@ -30,6 +30,7 @@
 //! A receiver counts and drops kinds it doesn't know, so what comes later breaks no wire.
 
 mod frugal;
+mod octets;
 
 use bincode::config::{self, Configuration, LittleEndian, Varint};
 use serde::de::DeserializeOwned;
@@ -156,14 +157,15 @@ impl DataHeader {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
     /// Gossip about who lives.
-    Membership(Vec<u8>),
+    Membership(#[serde(with = "octets")] Vec<u8>),
     /// Deltas, digests and summaries of the store.
-    Sync(Vec<u8>),
+    Sync(#[serde(with = "octets")] Vec<u8>),
     /// A question to this node; answered under the same id.
     Ask {
         /// Chosen by who asks.
         id: u64,
         /// The question.
+        #[serde(with = "octets")]
         body: Vec<u8>,
     },
     /// The answer to an [`Message::Ask`].
@@ -171,6 +173,7 @@ pub enum Message {
         /// The question's id.
         id: u64,
         /// The answer.
+        #[serde(with = "octets")]
         body: Vec<u8>,
     },
     /// "I am going": drop the session, send no more.

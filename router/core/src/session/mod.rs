@@ -22,6 +22,21 @@ pub mod replay;
 mod timers;
 pub mod transport;
 
+/// The link to `peer`, a new one if there is none; borrows nothing else, so that the desk is free for it.
+fn link_in<'a>(
+    links: &'a mut BTreeMap<NodeId, Link>,
+    desk: &Desk,
+    now: Now,
+    peer: NodeId,
+) -> Option<&'a mut Link> {
+    let is_full = links.len() >= MAX_LINKS && !links.contains_key(&peer);
+    if is_full || peer == desk.me {
+        return None;
+    }
+    let link = links.entry(peer);
+    Some(link.or_insert_with(|| Link::new(peer, now)))
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -163,12 +178,11 @@ impl Sessions {
             self.desk.drops.count(DropReason::Oversized);
             return;
         }
-        let Some(mut link) = self.take_link(now, *to) else {
+        let Some(link) = link_in(&mut self.links, &self.desk, now, *to) else {
             self.desk.drops.count(DropReason::Full);
             return;
         };
         let waits = !link.send(now, body, &mut self.desk, out);
-        self.links.insert(*to, link);
         if waits {
             self.dial(now, to, trust, out);
         }
@@ -290,17 +304,7 @@ impl Sessions {
     }
 
     fn link(&mut self, now: Now, peer: NodeId) -> Option<&mut Link> {
-        let is_full = self.links.len() >= MAX_LINKS && !self.links.contains_key(&peer);
-        if is_full || peer == self.desk.me {
-            return None;
-        }
-        let link = self.links.entry(peer);
-        Some(link.or_insert_with(|| Link::new(peer, now)))
-    }
-
-    fn take_link(&mut self, now: Now, peer: NodeId) -> Option<Link> {
-        self.link(now, peer)?;
-        self.links.remove(&peer)
+        link_in(&mut self.links, &self.desk, now, peer)
     }
 
     /// Links, and handshakes under way.
