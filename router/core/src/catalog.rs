@@ -139,6 +139,9 @@ pub struct Catalog {
     revision: u64,
     /// The revision at which anything about the range changed.
     space_revision: u64,
+    /// The revisions at which a grant came or went, and a vote.
+    grants_revision: u64,
+    votes_revision: u64,
     /// The first sequence written in this start.
     first_own: Option<u64>,
     /// Own records of this start from here on are not on disk yet: nobody may hear of them.
@@ -162,6 +165,8 @@ impl Catalog {
             forgettable: Stamp::default(),
             revision: 0,
             space_revision: 0,
+            grants_revision: 0,
+            votes_revision: 0,
             first_own: None,
             unsynced: None,
             collided: false,
@@ -202,6 +207,16 @@ impl Catalog {
     /// [`Self::revision`] as it was when a grant, a set of voters or a vote last changed.
     pub fn space_revision(&self) -> u64 {
         self.space_revision
+    }
+
+    /// [`Self::revision`] as it was when a grant last came or went: until then [`Self::grants`] is what it was.
+    pub(crate) fn grants_revision(&self) -> u64 {
+        self.grants_revision
+    }
+
+    /// The same of votes and [`Self::destroyed`].
+    pub(crate) fn votes_revision(&self) -> u64 {
+        self.votes_revision
     }
 
     /// An 8-byte roll-up: equal for equal catalogs, different (but for chance) for others.
@@ -252,6 +267,11 @@ impl Catalog {
         states
     }
 
+    /// All whose logs are known.
+    pub fn writers(&self) -> impl Iterator<Item = &NodeId> {
+        self.logs.keys()
+    }
+
     /// The state of one log.
     pub fn state_of(&self, writer: &NodeId) -> WriterState {
         if *writer == SHARED {
@@ -272,6 +292,11 @@ impl Catalog {
     pub fn records_after(&self, writer: &NodeId, sequence: u64) -> Vec<Record> {
         let log = self.logs.get(writer).into_iter();
         log.flat_map(|log| log.after(sequence)).cloned().collect()
+    }
+
+    /// The highest place among the records held of a writer above a sequence.
+    pub fn highest_after(&self, writer: &NodeId, sequence: u64) -> Option<(Generation, u64)> {
+        self.logs.get(writer)?.highest_after(sequence)
     }
 
     /// The next few of [`Self::records_after`], of those that others may hear of.
@@ -592,9 +617,13 @@ impl Catalog {
     }
 
     fn note_space(&mut self, kind: Kind) {
-        if matches!(kind, Kind::GRANT | Kind::VOTERS | Kind::VOTE) {
-            self.space_revision = self.revision;
+        match kind {
+            Kind::GRANT => self.grants_revision = self.revision,
+            Kind::VOTE => self.votes_revision = self.revision,
+            Kind::VOTERS => {}
+            _ => return,
         }
+        self.space_revision = self.revision;
     }
 
     /// What a cluster-wide slot adds to the roll-up: all that is held there, also what another record outranks, for

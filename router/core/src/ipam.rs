@@ -132,7 +132,7 @@ impl Allocator {
     pub fn update(
         &mut self,
         now: Now,
-        ring: Ring,
+        ring: &Ring,
         used: &BTreeSet<Ipv4Addr>,
         networks: &[Ipv4Net],
     ) -> Batch {
@@ -147,10 +147,13 @@ impl Allocator {
     }
 
     /// Grants changed, and nothing else: this is the ring now.
-    pub fn set_ring(&mut self, ring: Ring, networks: &[Ipv4Net]) {
+    pub fn set_ring(&mut self, ring: &Ring, networks: &[Ipv4Net]) {
         self.networks = networks.to_vec();
+        if self.ring == *ring {
+            return;
+        }
         let before = self.ring.parts(&self.me);
-        self.ring = ring;
+        self.ring = ring.clone();
         let after = self.ring.parts(&self.me);
         for (start, last) in subtract(&before, &after) {
             self.free.cut(start, last);

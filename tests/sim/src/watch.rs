@@ -173,9 +173,9 @@ fn keeps_its_word(
             || ledger.divided
             || ledger.lying.contains(&host)
             || ledger.is_disputed(ip.into());
-        match catalog.own_object(&me, Kind::ENDPOINT, &endpoint_key(&id)) {
-            Some(Object::Endpoint(endpoint)) if endpoint.ip == ip => {}
-            Some(Object::Endpoint(endpoint)) if excused => ledger.readdressed(&id, endpoint.ip),
+        match catalog.endpoint(&me, &endpoint_key(&id)) {
+            Some(endpoint) if endpoint.ip == ip => {}
+            Some(endpoint) if excused => ledger.readdressed(&id, endpoint.ip),
             _ if tainted => {}
             _ => lines.push(format!("{host} lost {id} at {ip}, which it acknowledged")),
         }
@@ -241,7 +241,7 @@ fn nothing_returns(
         if ledger.cloned.contains(writer) || roster.revoked().contains_key(writer) {
             continue;
         }
-        let held = catalog.own_object(writer, Kind::ENDPOINT, &endpoint_key(id));
+        let held = catalog.endpoint(writer, &endpoint_key(id));
         match held {
             None => {
                 if seen.live.remove(id) {

@@ -129,6 +129,13 @@ impl Log {
         range.filter_map(|(_, slot)| self.record(slot))
     }
 
+    /// The highest place of those.
+    pub(super) fn highest_after(&self, sequence: u64) -> Option<(Generation, u64)> {
+        let from = sequence.checked_add(1)?;
+        let places = self.by_place.range((from, Generation(0))..);
+        places.map(|(place, _)| (place.1, place.0)).max()
+    }
+
     /// Slots of owner-written kinds that the checkpoint voids.
     pub(super) fn below_floor(&self) -> BTreeSet<Slot> {
         self.by_place

@@ -62,7 +62,7 @@ impl Catalog {
     }
 
     /// The endpoint that a node's record under this key tells of.
-    pub(crate) fn endpoint(&self, node: &NodeId, key: &[u8]) -> Option<&Endpoint> {
+    pub fn endpoint(&self, node: &NodeId, key: &[u8]) -> Option<&Endpoint> {
         let record = self.held(node, &(Kind::ENDPOINT, key.to_vec()))?;
         match &decode(record)?.0 {
             Object::Endpoint(endpoint) => Some(endpoint),
@@ -81,23 +81,30 @@ impl Catalog {
     }
 
     /// Those who decide about a node's space.
-    pub fn electorate(&self, owner: &NodeId, destroyed: &BTreeSet<NodeId>) -> Option<Electorate> {
-        let sets = [[0], [1]].into_iter();
-        let held = sets.filter_map(|key| match self.own_object(owner, Kind::VOTERS, &key) {
-            Some(Object::Voters(voters)) => Some(voters),
+    pub fn electorate(
+        &self,
+        owner: &NodeId,
+        destroyed: &BTreeSet<NodeId>,
+    ) -> Option<Electorate<'_>> {
+        let [even, odd] = [[0], [1]].map(|key| self.set_of_voters(owner, &key));
+        Electorate::new(*owner, even.into_iter().chain(odd), destroyed)
+    }
+
+    fn set_of_voters(&self, owner: &NodeId, key: &[u8]) -> Option<&Voters> {
+        let record = self.held(owner, &(Kind::VOTERS, key.to_vec()))?;
+        match &decode(record)?.0 {
+            Object::Voters(voters) => Some(voters),
             _ => None,
-        });
-        Electorate::new(*owner, held.collect(), destroyed)
+        }
     }
 
     /// All recorded sets of voters, with their owners.
-    pub fn sets_of_voters(&self) -> Vec<(NodeId, Voters)> {
+    pub fn sets_of_voters(&self) -> impl Iterator<Item = (NodeId, &Voters)> {
         self.own_objects(Kind::VOTERS)
             .filter_map(|(owner, object)| match object {
-                Object::Voters(voters) => Some((owner, voters.clone())),
+                Object::Voters(voters) => Some((owner, voters)),
                 _ => None,
             })
-            .collect()
     }
 
     /// Nodes of which a member said that they are destroyed.
@@ -120,8 +127,9 @@ impl Catalog {
     /// What a voter said about a node's space. Only words that nothing is missing before count: what the voter wrote
     /// first must be known first.
     pub fn vote(&self, voter: &NodeId, subject: &NodeId) -> Option<Vote> {
-        let record = self.held(voter, &(Kind::VOTE, subject.0.to_vec()))?;
-        if record.sequence() > self.state_of(voter).complete {
+        let log = self.logs.get(voter)?;
+        let record = log.record(&(Kind::VOTE, subject.0.to_vec()))?;
+        if record.sequence() > log.complete {
             return None;
         }
         match decode(record)?.0 {

@@ -154,6 +154,11 @@ impl Ring {
         self.parts.values().map(|p| p.owner).collect()
     }
 
+    /// Does it own anything?
+    pub fn has_parts(&self, node: &NodeId) -> bool {
+        self.parts.values().any(|part| part.owner == *node)
+    }
+
     /// A node's parts in ascending order, neighbours joined.
     pub fn parts(&self, node: &NodeId) -> Vec<(u32, u32)> {
         let mut parts: Vec<(u32, u32)> = Vec::new();

@@ -79,8 +79,8 @@ fn a_freed_address_rests_also_across_a_restart() {
     let mut allocator = founder(plan);
     let ip = allocator.allocate(&net).unwrap();
     let mut stored = Stored::default();
-    stored.apply(&allocator.update(at(0), allocator.ring().clone(), &BTreeSet::from([ip]), &[]));
-    stored.apply(&allocator.update(at(5), allocator.ring().clone(), &BTreeSet::new(), &[]));
+    stored.apply(&allocator.update(at(0), &allocator.ring().clone(), &BTreeSet::from([ip]), &[]));
+    stored.apply(&allocator.update(at(5), &allocator.ring().clone(), &BTreeSet::new(), &[]));
     assert_eq!(
         allocator.allocate_exact(ip, &net),
         Err(ExactError::Resting(ip))
@@ -131,7 +131,7 @@ fn one_who_has_run_out_gives_nothing_and_says_so() {
     assert_eq!(allocator.donate(&net, node(2)), Err(Exhausted(net).into()));
     // The very last one goes to who asks for it.
     let last = *got.last().unwrap();
-    allocator.update(at(0), allocator.ring().clone(), &got, &[]);
+    allocator.update(at(0), &allocator.ring().clone(), &got, &[]);
     allocator.release(last, at(0));
     assert_eq!(allocator.donate(&net, node(2)), Err(Exhausted(net).into()));
     allocator.expire(at(60));
@@ -391,7 +391,7 @@ proptest! {
             known[who] = known[who].max(heard.min(grants.len()));
             let view: Vec<_> = grants.iter().enumerate().filter(|(i, g)| *i < known[who] || g.0 == me).map(|(_, g)| *g).collect();
             let used = taken.iter().filter(|(n, _)| *n == who).map(|(_, ip)| *ip).collect();
-            nodes[who].update(at(0), Ring::compute(node(1), plan.range, &view, &BTreeSet::new()), &used, &[]);
+            nodes[who].update(at(0), &Ring::compute(node(1), plan.range, &view, &BTreeSet::new()), &used, &[]);
             match what {
                 0 if who != whom => {
                     if let Ok(grant) = nodes[who].donate(&nets[heard % 2], node(whom as u8 + 1)) {

@@ -67,6 +67,12 @@ pub(super) struct Cluster {
     /// Revision of the catalog's grants and votes, and the roster's digest, for which the ring was computed.
     pub(super) seen_space: Option<(u64, u64)>,
     pub(super) allocator: Allocator,
+    /// Revision of the catalog's grants, and the removed nodes, for which the ring was computed,
+    seen_grants: Option<(u64, BTreeSet<NodeId>)>,
+    /// and of its votes for which the destroyed nodes were read.
+    seen_votes: Option<u64>,
+    /// No two services had one address when that was last looked at.
+    pub(super) services_apart: bool,
     /// Whose endpoints' addresses did not count when those in use were last looked at as a whole.
     counted_without: Option<BTreeSet<NodeId>>,
     pub(super) random: Random,
@@ -172,6 +178,9 @@ impl Cluster {
             space: Space::default(),
             removing: Vec::new(),
             seen_space: None,
+            seen_grants: None,
+            seen_votes: None,
+            services_apart: false,
             allocator,
             counted_without: None,
             random,
@@ -461,7 +470,7 @@ impl Cluster {
         let removed = self.removed();
         let space_changed = self.update_ring(&removed);
         let vips = self.plan.vips();
-        let services_changed = space_changed || changes.touch(Kind::SERVICE);
+        let services_changed = changes.touch(Kind::SERVICE);
         if self.counted_without.as_ref() != Some(&removed)
             || changes.touch(Kind::SERVICE)
             || changes.touch(Kind::NETWORK)
@@ -471,7 +480,7 @@ impl Cluster {
         } else {
             if space_changed {
                 let networks = self.network_blocks();
-                self.allocator.set_ring(self.ring.clone(), &networks);
+                self.allocator.set_ring(&self.ring, &networks);
             }
             let used = |ip: &Ipv4Addr| (*ip, self.catalog.is_held(*ip, &removed));
             let resting = self.allocator.mark(now, changes.addresses.iter().map(used));
@@ -492,7 +501,7 @@ impl Cluster {
             self.tend_space(now, out);
             self.answer_removals(now, out);
         }
-        if services_changed {
+        if services_changed || space_changed && !self.are_services_apart(now) {
             self.part_services(now, out);
         }
     }
@@ -501,9 +510,7 @@ impl Cluster {
     fn count_addresses(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
         let used = self.catalog.used_addresses(removed);
         let networks = self.network_blocks();
-        let resting = self
-            .allocator
-            .update(now, self.ring.clone(), &used, &networks);
+        let resting = self.allocator.update(now, &self.ring, &used, &networks);
         self.persist(now, resting, Vec::new(), out);
         self.counted_without = Some(removed.clone());
     }
@@ -513,6 +520,7 @@ impl Cluster {
         let wall = self.wall.micros(now);
         if changes.due || self.next_due.is_some_and(|due| wall >= due) {
             self.next_due = self.catalog.next_due(wall);
+            self.services_apart = false;
             let duplicates = self.catalog.duplicates(wall);
             self.tell_duplicates(duplicates, out);
             return;
@@ -523,14 +531,27 @@ impl Cluster {
         self.tell_duplicates(duplicates, out);
     }
 
-    /// Computes the ring anew if anything that it depends on changed.
+    /// Computes the ring anew if anything that it depends on changed. True if anything about the range did, also if that
+    /// is only how much is known.
     fn update_ring(&mut self, removed: &BTreeSet<NodeId>) -> bool {
         let seen = (self.catalog.space_revision(), self.meta.roster.digest());
         if self.seen_space == Some(seen) {
             return false;
         }
         self.seen_space = Some(seen);
-        self.space.destroyed = self.catalog.destroyed();
+        let votes = self.catalog.votes_revision();
+        if self.seen_votes.replace(votes) != Some(votes) {
+            self.space.destroyed = self.catalog.destroyed();
+        }
+        let grants = self.catalog.grants_revision();
+        let same = |seen: &(u64, BTreeSet<NodeId>)| seen.0 == grants && seen.1 == *removed;
+        if self.seen_grants.as_ref().is_some_and(same) {
+            if self.previous_ring != self.ring {
+                self.previous_ring = self.ring.clone();
+            }
+            return true;
+        }
+        self.seen_grants = Some((grants, removed.clone()));
         let ring = Ring::compute(
             self.meta.roster.founder(),
             self.meta.range,

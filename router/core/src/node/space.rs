@@ -98,7 +98,7 @@ impl Cluster {
     }
 
     /// What an owner's voters think, as far as it is known here.
-    pub(super) fn electorate(&self, owner: &NodeId) -> Option<Electorate> {
+    pub(super) fn electorate(&self, owner: &NodeId) -> Option<Electorate<'_>> {
         self.catalog.electorate(owner, &self.destroyed())
     }
 
@@ -135,6 +135,9 @@ impl Cluster {
     /// A removal names the last record of the removed node that counts, as far as the remover knew. What the removed node
     /// gave to this one after that is this one's by its own word now: it is in use here, its giver's voters never had it.
     fn keep_what_was_mine(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.roster().revoked().is_empty() {
+            return;
+        }
         let removed = self.removed();
         let before = self.previous_ring.parts(&self.me);
         let mut lost = Vec::new();
@@ -178,10 +181,10 @@ impl Cluster {
         if removals.is_empty() {
             return;
         }
-        let voters = self.voters_of_all();
+        let voters = self.voters_among(&removals);
         for (subject, last_sequence) in removals {
             let said = self.own_vote(&subject);
-            if self.ring.parts(&subject).is_empty() && !voters.contains(&subject) {
+            if !self.ring.has_parts(&subject) && !voters.contains(&subject) {
                 if said.gone.is_some_and(|version| version != Vote::BY_FORCE) {
                     let key = Object::Vote(said).key();
                     let _ = self.remove(now, Kind::VOTE, &key, Vec::new(), out);
@@ -204,18 +207,24 @@ impl Cluster {
         }
     }
 
-    /// All who decide about anybody's space. As long as a removed node is one of them its word may be waited for.
-    fn voters_of_all(&self) -> BTreeSet<NodeId> {
-        let owners = self.catalog.sets_of_voters().into_iter();
-        owners
-            .filter(|(owner, _)| !self.ring.parts(owner).is_empty())
-            .flat_map(|(owner, set)| set.voters.into_iter().filter(move |voter| *voter != owner))
-            .collect()
+    /// Those of them who decide about anybody's space. As long as a removed node does its word may be waited for.
+    fn voters_among(&self, removals: &[(NodeId, u64)]) -> BTreeSet<NodeId> {
+        let decides = |id: &NodeId| {
+            let mut sets = self.catalog.sets_of_voters();
+            sets.any(|(owner, set)| {
+                owner != *id && set.voters.contains(id) && self.ring.has_parts(&owner)
+            })
+        };
+        let removed = removals.iter().map(|(id, _)| *id);
+        removed.filter(decides).collect()
     }
 
     /// Takes over what removed nodes left, where this node is the heir.
     fn take_over(&mut self, now: Now, out: &mut Vec<Output>) {
         for (subject, last_sequence) in self.removals() {
+            if !self.ring.has_parts(&subject) {
+                continue;
+            }
             // Somebody may have given it something that was not known when it was said to be destroyed.
             if self.own_vote(&subject).gone == Some(Vote::BY_FORCE) {
                 self.take_by_force(now, &subject, out);

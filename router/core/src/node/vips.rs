@@ -9,12 +9,21 @@ use crate::value::Object;
 use crate::view::Service;
 
 impl Cluster {
+    /// Is it known that no two services have one address, whoever owns it?
+    pub(super) fn are_services_apart(&self, now: Now) -> bool {
+        let wall = self.wall.micros(now);
+        self.services_apart && self.next_due.is_none_or(|due| wall < due)
+    }
+
     /// Of services that share an address of this node's all but the first born get another one.
     pub(super) fn part_services(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.services_apart = false;
         if !self.ready || self.leaving || !self.is_member() {
             return;
         }
-        for (first, service) in self.catalog.services_in_common(self.wall.micros(now)) {
+        let in_common = self.catalog.services_in_common(self.wall.micros(now));
+        self.services_apart = in_common.is_empty();
+        for (first, service) in in_common {
             if self.ring.owner(service.vip) != Some(self.me) {
                 continue;
             }

@@ -44,11 +44,7 @@ pub(super) fn keeps_the_newest(
     let (Some(catalog), Some(roster)) = (shell.node().catalog(), shell.node().roster()) else {
         return;
     };
-    let highest = |writer: &NodeId, above: u64| {
-        let records = catalog.records_after(writer, above).into_iter();
-        records.map(|r| (r.generation(), r.sequence())).max()
-    };
-    for writer in catalog.writer_state().into_keys() {
+    for writer in catalog.writers().copied() {
         // Of what a removed node said some is void, and of two copies either is heard.
         if !roster.is_member(&writer) || ledger.cloned.contains(&writer) {
             newest.remove(&writer);
@@ -56,9 +52,10 @@ pub(super) fn keeps_the_newest(
         }
         let known = newest.get(&writer).copied().unwrap_or_default();
         // A later start of a writer that lost its disk's end may count from lower down.
-        let held = highest(&writer, known.1.saturating_sub(1))
+        let held = catalog
+            .highest_after(&writer, known.1.saturating_sub(1))
             .filter(|held| *held >= known)
-            .or_else(|| highest(&writer, 0))
+            .or_else(|| catalog.highest_after(&writer, 0))
             .unwrap_or_default();
         if held < known {
             lines.push(format!(
