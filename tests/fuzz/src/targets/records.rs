@@ -247,7 +247,10 @@ fn admission_of(roster: &Roster, id: &NodeId) -> Option<[u8; 32]> {
 fn check(roster: &Roster, stored: &Stored) {
     let restored = Roster::restore(roster.cluster(), stored).expect("it was written");
     assert_eq!(restored.heads(), roster.heads(), "the disk knows the same");
-    assert_eq!(restored.digest(), roster.digest());
+    // A fork is no part of the chain: after a start others tell of it.
+    if roster.forks().is_empty() {
+        assert_eq!(restored.digest(), roster.digest());
+    }
     let members = |roster: &Roster| -> Vec<NodeId> {
         let known = (1..6).map(|number| identity(number).id());
         known
