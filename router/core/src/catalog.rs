@@ -139,9 +139,10 @@ pub struct Catalog {
     revision: u64,
     /// The revision at which anything about the range changed.
     space_revision: u64,
-    /// The revisions at which a grant came or went, and a vote.
+    /// The revisions at which a grant came or went, a vote, and a set of voters.
     grants_revision: u64,
     votes_revision: u64,
+    sets_revision: u64,
     /// The first sequence written in this start.
     first_own: Option<u64>,
     /// Own records of this start from here on are not on disk yet: nobody may hear of them.
@@ -167,6 +168,7 @@ impl Catalog {
             space_revision: 0,
             grants_revision: 0,
             votes_revision: 0,
+            sets_revision: 0,
             first_own: None,
             unsynced: None,
             collided: false,
@@ -217,6 +219,11 @@ impl Catalog {
     /// The same of votes and [`Self::destroyed`].
     pub(crate) fn votes_revision(&self) -> u64 {
         self.votes_revision
+    }
+
+    /// The same of sets of voters.
+    pub(crate) fn sets_revision(&self) -> u64 {
+        self.sets_revision
     }
 
     /// An 8-byte roll-up: equal for equal catalogs, different (but for chance) for others.
@@ -620,7 +627,7 @@ impl Catalog {
         match kind {
             Kind::GRANT => self.grants_revision = self.revision,
             Kind::VOTE => self.votes_revision = self.revision,
-            Kind::VOTERS => {}
+            Kind::VOTERS => self.sets_revision = self.revision,
             _ => return,
         }
         self.space_revision = self.revision;

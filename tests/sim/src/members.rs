@@ -105,7 +105,8 @@ impl Gossiper {
 impl Machine for Gossiper {
     type Batch = ();
 
-    fn deliver(&mut self, now: Now, from: SocketAddr, bytes: &[u8], fx: &mut Effects<()>) {
+    fn deliver(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8], fx: &mut Effects<()>) {
+        let bytes = &*bytes;
         let (Some(host), Some((start, bytes))) = (host_of(from), bytes.split_first_chunk()) else {
             return;
         };

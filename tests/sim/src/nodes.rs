@@ -224,16 +224,8 @@ impl Shell {
 impl Machine for Shell {
     type Batch = Batch;
 
-    fn deliver(&mut self, now: Now, from: SocketAddr, bytes: &[u8], fx: &mut Effects<Batch>) {
-        let mut bytes = bytes.to_vec();
-        self.input(
-            now,
-            Input::Datagram {
-                from,
-                bytes: &mut bytes,
-            },
-            fx,
-        );
+    fn deliver(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8], fx: &mut Effects<Batch>) {
+        self.input(now, Input::Datagram { from, bytes }, fx);
     }
 
     fn persisted(&mut self, now: Now, id: u64, fx: &mut Effects<Batch>) {

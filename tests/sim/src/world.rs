@@ -28,7 +28,13 @@ pub trait Machine {
     type Batch: Clone;
 
     /// A datagram came in.
-    fn deliver(&mut self, now: Now, from: SocketAddr, bytes: &[u8], fx: &mut Effects<Self::Batch>);
+    fn deliver(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        fx: &mut Effects<Self::Batch>,
+    );
     /// A batch is on disk.
     fn persisted(&mut self, now: Now, id: u64, fx: &mut Effects<Self::Batch>);
     /// Time passed.
@@ -404,7 +410,7 @@ impl<M: Machine> World<M> {
         }
     }
 
-    fn arrive(&mut self, to: usize, from: SocketAddr, bytes: Vec<u8>) {
+    fn arrive(&mut self, to: usize, from: SocketAddr, mut bytes: Vec<u8>) {
         let host = &mut self.hosts[to];
         if host.machine.is_none() {
             return;
@@ -417,7 +423,7 @@ impl<M: Machine> World<M> {
         }
         self.note_datagram(to, '<', from, &bytes);
         self.with(to, |machine, now, fx| {
-            machine.deliver(now, from, &bytes, fx)
+            machine.deliver(now, from, &mut bytes, fx)
         });
     }
 
@@ -578,13 +584,18 @@ impl<M: Machine> World<M> {
         let Some(target) = host_of(to).filter(|target| *target < self.hosts.len()) else {
             return;
         };
-        for delay in self.net.carry(host, target, &mut self.random) {
-            let event = Event::Deliver {
-                to: target,
-                from: address_of(host),
-                bytes: bytes.clone(),
-            };
-            self.push(self.now.plus(delay), event);
+        let mut delays = self.net.carry(host, target, &mut self.random);
+        let last = delays.pop();
+        let deliver = |bytes| Event::Deliver {
+            to: target,
+            from: address_of(host),
+            bytes,
+        };
+        for delay in delays {
+            self.push(self.now.plus(delay), deliver(bytes.clone()));
+        }
+        if let Some(delay) = last {
+            self.push(self.now.plus(delay), deliver(bytes));
         }
     }
 

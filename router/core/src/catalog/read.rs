@@ -243,7 +243,11 @@ impl Catalog {
             });
         let slots = self.shared.range(slots_of(Kind::SERVICE));
         let vips = slots.flat_map(|(slot, writers)| self.vips_under(slot, writers));
-        endpoints.chain(vips).collect()
+        // Numbers are sorted faster than addresses; a set is then made of them in one go.
+        let mut all: Vec<u32> = endpoints.chain(vips).map(u32::from).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.into_iter().map(Ipv4Addr::from).collect()
     }
 
     fn vips_under(&self, slot: &Slot, writers: &BTreeSet<NodeId>) -> Vec<Ipv4Addr> {

@@ -44,6 +44,15 @@ pub(super) struct Buffers {
     pub(super) door: Vec<JoinEvent>,
 }
 
+impl Buffers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+            && self.membership.is_empty()
+            && self.sync.is_empty()
+            && self.door.is_empty()
+    }
+}
+
 /// See the module's documentation.
 pub(super) struct Cluster {
     pub(super) me: NodeId,
@@ -70,7 +79,7 @@ pub(super) struct Cluster {
     /// Revision of the catalog's grants, and the removed nodes, for which the ring was computed,
     seen_grants: Option<(u64, BTreeSet<NodeId>)>,
     /// and of its votes for which the destroyed nodes were read.
-    seen_votes: Option<u64>,
+    pub(super) seen_votes: Option<u64>,
     /// No two services had one address when that was last looked at.
     pub(super) services_apart: bool,
     /// Whose endpoints' addresses did not count when those in use were last looked at as a whole.
@@ -81,6 +90,8 @@ pub(super) struct Cluster {
     /// Somebody has made a session with this start.
     pub(super) heard: bool,
     pub(super) buffers: Buffers,
+    /// Empty ones.
+    pub(super) spare: Buffers,
     /// What waits for which batch.
     pub(super) held: BTreeMap<u64, Vec<Then>>,
     pub(super) next_persist: u64,
@@ -188,6 +199,7 @@ impl Cluster {
             generation,
             heard: false,
             buffers: Buffers::default(),
+            spare: Buffers::default(),
             held: BTreeMap::new(),
             next_persist,
             receivers: BTreeMap::new(),

@@ -14,28 +14,24 @@ use crate::wire::Message;
 impl Cluster {
     /// Hands events on until there are none.
     pub(super) fn pump(&mut self, now: Now, out: &mut Vec<Output>) {
-        loop {
-            let events = std::mem::take(&mut self.buffers);
-            if events.sessions.is_empty()
-                && events.membership.is_empty()
-                && events.sync.is_empty()
-                && events.door.is_empty()
-            {
-                break;
-            }
-            for event in events.sessions {
+        // Two sets of buffers change places, so that neither has to grow anew for each event.
+        let mut events = std::mem::take(&mut self.spare);
+        while !self.buffers.is_empty() {
+            std::mem::swap(&mut events, &mut self.buffers);
+            for event in events.sessions.drain(..) {
                 self.on_session(now, event, out);
             }
-            for event in events.door {
+            for event in events.door.drain(..) {
                 self.on_door(now, event, out);
             }
-            for event in events.membership {
+            for event in events.membership.drain(..) {
                 self.on_membership(now, event, out);
             }
-            for event in events.sync {
+            for event in events.sync.drain(..) {
                 self.on_sync(now, event, out);
             }
         }
+        self.spare = events;
         self.become_ready(now, out);
         self.show_changes(out);
     }

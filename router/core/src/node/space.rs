@@ -51,6 +51,9 @@ pub(super) struct Space {
     pub(super) found_down: BTreeSet<NodeId>,
     /// Endpoints of this node whose addresses lie in another's part, and since when.
     pub(super) lost: BTreeMap<EndpointId, Now>,
+    /// Revisions of votes, when the destroyed nodes were read and now, and of sets of voters, and the roster's digest, for
+    /// which nothing was left to promise.
+    promised: Option<(Option<u64>, u64, u64, u64)>,
     /// Removals that were looked at.
     pub(super) seen_removed: BTreeSet<NodeId>,
 }
@@ -157,6 +160,16 @@ impl Cluster {
     /// Honours the sets of voters that other nodes recorded.
     fn promise(&mut self, now: Now, out: &mut Vec<Output>) {
         let me = self.me;
+        let known = (
+            self.seen_votes,
+            self.catalog.votes_revision(),
+            self.catalog.sets_revision(),
+            self.roster().digest(),
+        );
+        if self.space.promised == Some(known) {
+            return;
+        }
+        self.space.promised = Some(known);
         let owners: Vec<NodeId> = self.roster().members().map(|member| member.id).collect();
         for owner in owners.into_iter().filter(|owner| *owner != me) {
             let asked = self
@@ -165,6 +178,7 @@ impl Cluster {
             let Some(version) = asked else { continue };
             let said = self.own_vote(&owner);
             if said.gone.is_none() && said.seen < version {
+                self.space.promised = None;
                 let vote = Vote {
                     seen: version,
                     ..said
