@@ -13,10 +13,6 @@ use weft_sim::figures::{self, Scope};
 use weft_sim::members;
 use weft_sim::search::{self, Go, Outcome};
 
-/// A search spends a tenth of its time on small pieces of memory that live for microseconds.
-#[global_allocator]
-static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Failing seeds that are made smaller; of the others only the command is told.
 const SHRUNK: usize = 5;
 /// So many violations of one seed are printed.

@@ -62,8 +62,12 @@ fn a_dead_host_is_removed_in_one_command_and_its_addresses_come_back() {
     assert_eq!(y.ip(), old);
     let z = h1.serve("z", &[]);
     assert!(z.pings(&old.to_string()));
-    // Its key is void: it comes back to a network that does not know it.
+    // Its key is void: it comes back to a network that does not know it, and is told so.
     h3.reconnect();
+    lab.wait("it says so", 30, || {
+        let status = h3.weft(&["status"]).stdout;
+        status.contains("removed from the cluster by h1")
+    });
     let error = h1.weft(&["node", "rm", "h3"]).fails_with(1);
     assert!(error.contains("no node \"h3\""), "{error}");
     assert!(!x.pings(&z.ip().to_string()));
