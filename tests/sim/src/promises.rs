@@ -318,7 +318,7 @@ impl Ledger {
         lines
             .extend(extra.map(|(id, ip)| format!("{host} shows {id} at {ip}, which is not there")));
         // In a small range there may be none to have instead.
-        let crowded = self.is_small() && !self.cloned.is_empty();
+        let crowded = self.is_small() && !self.is_quiet();
         let me = view.member(&view.me).filter(|_| !crowded);
         lines.extend(me.into_iter().flat_map(|me| {
             let own = view.endpoints.iter().filter(|e| e.node == me.id);
@@ -365,7 +365,7 @@ impl Ledger {
         (other, b): (usize, &View),
         lines: &mut Vec<String>,
     ) {
-        let crowded = self.is_small() && !self.cloned.is_empty();
+        let crowded = self.is_small() && !self.is_quiet();
         let owned = |view: &View| -> Vec<(NodeId, Vec<Ipv4Net>)> {
             view.members
                 .iter()

@@ -410,6 +410,8 @@ impl Cluster {
             return;
         }
         self.count_space_at = None;
+        // A copy of this node, or the log that it had lost, may have said something else.
+        self.write_node_info(now, out);
         let networks = self.networks();
         let mut low = BTreeSet::new();
         for network in &networks {
