@@ -217,6 +217,11 @@ impl Membership {
         }
     }
 
+    /// All nodes that are greeted or heard.
+    pub fn known(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.peers.keys().copied()
+    }
+
     /// A handshake with `id`, or a record signed by it, has shown this start of it. A lower one than known is ignored.
     pub fn on_proven(
         &mut self,

@@ -12,6 +12,7 @@
 //!
 //! Unknown kinds fail closed: they are kept and passed on, and no admission behind them in that chain counts.
 
+mod ballot;
 mod intake;
 mod link;
 mod trust;
@@ -29,7 +30,7 @@ use crate::store::{Batch, Stored, Table};
 
 pub use link::MAX_LINK;
 pub(crate) use link::reencode;
-use link::{Admission, Body, Link, Revocation};
+use link::{Admission, Approval, Body, Link, Revocation};
 use verdict::{Links, Verdict};
 pub use verdict::{MemberKeys, Revoked};
 
@@ -326,6 +327,7 @@ impl Roster {
             last_sequence,
             valid_links: chain.map_or(0, |c| c.len() as u32),
             head: chain.and_then(|c| c.last()).map_or([0; 32], |l| l.hash),
+            voters: self.voters_besides(&id),
         };
         self.issue(identity, Body::Revoke(revocation))
     }
@@ -339,7 +341,16 @@ impl Roster {
         if !self.rights_of(&identity.id()).has(Rights::VOTE) {
             return Err(RosterError::NoRight);
         }
-        self.issue(identity, Body::Approve(revocation))
+        let voters = match self.subject_of(&revocation) {
+            Some(subject) => self.voters_besides(&subject),
+            None => return Err(RosterError::Bad),
+        };
+        self.issue(identity, Body::Approve(Approval { revocation, voters }))
+    }
+
+    fn voters_besides(&self, subject: &NodeId) -> u32 {
+        let others = self.members().filter(|m| m.id != *subject);
+        others.filter(|m| m.rights.has(Rights::VOTE)).count() as u32
     }
 
     /// Is it a member that counts in majorities?
@@ -349,10 +360,8 @@ impl Roster {
 
     /// Has `by` approved this revocation?
     pub fn has_approved(&self, by: &NodeId, revocation: &[u8; 32]) -> bool {
-        let chain = self.chains.get(by).into_iter().flatten();
-        chain
-            .into_iter()
-            .any(|link| link.body == Body::Approve(*revocation))
+        let mut chain = self.chains.get(by).into_iter().flatten();
+        chain.any(|link| link.approved().is_some_and(|a| a.revocation == *revocation))
     }
 
     /// Is it admitted and not revoked?

@@ -269,10 +269,10 @@ fn knows_no_removed(host: usize, shell: &Shell, now: Now, lines: &mut Vec<String
         return;
     }
     for peer in shell.node().peers(now) {
-        if roster.revoked().contains_key(&peer.id) {
+        if !roster.is_member(&peer.id) {
+            let id = peer.id;
             lines.push(format!(
-                "{host} has a session with {}, which was removed",
-                peer.id
+                "{host} has a session with {id}, which is no member"
             ));
         }
     }

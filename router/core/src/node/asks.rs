@@ -46,6 +46,8 @@ pub(super) enum Purpose {
     Publish { command: u64, service: Box<Service> },
     /// A newcomer waits for the issuer's count.
     CountUse { handle: JoinHandle },
+    /// Services that share a virtual address of this node's wait for a free one.
+    PartServices { tried: BTreeSet<NodeId> },
     /// This node waits for its first part of the range.
     FirstSpace,
     /// Somebody must hear that this node leaves.
@@ -65,6 +67,7 @@ impl Purpose {
             self,
             Purpose::Attach { .. }
                 | Purpose::Vip { .. }
+                | Purpose::PartServices { .. }
                 | Purpose::FirstSpace
                 | Purpose::Network { .. }
         )
@@ -108,6 +111,13 @@ impl Asks {
         self.waiting
             .values()
             .any(|waiting| matches!(waiting.purpose, Purpose::FirstSpace))
+    }
+
+    /// Does somebody look for a free address for a service that shares one?
+    pub(super) fn parts_services(&self) -> bool {
+        self.waiting
+            .values()
+            .any(|waiting| matches!(waiting.purpose, Purpose::PartServices { .. }))
     }
 }
 
@@ -396,6 +406,7 @@ impl Cluster {
             (Purpose::Network { command, wish, net }, answer) => {
                 self.block_failed(now, command, wish, net, answer, out);
             }
+            (Purpose::PartServices { tried }, _) => self.ask_for_vips(now, tried),
             (Purpose::FirstSpace, _) => self.space.ask_again = now.plus(ASK_AGAIN),
             (Purpose::Farewell { command }, Some((_, Answer::Granted))) => {
                 out.push(Output::Reply(command, Ok(Reply::Done)));
@@ -444,6 +455,10 @@ impl Cluster {
             },
             Purpose::Network { command, wish, net } if self.allocator.is_own_block(&net) => {
                 self.store_network(now, command, wish.name, net, out);
+                Ok(())
+            }
+            Purpose::PartServices { .. } if self.allocator.free(&self.plan.vips()) > 0 => {
+                self.part_services(now, out);
                 Ok(())
             }
             Purpose::FirstSpace if self.has_default_space() => Ok(()),

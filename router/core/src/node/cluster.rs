@@ -25,7 +25,6 @@ use crate::membership::{Membership, MembershipEvent};
 use crate::model::{
     AddressPlan, ClusterId, Generation, NetworkName, NodeId, NodeName, Now, WallMicros,
 };
-use crate::mutation::{self, Mutation};
 use crate::roster::Roster;
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
@@ -250,7 +249,7 @@ impl Cluster {
     }
 
     pub(super) fn sizes(&self) -> Vec<(&'static str, usize, usize)> {
-        let members = self.roster().members().count() + self.roster().revoked().len();
+        let members = self.roster().members().count();
         let (waiting, checks) = self.asks.sizes();
         let (links, half_open) = self.sessions.sizes();
         vec![
@@ -448,16 +447,8 @@ impl Cluster {
                 )),
             }
         }
-        let revoked: Vec<NodeId> = self.meta.roster.revoked().keys().copied().collect();
         self.look_at_removals();
-        self.tell_removed(now, &revoked, out);
-        for id in revoked {
-            self.membership
-                .remove(now, id, &mut self.buffers.membership);
-            if !mutation::is_on(Mutation::KeepSessions) {
-                self.sessions.drop_peer(&id, &mut self.buffers.sessions);
-            }
-        }
+        self.cut_off_strangers(now, out);
     }
 
     /// The catalog may have changed: addresses, ring and picture follow.
@@ -471,8 +462,10 @@ impl Cluster {
         }
         self.seen_revision = Some(self.catalog.revision());
         let changes = self.catalog.take_changes();
-        for peer in changes.nodes.iter().filter(|peer| **peer != self.me) {
-            if let Some(info) = self.catalog.node(peer) {
+        for peer in &changes.nodes {
+            // What a removed node said of itself still counts; nobody calls it.
+            let is_peer = *peer != self.me && self.roster().is_member(peer);
+            if let Some(info) = self.catalog.node(peer).filter(|_| is_peer) {
                 let underlay = info.underlay.clone();
                 self.sessions.set_addresses(now, *peer, underlay);
             }

@@ -71,7 +71,8 @@ impl Cluster {
         let Some((subject, by)) = self.roster().removal_in(record) else {
             return;
         };
-        let concerns = subject == self.me || self.roster().admitter_of(&self.me) == Some(subject);
+        let concerns =
+            subject == self.me || self.roster().admitters_of(&self.me).contains(&subject);
         if !concerns || !self.is_member() {
             return;
         }
@@ -91,9 +92,7 @@ impl Cluster {
 
     /// What people read on a host that is no member any more.
     pub(super) fn removed_text(&self, by: Option<NodeId>) -> String {
-        let admitter = self.roster().admitter_of(&self.me);
-        let void = admitter.filter(|id| self.roster().revoked().contains_key(id));
-        match (by, void) {
+        match (by, self.roster().removed_above(&self.me)) {
             (None, Some(admitter)) => format!(
                 "this node was let in by {}, which had been removed from the cluster: nobody there knows this node; to \
                  come in, run `weft reset` and join with a new token",

@@ -11,6 +11,7 @@ use super::durable::Then;
 use super::io::{Ask, Output, Reply};
 use crate::control::ErrorKind;
 use crate::model::{NodeId, Now};
+use crate::mutation::{self, Mutation};
 use crate::roster::{Issued, RosterError};
 use crate::store::Batch;
 use crate::value::{Object, Vote};
@@ -163,13 +164,32 @@ impl Cluster {
         }
     }
 
+    /// Those that are no members any more: the removed, and whom they let in at last. Nothing is said to them, and nothing
+    /// heard of them.
+    pub(super) fn cut_off_strangers(&mut self, now: Now, out: &mut Vec<Output>) {
+        let linked = self.sessions.linked().chain(self.membership.known());
+        let strangers: BTreeSet<NodeId> = linked
+            .filter(|id| *id != self.me && !self.roster().is_member(id))
+            .collect();
+        self.tell_removed(now, &strangers, out);
+        for id in strangers {
+            self.membership
+                .remove(now, id, &mut self.buffers.membership);
+            if !mutation::is_on(Mutation::KeepSessions) {
+                self.sessions.forget_peer(&id, &mut self.buffers.sessions);
+            }
+        }
+    }
+
     /// Tells those that were just removed, over the session that ends now, and this host's people if it is this node.
-    pub(super) fn tell_removed(&mut self, now: Now, removed: &[NodeId], out: &mut Vec<Output>) {
+    fn tell_removed(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
         for id in removed {
             if !self.sessions.peers().any(|session| session.peer == *id) {
                 continue;
             }
-            let record = self.roster().revocation(id).map(<[u8]>::to_vec);
+            let above = self.roster().removed_above(id);
+            let record = above.and_then(|above| self.roster().revocation(&above));
+            let record = record.map(<[u8]>::to_vec);
             if let Some(bytes) = record.map(|record| crate::sync::roster_frame(&record)) {
                 self.sessions.send(
                     now,

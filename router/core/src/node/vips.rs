@@ -2,9 +2,12 @@
 //! it was removed itself, and its last words don't count), where space was taken by force on both sides of a split, or
 //! where a node ran twice. Whoever owns the address settles it: nobody else decides about that part of the range.
 
+use std::collections::BTreeSet;
+
+use super::asks::Purpose;
 use super::cluster::Cluster;
-use super::io::Output;
-use crate::model::Now;
+use super::io::{Ask, Output};
+use crate::model::{NodeId, Now};
 use crate::value::Object;
 use crate::view::Service;
 
@@ -27,8 +30,10 @@ impl Cluster {
             if self.ring.owner(service.vip) != Some(self.me) {
                 continue;
             }
-            // Without a free one it stays so until one is free: this is looked at again from time to time.
             let Ok(vip) = self.allocator.allocate_vip() else {
+                if !self.asks.parts_services() {
+                    self.ask_for_vips(now, BTreeSet::new());
+                }
                 return;
             };
             let (old, name) = (service.vip, service.name.clone());
@@ -39,5 +44,21 @@ impl Cluster {
                 )));
             }
         }
+    }
+    /// This node has no virtual address left for a service that shares one: whoever has most, and was not asked yet, is
+    /// asked for some. Where nobody has any it stays so until one is free: this is looked at again from time to time.
+    pub(super) fn ask_for_vips(&mut self, now: Now, mut tried: BTreeSet<NodeId>) {
+        let Some(next) = self.richest(self.plan.vips(), &tried) else {
+            return;
+        };
+        tried.insert(next);
+        let purpose = Purpose::PartServices { tried };
+        // As many questions as may wait at a time do: it is looked at again then, too.
+        let _ = self.ask(
+            now,
+            BTreeSet::from([next]),
+            &Ask::Space { vips: true },
+            purpose,
+        );
     }
 }

@@ -14,8 +14,10 @@
 //! |---|---|
 //! | 1 found | as admit, of the issuer itself, then 16 random octets |
 //! | 2 admit | node id 32, noise key 32, rights 2, length of the name 1, name |
-//! | 3 revoke | node id 32, last valid sequence of its records 8, number of its valid roster records 4, hash of the last of them 32 |
-//! | 4 approve | hash of the revocation 32 |
+//! | 3 revoke | node id 32, last valid sequence of its records 8, number of its valid roster records 4, hash of the last of them 32, voters 4 |
+//! | 4 approve | hash of the revocation 32, voters 4 |
+//!
+//! Both say how many voters their issuer knew besides the node that is revoked.
 
 use crate::crypto::{self, sha256};
 use crate::identity::Identity;
@@ -37,7 +39,7 @@ pub(crate) enum Body {
     Found(Admission, [u8; 16]),
     Admit(Admission),
     Revoke(Revocation),
-    Approve([u8; 32]),
+    Approve(Approval),
     Unknown,
 }
 
@@ -55,6 +57,13 @@ pub(crate) struct Revocation {
     pub(crate) last_sequence: u64,
     pub(crate) valid_links: u32,
     pub(crate) head: [u8; 32],
+    pub(crate) voters: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Approval {
+    pub(crate) revocation: [u8; 32],
+    pub(crate) voters: u32,
 }
 
 /// A parsed roster record.
@@ -134,6 +143,14 @@ impl Link {
         }
     }
 
+    /// What it approves, if it does.
+    pub(crate) fn approved(&self) -> Option<&Approval> {
+        match &self.body {
+            Body::Approve(approval) => Some(approval),
+            _ => None,
+        }
+    }
+
     /// Whom it revokes, if it does.
     pub(crate) fn revoked(&self) -> Option<NodeId> {
         match &self.body {
@@ -154,8 +171,12 @@ impl Body {
                 last_sequence: be_u64(&take::<8>(rest)?),
                 valid_links: u32::from_be_bytes(take(rest)?),
                 head: take(rest)?,
+                voters: u32::from_be_bytes(take(rest)?),
             }),
-            4 => Body::Approve(take(rest)?),
+            4 => Body::Approve(Approval {
+                revocation: take(rest)?,
+                voters: u32::from_be_bytes(take(rest)?),
+            }),
             _ => return None,
         };
         rest.is_empty().then_some(body)
@@ -178,10 +199,12 @@ impl Body {
                 out.extend_from_slice(&revocation.last_sequence.to_be_bytes());
                 out.extend_from_slice(&revocation.valid_links.to_be_bytes());
                 out.extend_from_slice(&revocation.head);
+                out.extend_from_slice(&revocation.voters.to_be_bytes());
             }
-            Body::Approve(hash) => {
+            Body::Approve(approval) => {
                 out.push(4);
-                out.extend_from_slice(hash);
+                out.extend_from_slice(&approval.revocation);
+                out.extend_from_slice(&approval.voters.to_be_bytes());
             }
             // Only read, never written.
             Body::Unknown => out.push(0),

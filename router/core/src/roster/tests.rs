@@ -144,6 +144,74 @@ fn a_second_revocation_waits_for_a_majority_on_the_first() {
 }
 
 #[test]
+fn newcomers_bring_nobody_back() {
+    let mut here = cluster(4);
+    let mut there = copy(&here);
+    let first = here.revoke(&identity(2), id(3), 0).unwrap();
+    here.approve(&identity(1), crypto::sha256(&first.bytes))
+        .unwrap();
+    here.revoke(&identity(2), id(4), 0).unwrap();
+    assert!(!here.is_member(&id(4)));
+    // Behind a split more come than there were.
+    for newcomer in 5..12 {
+        let issued = admit(&mut there, 4 - newcomer % 2, newcomer, Rights::ALL).unwrap();
+        let _ = here.insert(&issued.bytes, WALL);
+        assert!(!here.is_member(&id(4)) && here.pending().is_empty());
+    }
+}
+
+#[test]
+fn alone_in_a_cluster_its_host_needs_nobody_to_agree() {
+    let mut roster = cluster(2);
+    roster.revoke(&identity(1), id(2), 0).unwrap();
+    for newcomer in 3..6 {
+        admit(&mut roster, 1, newcomer, Rights::ALL).unwrap();
+        roster.revoke(&identity(1), id(newcomer), 0).unwrap();
+        assert!(!roster.is_member(&id(newcomer)), "{newcomer}");
+    }
+}
+
+#[test]
+fn who_says_that_it_knows_nobody_needs_the_others_all_the_same() {
+    let mut roster = cluster(4);
+    for subject in [3, 4] {
+        let revocation = Revocation {
+            id: id(subject),
+            last_sequence: 0,
+            valid_links: 0,
+            head: [0; 32],
+            voters: 1,
+        };
+        roster
+            .issue(&identity(2), Body::Revoke(revocation))
+            .unwrap();
+    }
+    assert!(!roster.is_member(&id(3)) && roster.is_member(&id(4)));
+}
+
+#[test]
+fn two_stolen_keys_evict_nobody_once_both_are_revoked() {
+    let mut roster = cluster(6);
+    let mut rogue = copy(&roster);
+    let first = roster.revoke(&identity(1), id(2), 0).unwrap();
+    for voter in [4, 5, 6] {
+        roster
+            .approve(&identity(voter), crypto::sha256(&first.bytes))
+            .unwrap();
+    }
+    roster.revoke(&identity(1), id(3), 0).unwrap();
+    assert!(!roster.is_member(&id(2)) && !roster.is_member(&id(3)));
+    let eviction = rogue.revoke(&identity(2), id(4), 0).unwrap();
+    let witness = rogue
+        .approve(&identity(3), crypto::sha256(&eviction.bytes))
+        .unwrap();
+    for record in [eviction, witness] {
+        roster.insert(&record.bytes, WALL).unwrap();
+    }
+    assert!(roster.is_member(&id(4)));
+}
+
+#[test]
 fn two_that_revoke_each_other_are_both_out_in_whatever_order_it_is_heard() {
     let (mut a, mut b) = (cluster(4), cluster(4));
     let one = a.revoke(&identity(2), id(3), 0).unwrap();
@@ -207,7 +275,7 @@ fn a_caller_that_is_no_member_is_shown_why() {
     assert_eq!(roster.why_no_member((&id(3), &three), &chain), revocation);
     let record = revocation.unwrap();
     assert_eq!(void.removal_in(&record), Some((id(2), id(1))));
-    assert_eq!(void.admitter_of(&id(3)), Some(id(2)));
+    assert_eq!(void.admitters_of(&id(3)), [id(2), id(1)]);
     // Others hear nothing.
     assert_eq!(roster.why_no_member((&id(3), &two), &chain), None);
     assert_eq!(roster.why_no_member((&id(4), &three), &chain), None);

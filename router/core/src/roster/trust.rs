@@ -14,21 +14,31 @@ impl Roster {
     pub fn removal_in(&self, record: &[u8]) -> Option<(NodeId, NodeId)> {
         let link = Link::parse(record)?;
         let subject = link.revoked()?;
-        let may = self.may_revoke(&link.issuer) || subject == link.issuer;
+        let may = self.rights_of(&link.issuer).has(Rights::REVOKE) || subject == link.issuer;
         (may && link.verify(&self.cluster)).then_some((subject, link.issuer))
     }
 
-    /// Who let a node in, whether or not that counts.
-    pub fn admitter_of(&self, id: &NodeId) -> Option<NodeId> {
-        let mut links = self.chains.values().flatten();
-        let link = links
-            .find(|link| matches!(&link.body, Body::Admit(admission) if admission.id == *id))?;
-        Some(link.issuer)
+    /// Who let a node in, who let that one in, and so on, whether or not that counts.
+    pub fn admitters_of(&self, id: &NodeId) -> Vec<NodeId> {
+        let mut admitters = Vec::new();
+        let mut at = *id;
+        while let Some(admitter) = self.admitter_of(&at).filter(|a| !admitters.contains(a)) {
+            admitters.push(admitter);
+            at = admitter;
+        }
+        admitters
     }
 
-    fn may_revoke(&self, id: &NodeId) -> bool {
-        self.member(id)
-            .is_some_and(|member| member.rights.has(Rights::REVOKE))
+    /// Whose removal made this node no member: its own, or that of the nearest of those who let it in.
+    pub fn removed_above(&self, id: &NodeId) -> Option<NodeId> {
+        let mut all = std::iter::once(*id).chain(self.admitters_of(id));
+        all.find(|id| self.verdict.revoked.contains_key(id))
+    }
+
+    fn admitter_of(&self, id: &NodeId) -> Option<NodeId> {
+        let mut links = self.chains.values().flatten();
+        let admits = |link: &&Link| link.admission().is_some_and(|a| a.id == *id);
+        links.find(admits).map(|link| link.issuer)
     }
 
     /// The admissions that lead from the founder to `id`, nearest to the founder first; empty for the founder, and where

@@ -3,19 +3,20 @@
 //! 1. An admission counts when its issuer is admitted, has the right to invite, gives no right it lacks, and was not
 //!    revoked before that record. Behind a record of an unknown kind no admission of that issuer counts.
 //! 2. Revocations are judged in the order of their issuers' depth, id and index. One counts when its issuer is admitted,
-//!    has the right, and was not itself revoked before it, or when another voter approved it all the same: whoever takes
-//!    over what a removed node left does, lest somebody who had not heard of it brings that node back by removing the
+//!    has the right, and was not itself revoked before it, or when another voter, not revoked itself, approved it all the
+//!    same: whoever takes over what a removed node left does, lest somebody who had not heard of it brings that node back by removing the
 //!    remover. Two that revoke each other both count: nobody can prove who was first, and closed is the safe side.
 //!    What the removed node wrote counts as far as any of those who revoked it knew it: what a side of a split has seen
 //!    gone must not come back. Of its roster records only those count that all of them knew: whom it let in at last may
 //!    be anybody.
 //! 3. An issuer's second revocation waits until a majority of the voters approved its first or revoked the same node, so
-//!    that one rogue can't evict all. (Leaving, that is revoking oneself, is free.)
+//!    that one rogue can't evict all ([`super::ballot`]). Leaving, that is revoking oneself, is free.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::model::{NodeId, NodeName};
 
+use super::ballot::Ballot;
 use super::link::{Body, Link, Revocation};
 use super::{PendingRevocation, Rights};
 
@@ -53,12 +54,21 @@ pub struct Revoked {
 pub(super) struct Verdict {
     /// All that were ever admitted by a record that counts, the revoked ones included.
     pub(super) admitted: BTreeMap<NodeId, MemberKeys>,
-    pub(super) revoked: BTreeMap<NodeId, Revoked>,
+    pub(super) revoked: Revocations,
     pub(super) pending: Vec<PendingRevocation>,
 }
 
 /// All records by issuer and index.
 pub(super) type Links<'a> = BTreeMap<(NodeId, u32), &'a Link>;
+/// The revoked.
+pub(super) type Revocations = BTreeMap<NodeId, Revoked>;
+/// How many records of a chain count.
+pub(super) type Ends = BTreeMap<NodeId, u32>;
+
+pub(super) fn ends_of(revoked: &Revocations) -> Ends {
+    let ends = revoked.iter().map(|(id, end)| (*id, end.valid_links));
+    ends.collect()
+}
 
 struct Candidate<'a> {
     link: &'a Link,
@@ -66,11 +76,12 @@ struct Candidate<'a> {
 }
 
 pub(super) fn judge(founder: &NodeId, links: &Links<'_>) -> Verdict {
-    let everybody = admit(founder, links, &BTreeMap::new());
+    let everybody = admit(founder, links, &Ends::new());
     let mut candidates = candidates(links, &everybody);
     loop {
-        let (revoked, pending) = revoke(&candidates, links, &everybody);
-        let admitted = admit(founder, links, &revoked);
+        let (sure, _) = revoke(&candidates, founder, links, None);
+        let (revoked, pending) = revoke(&candidates, founder, links, Some(&sure));
+        let admitted = admit(founder, links, &ends_of(&revoked));
         let before = candidates.len();
         candidates.retain(|c| admitted.contains_key(&c.link.issuer));
         // Each further round drops a revocation whose issuer was itself admitted by a record that is void.
@@ -84,10 +95,11 @@ pub(super) fn judge(founder: &NodeId, links: &Links<'_>) -> Verdict {
     }
 }
 
-fn admit(
+/// Whom these records let in, where chains end here: the records from that index on don't count.
+pub(super) fn admit(
     founder: &NodeId,
     links: &Links<'_>,
-    revoked: &BTreeMap<NodeId, Revoked>,
+    ends: &Ends,
 ) -> BTreeMap<NodeId, MemberKeys> {
     let mut admitted = BTreeMap::new();
     let Some(founding) = links.get(&(*founder, 0)).and_then(|l| l.admission()) else {
@@ -106,7 +118,7 @@ fn admit(
     while !level.is_empty() {
         let mut next = BTreeMap::new();
         for issuer in level.iter().filter(|m| m.rights.has(Rights::INVITE)) {
-            for member in admitted_by(issuer, links, revoked.get(&issuer.id)) {
+            for member in admitted_by(issuer, links, ends.get(&issuer.id)) {
                 if !admitted.contains_key(&member.id) {
                     next.entry(member.id).or_insert(member);
                 }
@@ -121,9 +133,9 @@ fn admit(
 fn admitted_by<'a>(
     issuer: &'a MemberKeys,
     links: &'a Links<'_>,
-    revoked: Option<&'a Revoked>,
+    end: Option<&u32>,
 ) -> impl Iterator<Item = MemberKeys> + 'a {
-    let end = revoked.map_or(u32::MAX, |r| r.valid_links);
+    let end = end.copied().unwrap_or(u32::MAX);
     links
         .range((issuer.id, 0)..=(issuer.id, u32::MAX))
         .map(|(_, link)| *link)
@@ -160,16 +172,19 @@ fn candidates<'a>(
     found.into_iter().map(|(_, c)| c).collect()
 }
 
-type Revocations = (BTreeMap<NodeId, Revoked>, Vec<PendingRevocation>);
-
+/// What the candidates in their order add up to. Who is `gone` witnesses and approves nothing afterwards; before that is
+/// known nobody witnesses.
 fn revoke(
     candidates: &[Candidate<'_>],
+    founder: &NodeId,
     links: &Links<'_>,
-    everybody: &BTreeMap<NodeId, MemberKeys>,
-) -> Revocations {
+    gone: Option<&Revocations>,
+) -> (Revocations, Vec<PendingRevocation>) {
     let mut counting: Vec<&Candidate<'_>> = Vec::new();
-    let mut revoked: BTreeMap<NodeId, Revoked> = BTreeMap::new();
+    let mut revoked = Revocations::new();
     let mut pending = Vec::new();
+    let nobody = Revocations::new();
+    let ballot = Ballot::new(founder, links, gone.unwrap_or(&nobody));
     for candidate in candidates {
         let Candidate { link, revocation } = candidate;
         let late = counting.iter().any(|c| {
@@ -177,14 +192,19 @@ fn revoke(
                 && c.revocation.valid_links <= link.index
                 && c.link.issuer != revocation.id
         });
-        if late && !is_witnessed(link, links, everybody) {
+        if late && !(gone.is_some() && ballot.is_witnessed(link)) {
             continue;
         }
-        if let Some(first) = unapproved(candidate, &counting, links, everybody, &revoked) {
+        let before = counting.iter().rfind(|c| {
+            let free = revocation.id == link.issuer;
+            c.link.issuer == link.issuer && c.revocation.id != link.issuer && !free
+        });
+        let unapproved = before.filter(|c| !ballot.is_approved((c.link, c.revocation), &revoked));
+        if let Some(first) = unapproved {
             pending.push(PendingRevocation {
                 issuer: link.issuer,
                 subject: revocation.id,
-                waits_for: first,
+                waits_for: first.link.hash,
             });
             continue;
         }
@@ -204,65 +224,4 @@ fn revoke(
             .or_insert(end);
     }
     (revoked, pending)
-}
-
-/// Has another voter acted upon this revocation? Its issuer may have been removed by somebody who had not heard of it.
-fn is_witnessed(link: &Link, links: &Links<'_>, everybody: &BTreeMap<NodeId, MemberKeys>) -> bool {
-    let approvals = links
-        .values()
-        .filter(|l| l.body == Body::Approve(link.hash));
-    let mut others = approvals.filter(|l| l.issuer != link.issuer);
-    others.any(|l| {
-        let voter = everybody.get(&l.issuer);
-        voter.is_some_and(|voter| voter.rights.has(Rights::VOTE))
-    })
-}
-
-/// The hash of the issuer's revocation before this one, if that lacks its majority.
-fn unapproved(
-    candidate: &Candidate<'_>,
-    counting: &[&Candidate<'_>],
-    links: &Links<'_>,
-    everybody: &BTreeMap<NodeId, MemberKeys>,
-    revoked: &BTreeMap<NodeId, Revoked>,
-) -> Option<[u8; 32]> {
-    let issuer = candidate.link.issuer;
-    if candidate.revocation.id == issuer {
-        return None;
-    }
-    let before = counting
-        .iter()
-        .rfind(|c| c.link.issuer == issuer && c.revocation.id != issuer)?;
-    // Who revoked the same node approves, too.
-    let approvals = links.values().filter(|l| match &l.body {
-        Body::Approve(hash) => *hash == before.link.hash,
-        Body::Revoke(revocation) => revocation.id == before.revocation.id,
-        _ => false,
-    });
-    let mut said: BTreeMap<NodeId, u32> = BTreeMap::from([(issuer, before.link.index)]);
-    for approval in approvals {
-        let first = said.entry(approval.issuer).or_insert(approval.index);
-        *first = approval.index.min(*first);
-    }
-    // Whom somebody lets in who has approved already, or the issuer after it revoked, has no vote on it: a newcomer must
-    // not undo what was agreed.
-    let came_later = |m: &MemberKeys| {
-        let (by, index) = m.admitted_by;
-        said.get(&by).is_some_and(|approved| index > *approved)
-    };
-    let voters: BTreeSet<NodeId> = everybody
-        .values()
-        .filter(|m| m.rights.has(Rights::VOTE) && m.id != before.revocation.id)
-        .filter(|m| !revoked.contains_key(&m.id) || m.id == issuer)
-        .filter(|m| !came_later(m))
-        .map(|m| m.id)
-        .collect();
-    let mut yes: BTreeSet<NodeId> = said
-        .into_keys()
-        .filter(|id| *id != issuer && voters.contains(id))
-        .collect();
-    if voters.contains(&issuer) {
-        yes.insert(issuer);
-    }
-    (yes.len() * 2 <= voters.len()).then_some(before.link.hash)
 }

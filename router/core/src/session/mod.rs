@@ -206,7 +206,7 @@ impl Sessions {
         }
     }
 
-    /// The peer was revoked, or left: all its keys go at once. Its addresses and the count of its handshakes stay, so that it
+    /// The peer left: all its keys go at once. Its addresses and the count of its handshakes stay, so that it
     /// may be called again should it return, and nothing old can be replayed.
     pub fn drop_peer(&mut self, peer: &NodeId, out: &mut Vec<SessionEvent>) {
         if let Some(link) = self.links.get_mut(peer)
@@ -214,6 +214,18 @@ impl Sessions {
         {
             out.push(SessionEvent::Lost { peer: *peer });
         }
+    }
+
+    /// The peer is no member any more: nothing is kept of it. What was recorded of its handshakes opens nothing, should it
+    /// be one again: a session counts only once its first data has come.
+    pub fn forget_peer(&mut self, peer: &NodeId, out: &mut Vec<SessionEvent>) {
+        self.drop_peer(peer, out);
+        self.links.remove(peer);
+    }
+
+    /// Peers that there is a link to, with or without a session.
+    pub fn linked(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.links.keys().copied()
     }
 
     /// This machine may be a copy of a running one (a snapshot was resumed): no key and no random number made before may be

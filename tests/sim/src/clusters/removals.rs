@@ -67,8 +67,7 @@ impl Cluster {
 
     /// Who was let in by a removed node that had not heard of it yet is no member, and nothing that it says counts.
     pub(super) fn look_who_let_in(&mut self, host: usize) {
-        if self.plan.has(Kind::Evict) && !self.ledger.evicted.contains(&host) && self.is_void(host)
-        {
+        if self.may_divide() && !self.ledger.evicted.contains(&host) && self.is_void(host) {
             self.ledger.forget(host, |_| false);
             self.ledger.evicted.insert(host);
         }

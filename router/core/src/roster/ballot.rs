@@ -1,0 +1,109 @@
+//! Who approves a revocation.
+//!
+//! INVARIANT: what has its majority keeps it, whatever admissions and approvals are heard of later. So nobody counts the
+//! voters that there are now: each who approves says how many it knew, and of those who knew at most `n` more than `n / 2`
+//! must agree. Else the newcomers of one side of a split would bring back whom the other side removed.
+
+use std::collections::BTreeMap;
+
+use crate::model::NodeId;
+
+use super::Rights;
+use super::link::{Body, Link, Revocation};
+use super::verdict::{Ends, Links, MemberKeys, Revocations, admit, ends_of};
+
+/// What others say about revocations.
+pub(super) struct Ballot<'a> {
+    founder: &'a NodeId,
+    links: &'a Links<'a>,
+    /// Where the chains of removed nodes end.
+    ends: Ends,
+    /// Members, and those that were some before they were removed.
+    voters: BTreeMap<NodeId, MemberKeys>,
+}
+
+/// One voter's word: where it stands in the voter's chain, and how many voters it knew besides the node that goes.
+#[derive(Clone, Copy)]
+struct Word {
+    index: u32,
+    voters: u32,
+}
+
+impl<'a> Ballot<'a> {
+    /// What those said who are `gone` counts as far as their chains do.
+    pub(super) fn new(founder: &'a NodeId, links: &'a Links<'a>, gone: &Revocations) -> Self {
+        let ends = ends_of(gone);
+        let mut voters = admit(founder, links, &ends);
+        voters.retain(|_, member| member.rights.has(Rights::VOTE));
+        Self {
+            founder,
+            links,
+            ends,
+            voters,
+        }
+    }
+
+    /// Has another voter acted upon this revocation? Its issuer may have been removed by somebody who had not heard of it.
+    pub(super) fn is_witnessed(&self, link: &Link) -> bool {
+        let others = self.links.values().filter(|l| l.issuer != link.issuer);
+        let mut approvals =
+            others.filter(|l| l.approved().is_some_and(|a| a.revocation == link.hash));
+        approvals.any(|l| self.counts(l))
+    }
+
+    /// Does a revocation have its majority? It does, too, where nobody but its issuer could approve it; those who are
+    /// `revoked` can't.
+    pub(super) fn is_approved(
+        &self,
+        (link, revocation): (&Link, &Revocation),
+        revoked: &Revocations,
+    ) -> bool {
+        let mut words = self.words_on((link, revocation));
+        // Whom one of them let in afterwards has no word in it: a newcomer decides nothing about what went before.
+        let mut ends: Ends = words.iter().map(|(id, word)| (*id, word.index)).collect();
+        let old = admit(self.founder, self.links, &ends);
+        words.retain(|id, _| old.contains_key(id));
+        if has_majority(&words) {
+            return true;
+        }
+        for (id, end) in ends_of(revoked) {
+            ends.entry(id)
+                .and_modify(|before| *before = end.min(*before))
+                .or_insert(end);
+        }
+        let able = admit(self.founder, self.links, &ends);
+        let mut able = able.values().filter(|m| m.rights.has(Rights::VOTE));
+        !able.any(|m| m.id != link.issuer && m.id != revocation.id && !revoked.contains_key(&m.id))
+    }
+
+    /// Who approves: the issuer, those who say so, and those who revoked the same node.
+    fn words_on(&self, (link, revocation): (&Link, &Revocation)) -> BTreeMap<NodeId, Word> {
+        let mut words = BTreeMap::new();
+        for said in self.links.values().filter(|said| self.counts(said)) {
+            let voters = match &said.body {
+                Body::Approve(a) if a.revocation == link.hash => a.voters,
+                Body::Revoke(r) if r.id == revocation.id => r.voters,
+                _ => continue,
+            };
+            let index = said.index;
+            // In the order of their chains: the first is the earliest.
+            words.entry(said.issuer).or_insert(Word { index, voters });
+        }
+        words
+    }
+
+    /// Did a voter say this before it was removed, if it was?
+    fn counts(&self, link: &Link) -> bool {
+        let end = self.ends.get(&link.issuer);
+        self.voters.contains_key(&link.issuer) && end.is_none_or(|end| link.index < *end)
+    }
+}
+
+/// Are there at least two who agree, and more than half of as many as each of them knew? A lonely word is none: its
+/// signer may say that it knew nobody.
+fn has_majority(words: &BTreeMap<NodeId, Word>) -> bool {
+    let mut known: Vec<usize> = words.values().map(|word| word.voters as usize).collect();
+    known.sort_unstable();
+    let mut enough = known.iter().enumerate().skip(1);
+    enough.any(|(before, voters)| (before + 1) * 2 > *voters)
+}
