@@ -398,6 +398,12 @@ impl Roster {
         &self.verdict.revoked
     }
 
+    /// Of a revoked node: are all its records here that count?
+    pub fn knows_whom_it_let_in(&self, revoked: &NodeId) -> bool {
+        let end = self.verdict.revoked.get(revoked);
+        end.is_none_or(|end| self.chain_len(revoked) >= end.valid_links)
+    }
+
     /// The record that revokes a node.
     pub fn revocation(&self, id: &NodeId) -> Option<&[u8]> {
         let revoked = self.verdict.revoked.get(id)?;

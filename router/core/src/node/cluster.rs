@@ -25,7 +25,7 @@ use crate::membership::{Membership, MembershipEvent};
 use crate::model::{
     AddressPlan, ClusterId, Generation, NetworkName, NodeId, NodeName, Now, WallMicros,
 };
-use crate::roster::Roster;
+use crate::roster::{Roster, Standing};
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
 use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, Sessions};
@@ -75,8 +75,8 @@ pub(super) struct Cluster {
     /// Revision of the catalog's grants and votes, and the roster's digest, for which the ring was computed.
     pub(super) seen_space: Option<(u64, u64)>,
     pub(super) allocator: Allocator,
-    /// Revision of the catalog's grants, and the removed nodes, for which the ring was computed,
-    seen_grants: Option<(u64, BTreeSet<NodeId>)>,
+    /// Revision of the catalog's grants, and the roster's digest, for which the ring was computed,
+    seen_grants: Option<(u64, u64)>,
     /// and of its votes for which the destroyed nodes were read.
     pub(super) seen_votes: Option<u64>,
     /// No two services had one address when that was last looked at.
@@ -161,13 +161,7 @@ impl Cluster {
         );
         let membership = Membership::new(me, generation, random.fork(), now);
         let sync = Sync::new(me, random.fork(), now);
-        let removed = meta.roster.revoked().keys().copied().collect();
-        let ring = Ring::compute(
-            meta.roster.founder(),
-            meta.range,
-            &catalog.grants(),
-            &removed,
-        );
+        let ring = ring_of(&meta, &catalog);
         let allocator = Allocator::new(me, plan, ring.clone(), stored, now);
         let mut cluster = Self {
             me,
@@ -473,7 +467,7 @@ impl Cluster {
         let mine = changes.endpoints.iter().filter(|(of, _)| *of == self.me);
         self.to_house.extend(mine.map(|(_, key)| key.clone()));
         let removed = self.removed();
-        let space_changed = self.update_ring(&removed);
+        let space_changed = self.update_ring();
         let vips = self.plan.vips();
         let services_changed = changes.touch(Kind::SERVICE);
         if self.counted_without.as_ref() != Some(&removed)
@@ -538,7 +532,7 @@ impl Cluster {
 
     /// Computes the ring anew if anything that it depends on changed. True if anything about the range did, also if that
     /// is only how much is known.
-    fn update_ring(&mut self, removed: &BTreeSet<NodeId>) -> bool {
+    fn update_ring(&mut self) -> bool {
         let seen = (self.catalog.space_revision(), self.meta.roster.digest());
         if self.seen_space == Some(seen) {
             return false;
@@ -549,20 +543,14 @@ impl Cluster {
             self.space.destroyed = self.catalog.destroyed();
         }
         let grants = self.catalog.grants_revision();
-        let same = |seen: &(u64, BTreeSet<NodeId>)| seen.0 == grants && seen.1 == *removed;
-        if self.seen_grants.as_ref().is_some_and(same) {
+        let made_of = (grants, self.meta.roster.digest());
+        if self.seen_grants.replace(made_of) == Some(made_of) {
             if self.previous_ring != self.ring {
                 self.previous_ring = self.ring.clone();
             }
             return true;
         }
-        self.seen_grants = Some((grants, removed.clone()));
-        let ring = Ring::compute(
-            self.meta.roster.founder(),
-            self.meta.range,
-            &self.catalog.grants(),
-            removed,
-        );
+        let ring = ring_of(&self.meta, &self.catalog);
         self.previous_ring = std::mem::replace(&mut self.ring, ring);
         true
     }
@@ -591,6 +579,15 @@ impl Cluster {
             liveness => liveness,
         }
     }
+}
+
+/// Who owns what, by all grants but those to nodes that never were members: whom a removed node let in at last owns
+/// nothing, and what it was given is still its giver's.
+fn ring_of(meta: &Meta, catalog: &Catalog) -> Ring {
+    let mut grants = catalog.grants();
+    grants.retain(|(_, grant)| meta.roster.standing(&grant.to) != Standing::Unknown);
+    let removed = meta.roster.revoked().keys().copied().collect();
+    Ring::compute(meta.roster.founder(), meta.range, &grants, &removed)
 }
 
 /// A name stays until a person asks for another one.

@@ -205,7 +205,8 @@ impl Cluster {
                 }
                 continue;
             }
-            let known = self.catalog.state_of(&subject).complete >= last_sequence;
+            let known = self.catalog.state_of(&subject).complete >= last_sequence
+                && self.roster().knows_whom_it_let_in(&subject);
             if said.notes(last_sequence) || !known {
                 continue;
             }
