@@ -361,7 +361,29 @@ impl Roster {
     /// Has `by` approved this revocation?
     pub fn has_approved(&self, by: &NodeId, revocation: &[u8; 32]) -> bool {
         let mut chain = self.chains.get(by).into_iter().flatten();
-        chain.any(|link| link.approved().is_some_and(|a| a.revocation == *revocation))
+        chain.any(|link| matches!(&link.body, Body::Approve(a) if a.revocation == *revocation))
+    }
+
+    /// Says that another's revocation counted when this node heard of it: it holds from then on, also if its issuer is
+    /// removed by somebody who had not heard of it.
+    pub fn witness(
+        &mut self,
+        identity: &Identity,
+        revocation: [u8; 32],
+    ) -> Result<Issued, RosterError> {
+        if !self.rights_of(&identity.id()).has(Rights::VOTE) {
+            return Err(RosterError::NoRight);
+        }
+        self.issue(identity, Body::Witness(revocation))
+    }
+
+    /// Voters besides its issuer that witness or approve a revocation.
+    pub fn witnesses(&self, revocation: &[u8; 32]) -> BTreeSet<NodeId> {
+        let links = self.chains.values().flatten();
+        let said = links.filter(|link| link.witnessed() == Some(revocation));
+        said.map(|link| link.issuer)
+            .filter(|id| self.may_vote(id))
+            .collect()
     }
 
     /// Is it admitted and not revoked?

@@ -19,6 +19,8 @@ use crate::wire::Message;
 
 /// A person waits so long for the voters.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// So many members say of each removal that they heard of it.
+const WITNESSES: usize = 2;
 /// Removals that wait at the same time.
 const MAX_WAITING: usize = 64;
 
@@ -230,6 +232,37 @@ impl Cluster {
         let pruned = self.catalog.prune(&self.meta.roster);
         issued.change.batch.append(pruned);
         self.publish_roster(now, issued, Vec::new(), out);
+    }
+
+    /// Says of removals by others that they were heard of here, unless enough said so or others are to: a removal must
+    /// outlive its issuer.
+    pub(super) fn witness_removals(&mut self, now: Now, out: &mut Vec<Output>) {
+        let digest = self.roster().digest();
+        if self.space.witnessed == Some(digest) || self.roster().revoked().is_empty() {
+            return;
+        }
+        let mut present = self.alive_peers();
+        present.insert(self.me);
+        let revoked = self.roster().revoked().iter();
+        let unseen: Vec<[u8; 32]> = revoked
+            .filter(|(id, revoked)| revoked.by != self.me && revoked.by != **id)
+            .filter(|(_, revoked)| {
+                let seen = self.roster().witnesses(&revoked.record);
+                let others = present.iter().filter(|id| **id != revoked.by);
+                let mut first = others.filter(|id| !seen.contains(*id));
+                first
+                    .by_ref()
+                    .take(WITNESSES.saturating_sub(seen.len()))
+                    .any(|id| *id == self.me)
+            })
+            .map(|(_, revoked)| revoked.record)
+            .collect();
+        for record in unseen {
+            if let Ok(issued) = self.meta.roster.witness(&self.identity, record) {
+                self.publish_roster(now, issued, Vec::new(), out);
+            }
+        }
+        self.space.witnessed = Some(self.roster().digest());
     }
 
     /// A person here says so too: the removal has one approval more.

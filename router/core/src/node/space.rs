@@ -54,6 +54,8 @@ pub(super) struct Space {
     /// Revisions of votes, when the destroyed nodes were read and now, and of sets of voters, and the roster's digest, for
     /// which nothing was left to promise.
     promised: Option<(Option<u64>, u64, u64, u64)>,
+    /// The roster's digest for which enough was said to have been heard of.
+    pub(super) witnessed: Option<u64>,
     /// Removals that were looked at.
     pub(super) seen_removed: BTreeSet<NodeId>,
 }
@@ -72,6 +74,7 @@ impl Cluster {
             return;
         }
         self.look_at_removals();
+        self.witness_removals(now, out);
         self.keep_what_was_mine(now, out);
         self.promise(now, out);
         self.take_note(now, out);
@@ -252,22 +255,10 @@ impl Cluster {
             let Some(allowed) = self.free_of(&subject) else {
                 continue;
             };
-            if !allowed.is_empty() {
-                self.witness(now, &subject, out);
-            }
             for (start, last) in allowed {
                 let grant = self.ring.takeover(start, last, self.me, false);
                 let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
             }
-        }
-    }
-
-    /// Approves a removal that this node acts upon, so that it holds whatever becomes of who issued it.
-    fn witness(&mut self, now: Now, subject: &NodeId, out: &mut Vec<Output>) {
-        let revoked = self.roster().revoked().get(subject);
-        let record = revoked.filter(|revoked| revoked.by != self.me && revoked.by != *subject);
-        if let Some(record) = record.map(|revoked| revoked.record) {
-            self.approve_removal(now, record, out);
         }
     }
 

@@ -44,6 +44,8 @@ impl Cluster {
         self.persist(now, collected, Vec::new(), out);
         self.flatten_chains(now, out);
         self.part_services(now, out);
+        // Who was to say that it heard of a removal may be gone.
+        self.space.witnessed = None;
         // Attachments come and go, and with them what voters should guard.
         self.space.wake(now);
     }

@@ -43,12 +43,12 @@ impl<'a> Ballot<'a> {
         }
     }
 
-    /// Has another voter acted upon this revocation? Its issuer may have been removed by somebody who had not heard of it.
+    /// Has another voter heard of this revocation while it counted? Its issuer may have been removed since by somebody who
+    /// had not.
     pub(super) fn is_witnessed(&self, link: &Link) -> bool {
         let others = self.links.values().filter(|l| l.issuer != link.issuer);
-        let mut approvals =
-            others.filter(|l| l.approved().is_some_and(|a| a.revocation == link.hash));
-        approvals.any(|l| self.counts(l))
+        let mut witnesses = others.filter(|l| l.witnessed() == Some(&link.hash));
+        witnesses.any(|l| self.counts(l))
     }
 
     /// Does a revocation have its majority? It does, too, where nobody but its issuer could approve it; those who are

@@ -16,8 +16,9 @@
 //! | 2 admit | node id 32, noise key 32, rights 2, length of the name 1, name |
 //! | 3 revoke | node id 32, last valid sequence of its records 8, number of its valid roster records 4, hash of the last of them 32, voters 4 |
 //! | 4 approve | hash of the revocation 32, voters 4 |
+//! | 5 witness | hash of the revocation 32 |
 //!
-//! Both say how many voters their issuer knew besides the node that is revoked.
+//! Who revokes and who approves says how many voters it knew besides the node that is revoked.
 
 use crate::crypto::{self, sha256};
 use crate::identity::Identity;
@@ -40,6 +41,7 @@ pub(crate) enum Body {
     Admit(Admission),
     Revoke(Revocation),
     Approve(Approval),
+    Witness([u8; 32]),
     Unknown,
 }
 
@@ -143,10 +145,11 @@ impl Link {
         }
     }
 
-    /// What it approves, if it does.
-    pub(crate) fn approved(&self) -> Option<&Approval> {
+    /// The revocation that it approves, or says to have heard of while it counted, if it does.
+    pub(crate) fn witnessed(&self) -> Option<&[u8; 32]> {
         match &self.body {
-            Body::Approve(approval) => Some(approval),
+            Body::Approve(approval) => Some(&approval.revocation),
+            Body::Witness(revocation) => Some(revocation),
             _ => None,
         }
     }
@@ -177,6 +180,7 @@ impl Body {
                 revocation: take(rest)?,
                 voters: u32::from_be_bytes(take(rest)?),
             }),
+            5 => Body::Witness(take(rest)?),
             _ => return None,
         };
         rest.is_empty().then_some(body)
@@ -205,6 +209,10 @@ impl Body {
                 out.push(4);
                 out.extend_from_slice(&approval.revocation);
                 out.extend_from_slice(&approval.voters.to_be_bytes());
+            }
+            Body::Witness(hash) => {
+                out.push(5);
+                out.extend_from_slice(hash);
             }
             // Only read, never written.
             Body::Unknown => out.push(0),

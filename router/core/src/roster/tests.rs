@@ -203,7 +203,7 @@ fn two_stolen_keys_evict_nobody_once_both_are_revoked() {
     assert!(!roster.is_member(&id(2)) && !roster.is_member(&id(3)));
     let eviction = rogue.revoke(&identity(2), id(4), 0).unwrap();
     let witness = rogue
-        .approve(&identity(3), crypto::sha256(&eviction.bytes))
+        .witness(&identity(3), crypto::sha256(&eviction.bytes))
         .unwrap();
     for record in [eviction, witness] {
         roster.insert(&record.bytes, WALL).unwrap();
@@ -233,7 +233,7 @@ fn a_revoked_rogue_evicts_nobody_but_the_one_that_revoked_it() {
 }
 
 #[test]
-fn a_removal_that_another_acted_upon_outlives_its_issuer() {
+fn a_removal_that_another_heard_of_outlives_its_issuer() {
     let mut here = cluster(5);
     let mut there = copy(&here);
     let removal = here.revoke(&identity(2), id(3), 0).unwrap();
@@ -245,7 +245,7 @@ fn a_removal_that_another_acted_upon_outlives_its_issuer() {
     assert!(here.is_member(&id(3)), "nobody else has heard of it");
     let record = crypto::sha256(&removal.bytes);
     assert_eq!(here.subject_of(&record), Some(id(3)));
-    here.approve(&identity(5), record).unwrap();
+    here.witness(&identity(5), record).unwrap();
     assert!(!here.is_member(&id(3)) && !here.is_member(&id(2)));
 }
 

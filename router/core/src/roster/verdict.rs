@@ -3,9 +3,9 @@
 //! 1. An admission counts when its issuer is admitted, has the right to invite, gives no right it lacks, and was not
 //!    revoked before that record. Behind a record of an unknown kind no admission of that issuer counts.
 //! 2. Revocations are judged in the order of their issuers' depth, id and index. One counts when its issuer is admitted,
-//!    has the right, and was not itself revoked before it, or when another voter, not revoked itself, approved it all the
-//!    same: whoever takes over what a removed node left does, lest somebody who had not heard of it brings that node back by removing the
-//!    remover. Two that revoke each other both count: nobody can prove who was first, and closed is the safe side.
+//!    has the right, and was not itself revoked before it. It counts, too, when another voter, not revoked itself, says that
+//!    it heard of it while it did: else somebody who had not heard of it brings a removed node back by removing the remover.
+//!    Two that revoke each other both count: nobody can prove who was first, and closed is the safe side.
 //!    What the removed node wrote counts as far as any of those who revoked it knew it: what a side of a split has seen
 //!    gone must not come back. Of its roster records only those count that all of them knew: whom it let in at last may
 //!    be anybody.

@@ -10,7 +10,7 @@ use weft_core::node::{Command, CommandError};
 
 use super::Cluster;
 use super::people::Wish;
-use crate::faults::{Action, Kind};
+use crate::faults::Action;
 use crate::nodes::identity_of;
 
 /// Who did not succeed tries again after this, on some host.
@@ -146,10 +146,10 @@ impl Cluster {
         }
     }
 
-    /// Of two copies of a node others keep one's words: what the other was told to take over blocks addresses again, and
-    /// people see that.
+    /// What a host took over is free no more when that host is removed by somebody who had not heard of it, or when it ran
+    /// twice and its other copy is believed: whoever was removed blocks addresses again, and people see that.
     fn see_what_blocks(&mut self) {
-        if !self.calm || !self.plan.has(Kind::Clone) {
+        if !self.calm {
             return;
         }
         let at = self.world.now.plus(TRY_AGAIN);
@@ -162,7 +162,7 @@ impl Cluster {
                     id,
                     at,
                     people: 1,
-                    force: false,
+                    force: true,
                     tried: BTreeSet::new(),
                 });
             }
