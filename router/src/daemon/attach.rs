@@ -1,6 +1,7 @@
 //! Attaching and detaching namespaces: the core gives address and name, the kernel gets leg and rules, the disk keeps
 //! it, and only then the caller hears of it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
@@ -169,29 +170,27 @@ impl Daemon {
         self.connect(&request, endpoint, netns).await.map(drop)
     }
 
-    /// Lets go of endpoints that this host announces but has no attachment for: the daemon died while it made them.
+    /// Lets go of endpoints that this host announces but has no attachment for: the daemon died while it made them, or its
+    /// disk is a backup and others remembered what it had forgotten.
     pub(crate) async fn drop_orphans(&self) {
         let _one_at_a_time = self.attaching.lock().await;
         let Ok(view) = self.view() else { return };
-        let kept: Vec<EndpointId> = {
-            let attachments = self
-                .attachments
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            attachments
-                .all()
-                .map(|attachment| attachment.attached.id)
-                .collect()
-        };
-        let mine = |e: &&Endpoint| e.node == view.me && e.kind == EndpointKind::Container;
-        for endpoint in view
-            .endpoints
-            .iter()
-            .filter(mine)
-            .filter(|e| !kept.contains(&e.id))
-        {
-            self.release(endpoint.id).await;
+        for orphan in self.orphans(&view) {
+            info!(endpoint = %orphan, "announced, and not there; released");
+            self.release(orphan).await;
         }
+    }
+
+    /// Endpoints of this host without an attachment: also those that are just being attached.
+    pub(crate) fn orphans(&self, view: &View) -> Vec<EndpointId> {
+        let attachments = self
+            .attachments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let kept: BTreeSet<EndpointId> = attachments.all().map(|a| a.attached.id).collect();
+        let mine = |e: &&Endpoint| e.node == view.me && e.kind == EndpointKind::Container;
+        let mine = view.endpoints.iter().filter(mine).map(|e| e.id);
+        mine.filter(|id| !kept.contains(id)).collect()
     }
 
     async fn allocate(&self, request: &AttachRequest) -> Result<Endpoint, ApiError> {

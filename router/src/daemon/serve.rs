@@ -161,6 +161,11 @@ async fn follow_view(daemon: Arc<Daemon>) {
             continue;
         };
         daemon.follow_addresses(&view).await;
+        if !daemon.orphans(&view).is_empty() {
+            // It waits until nothing is being attached, which this must not.
+            let daemon = daemon.clone();
+            tokio::spawn(async move { daemon.drop_orphans().await });
+        }
         let services = view.services.clone();
         if published.as_ref() != Some(&services)
             && let Ok(()) = daemon.follow_published().await

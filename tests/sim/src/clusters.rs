@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use weft_core::catalog::Catalog;
 use weft_core::crypto::{Random, memo};
 use weft_core::model::{AddressPlan, EndpointId, Label, NodeId, Now};
 use weft_core::store::{Batch, Stored, Table};
@@ -18,7 +19,7 @@ use weft_core::value::{Kind as RecordKind, endpoint_key};
 
 use crate::faults::{Action, Kind, Plan};
 use crate::members::Verdict;
-use crate::nodes::{self, Invitation, Invitations, Shell};
+use crate::nodes::{self, Invitation, Invitations, Shell, identity_of};
 use crate::promises::Ledger;
 use crate::watch::{self, Watch};
 use crate::world::World;
@@ -375,9 +376,8 @@ impl Cluster {
                 self.restored_alone |= self.alone_in_backup;
                 self.ledger.divided |= self.restored_alone;
                 // A backup does not know who came since.
-                if host < ISSUERS {
-                    self.scarce = None;
-                }
+                self.count_uses_no_more(host);
+                self.taint_forgotten_gifts(host);
                 let kept = stored(self.world.hosts[host].disk());
                 let is_kept = |id: &EndpointId| {
                     let key = [&[RecordKind::ENDPOINT.0], endpoint_key(id).as_slice()].concat();
@@ -387,6 +387,8 @@ impl Cluster {
             }
             Action::Clone(host, _) => {
                 self.cloned = Some(self.world.now);
+                // Each copy counts for itself.
+                self.count_uses_no_more(host);
                 self.clone_told = false;
                 let copied = self.world.hosts[host].machine.as_ref();
                 self.ledger.cloned.extend(copied.map(Shell::id));
@@ -401,6 +403,12 @@ impl Cluster {
                 self.ledger.loosen_made_by(host);
             }
             _ => {}
+        }
+    }
+
+    fn count_uses_no_more(&mut self, host: usize) {
+        if host < ISSUERS {
+            self.scarce = None;
         }
     }
 
@@ -450,6 +458,23 @@ impl Cluster {
         let mut grants = catalog.grants();
         grants.retain(|(writer, _)| cloned.contains(writer));
         let parts = grants.iter().map(|(_, grant)| (grant.start, grant.last));
+        self.ledger.taint(parts.collect::<Vec<_>>());
+    }
+
+    /// What it gave since the backup and nobody remembers but who got it: it can't know whom to ask for that, and will give
+    /// it again.
+    fn taint_forgotten_gifts(&mut self, host: usize) {
+        let id = identity_of(self.seed, self.world.hosts[host].key()).id();
+        let mut known: BTreeMap<(u32, u32, NodeId), bool> = BTreeMap::new();
+        for (_, shell) in self.world.running() {
+            let grants = shell.node().catalog().map(Catalog::grants);
+            for (_, grant) in grants.into_iter().flatten().filter(|(by, _)| *by == id) {
+                let by_another = known.entry((grant.start, grant.last, grant.to));
+                *by_another.or_default() |= shell.id() != grant.to;
+            }
+        }
+        let forgotten = known.into_iter().filter(|(_, by_another)| !by_another);
+        let parts = forgotten.map(|((start, last, _), _)| (start, last));
         self.ledger.taint(parts.collect::<Vec<_>>());
     }
 

@@ -89,9 +89,15 @@ impl Ledger {
         self.tainted.is_empty() && !self.forced
     }
 
-    /// Both sides have heard of each other.
+    /// Both sides have heard of each other. What one of them freed at last the other one knows nothing of.
     pub fn settle(&mut self) {
-        self.disputed.clear();
+        let disputed = std::mem::take(&mut self.disputed);
+        let is_in = |ip: u32| {
+            disputed
+                .iter()
+                .any(|(start, last)| (*start..=*last).contains(&ip))
+        };
+        self.released.retain(|ip, _| !is_in((*ip).into()));
     }
 
     /// Have people taken anything by force that may not be settled yet?

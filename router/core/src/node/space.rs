@@ -208,9 +208,7 @@ impl Cluster {
                 }
                 continue;
             }
-            let known = self.catalog.state_of(&subject).complete >= last_sequence
-                && self.roster().knows_whom_it_let_in(&subject);
-            if said.notes(last_sequence) || !known {
+            if said.notes(last_sequence) || !self.knows_all_of(&subject, last_sequence) {
                 continue;
             }
             let version = self.electorate(&subject).map_or(0, |electorate| {
@@ -223,6 +221,12 @@ impl Cluster {
             };
             let _ = self.put(now, &Object::Vote(vote), Vec::new(), out);
         }
+    }
+
+    /// All that a removed node wrote and that counts, its roster records too?
+    fn knows_all_of(&self, subject: &NodeId, last_sequence: u64) -> bool {
+        self.catalog.state_of(subject).complete >= last_sequence
+            && self.roster().knows_whom_it_let_in(subject)
     }
 
     /// Those of them who decide about anybody's space. As long as a removed node does its word may be waited for.
@@ -240,7 +244,8 @@ impl Cluster {
     /// Takes over what removed nodes left, where this node is the heir.
     fn take_over(&mut self, now: Now, out: &mut Vec<Output>) {
         for (subject, last_sequence) in self.removals() {
-            if !self.ring.has_parts(&subject) {
+            // A vote from before this disk was a backup doesn't say what is known now.
+            if !self.ring.has_parts(&subject) || !self.knows_all_of(&subject, last_sequence) {
                 continue;
             }
             // Somebody may have given it something that was not known when it was said to be destroyed.

@@ -133,12 +133,15 @@ impl Cluster {
         }
     }
 
-    /// After a restart the daemon releases what it holds and nobody was told of; so does this.
+    /// The daemon releases what it announces and nobody was told of: after a start, and when others remember more of it
+    /// than it did. So does this.
     pub(super) fn clear_leftovers(&mut self) {
         for host in 0..self.world.hosts.len() {
             let boots = self.world.hosts[host].boots();
             let paused = self.world.hosts[host].is_paused();
-            if paused || !self.is_ready(host) || self.cleared.get(&host) == Some(&boots) {
+            let again = self.calm && self.pending.is_empty() && self.remembers_more(host);
+            let done = self.cleared.get(&host) == Some(&boots) && !again;
+            if paused || done || !self.is_ready(host) {
                 continue;
             }
             self.cleared.insert(host, boots);
@@ -157,6 +160,16 @@ impl Cluster {
             left.into_iter()
                 .for_each(|id| self.ask(host, Wish::Release, Command::Release(id)));
         }
+    }
+
+    /// Does it announce an endpoint that nobody was told of?
+    fn remembers_more(&self, host: usize) -> bool {
+        let shell = self.world.hosts[host].machine.as_ref();
+        let catalog = shell.and_then(|shell| Some((shell.node().catalog()?, shell.id())));
+        catalog.is_some_and(|(catalog, me)| {
+            let mut mine = catalog.endpoints_of(&me);
+            mine.any(|endpoint| !self.ledger.endpoints.contains_key(&endpoint.id))
+        })
     }
 
     pub(super) fn ask(&mut self, host: usize, wish: Wish, command: Command) {
