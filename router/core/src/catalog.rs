@@ -20,12 +20,13 @@
 //! checkpoint; cluster-wide ones when all members are known to have them and they are an hour old.
 
 mod changes;
+mod graves;
 mod log;
 mod read;
+mod told;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::crypto::sha256_parts;
 use crate::hlc::{Clock, Stamp};
@@ -44,9 +45,6 @@ pub use read::Duplicate;
 /// Stands in the writers' states for the cluster-wide objects of all writers together.
 pub const SHARED: NodeId = NodeId([0; 32]);
 
-/// A cluster-wide tombstone is kept at least so long, to the minute.
-const GRAVE_AGE: Duration = Duration::from_secs(3600);
-const MINUTE: u64 = 60_000_000;
 /// The store's notes on a log stand where no record's kind can.
 const NOTE: u8 = RESERVED_KINDS;
 
@@ -306,48 +304,6 @@ impl Catalog {
         self.logs.get(writer)?.highest_after(sequence)
     }
 
-    /// The next few of [`Self::records_after`], of those that others may hear of.
-    pub(crate) fn next_records(&self, writer: &NodeId, sequence: u64, limit: usize) -> Vec<Record> {
-        let log = self.logs.get(writer).into_iter();
-        log.flat_map(|log| log.after(sequence))
-            .take_while(|record| self.may_be_told(record))
-            .take(limit)
-            .cloned()
-            .collect()
-    }
-
-    /// Is it on disk, or another's?
-    pub(crate) fn may_be_told(&self, record: &Record) -> bool {
-        record.writer() != self.me
-            || record.generation() != self.generation
-            || self.unsynced.is_none_or(|first| record.sequence() < first)
-    }
-
-    /// How far a log is known that others may hear of.
-    pub(crate) fn complete_to_tell(&self, writer: &NodeId) -> u64 {
-        let complete = self.state_of(writer).complete;
-        match self.unsynced.filter(|_| *writer == self.me) {
-            Some(first) => complete.min(first.saturating_sub(1)),
-            None => complete,
-        }
-    }
-
-    /// These own records are not on disk yet: nobody may hear of them.
-    pub(crate) fn hold_back(&mut self, records: &[Record]) {
-        if let Some(first) = records.first() {
-            self.unsynced.get_or_insert(first.sequence());
-        }
-    }
-
-    /// Own records up to this one are on disk.
-    pub(crate) fn on_synced(&mut self, record: &Record) {
-        let next = record.sequence().saturating_add(1);
-        self.unsynced = self
-            .unsynced
-            .map(|first| first.max(next))
-            .filter(|first| *first <= self.last_sequence(&self.me));
-    }
-
     /// All that counts in a writer's roll-up; under [`SHARED`] all cluster-wide objects.
     pub fn records_that_count(&self, writer: &NodeId) -> Vec<Record> {
         if *writer == SHARED {
@@ -482,53 +438,6 @@ impl Catalog {
             self.note(&writer, &mut batch);
         }
         batch
-    }
-
-    /// Forgets cluster-wide objects that are gone, where all members are known to have held what this catalog held at
-    /// revision `settled`.
-    pub fn collect(&mut self, wall: WallMicros, settled: u64) -> Batch {
-        let mut batch = Batch::new();
-        self.move_on(wall);
-        let mut slots: Vec<Slot> = self.shared.keys().cloned().collect();
-        slots.retain(|slot| self.is_forgettable(slot, settled));
-        for slot in slots {
-            for writer in self.shared.get(&slot).cloned().unwrap_or_default() {
-                self.erase(&writer, &slot, &mut batch);
-            }
-        }
-        batch
-    }
-
-    /// From here on what is gone for so long that some may have forgotten it adds nothing to the roll-up. All clocks
-    /// but wrong ones come to that at nearly the same moment when this is called often.
-    pub(crate) fn move_on(&mut self, wall: WallMicros) {
-        let old = wall.0.saturating_sub(GRAVE_AGE.as_micros() as u64);
-        let forgettable = Stamp::at(WallMicros(old - old % MINUTE));
-        if self.forgettable == forgettable {
-            return;
-        }
-        self.forgettable = forgettable;
-        self.shared_sum = self
-            .shared
-            .keys()
-            .fold(0, |sum, slot| sum ^ self.mark(slot));
-    }
-
-    fn is_forgettable(&self, slot: &Slot, settled: u64) -> bool {
-        let writers = self.shared.get(slot).into_iter().flatten();
-        let mut logs = writers.filter_map(|writer| self.logs.get(writer));
-        self.is_long_gone(slot)
-            && logs.all(|log| {
-                log.slots
-                    .get(slot)
-                    // The last record of a log stays: it proves how far the log goes.
-                    .is_none_or(|held| held.since <= settled && held.record.sequence() < log.top)
-            })
-    }
-
-    fn is_long_gone(&self, slot: &Slot) -> bool {
-        let winner = self.winner(slot, None);
-        winner.is_some_and(|record| record.is_tombstone() && record.stamp() < self.forgettable)
     }
 
     fn check_place(&self, record: &Record) -> Result<(), DropReason> {

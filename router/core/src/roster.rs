@@ -25,7 +25,6 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::{self, Random};
 use crate::identity::Identity;
 use crate::model::{ClusterId, NodeId, NodeName, WallMicros};
-use crate::record::be_u64;
 use crate::store::{Batch, Stored, Table};
 
 pub use link::MAX_LINK;
@@ -475,14 +474,9 @@ impl Roster {
         self.chains
             .iter()
             .filter_map(|(issuer, chain)| {
-                let hash = be_u64(&chain.last()?.hash[..8]);
-                Some((
-                    *issuer,
-                    Head {
-                        length: chain.len() as u32,
-                        hash,
-                    },
-                ))
+                let length = chain.len() as u32;
+                let hash = chain.last()?.short_hash();
+                Some((*issuer, Head { length, hash }))
             })
             .collect()
     }
@@ -652,7 +646,7 @@ impl Roster {
             Table::Roster.key(&[&link.issuer.0, &link.index.to_be_bytes()]),
             link.bytes.clone(),
         );
-        self.digest ^= be_u64(&link.hash[..8]);
+        self.digest ^= link.short_hash();
         self.loose.remove(&(link.issuer, link.index));
         self.chains.entry(link.issuer).or_default().push(link);
         batch

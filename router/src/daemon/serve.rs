@@ -133,9 +133,7 @@ async fn finish(
             .take(),
     );
     if let Some(answer) = down {
-        let mut state = state
-            .or_else(|| stop::load_host_state(&daemon.state_dir).ok())
-            .unwrap_or_default();
+        let mut state = stop::known_host_state(state, &daemon.state_dir);
         let (name, host) = (daemon.netns.clone(), daemon.host.clone());
         let errors = tokio::task::spawn_blocking(move || host.teardown(&name, &mut state))
             .await

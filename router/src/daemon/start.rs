@@ -99,9 +99,7 @@ async fn live(config: UpConfig, ready: Ready) -> Result<()> {
 }
 
 fn take_back(config: &UpConfig, host: &Host, name: &str, known: Option<HostState>) {
-    let mut state = known
-        .or_else(|| stop::load_host_state(&config.state_dir).ok())
-        .unwrap_or_default();
+    let mut state = stop::known_host_state(known, &config.state_dir);
     let troubles = host.teardown(name, &mut state);
     for trouble in &troubles {
         warn!(%trouble, "could not take back what was begun");

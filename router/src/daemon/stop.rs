@@ -143,6 +143,13 @@ pub(crate) fn domain_name(node: &weft_core::model::NodeId) -> String {
     format!("weft-{}", node.short())
 }
 
+/// What is at hand, or else what was kept, if that can be read: enough to take back what was changed.
+pub(crate) fn known_host_state(known: Option<HostState>, state_dir: &Path) -> HostState {
+    known
+        .or_else(|| load_host_state(state_dir).ok())
+        .unwrap_or_default()
+}
+
 /// As it was kept; nothing was changed yet when there is none.
 pub(crate) fn load_host_state(state_dir: &Path) -> Result<HostState> {
     match fs::read(state_dir.join(HOST_STATE)) {

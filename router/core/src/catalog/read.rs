@@ -242,7 +242,7 @@ impl Catalog {
                 _ => None,
             });
         let slots = self.shared.range(slots_of(Kind::SERVICE));
-        let vips = slots.flat_map(|(slot, writers)| self.vips_under(slot, writers));
+        let vips = slots.flat_map(|(slot, _)| self.vips_under(slot));
         // Numbers are sorted faster than addresses; a set is then made of them in one go.
         let mut all: Vec<u32> = endpoints.chain(vips).map(u32::from).collect();
         all.sort_unstable();
@@ -250,8 +250,8 @@ impl Catalog {
         all.into_iter().map(Ipv4Addr::from).collect()
     }
 
-    fn vips_under(&self, slot: &Slot, writers: &BTreeSet<NodeId>) -> Vec<Ipv4Addr> {
-        let held: Vec<&Record> = writers.iter().filter_map(|w| self.held(w, slot)).collect();
+    fn vips_under(&self, slot: &Slot) -> Vec<Ipv4Addr> {
+        let held: Vec<&Record> = self.all_in(slot).collect();
         let graves = held.iter().filter(|record| record.is_tombstone());
         let removed = graves.map(|record| rank(record)).max();
         held.iter()
@@ -276,10 +276,7 @@ impl Catalog {
     ) -> Option<WallMicros> {
         slots
             .into_iter()
-            .flat_map(|slot| {
-                let writers = self.shared.get(slot).into_iter().flatten();
-                writers.filter_map(move |writer| self.held(writer, slot))
-            })
+            .flat_map(|slot| self.all_in(slot))
             .map(Record::stamp)
             .filter(|stamp| !stamp.is_due(wall))
             .map(Stamp::due_at)
@@ -318,9 +315,7 @@ impl Catalog {
         let Some((_, lineage)) = decode(kept) else {
             return Vec::new();
         };
-        let others = self.shared.get(slot).into_iter().flatten();
-        others
-            .filter_map(|writer| self.held(writer, slot))
+        self.all_in(slot)
             .filter(|r| r.writer() != kept.writer() && r.stamp().is_due(wall))
             .filter(|r| !is_covered(r, lineage))
             .filter_map(|lost| {
@@ -336,10 +331,7 @@ impl Catalog {
 
     /// The record that wins a cluster-wide slot: among those due at `wall`, or among all.
     pub(super) fn winner(&self, slot: &Slot, wall: Option<WallMicros>) -> Option<&Record> {
-        self.shared
-            .get(slot)?
-            .iter()
-            .filter_map(|writer| self.held(writer, slot))
+        self.all_in(slot)
             .filter(|r| wall.is_none_or(|wall| r.stamp().is_due(wall)))
             .max_by_key(|r| match mutation::is_on(Mutation::LastComerWins) {
                 true => (self.since(r, slot), rank(r)),

@@ -112,17 +112,8 @@ impl Catalog {
     /// This node is ready: of its own log nothing more is to come. What is missing there another with its key wrote and
     /// nobody kept.
     pub fn close_own_log(&mut self) -> Batch {
-        let mut batch = Batch::new();
-        let Some(log) = self.logs.get_mut(&self.me) else {
-            return batch;
-        };
-        if log.complete < log.top {
-            log.complete = log.top;
-            self.revision += 1;
-            self.space_revision = self.revision;
-            self.note(&self.me.clone(), &mut batch);
-        }
-        batch
+        let me = self.me;
+        self.learn_extent(&me, |log| log.complete = log.top)
     }
 
     /// Has this node written under sequences that its own lost log holds too? Then [`Self::repair`].
@@ -131,8 +122,7 @@ impl Catalog {
     }
 
     pub(super) fn is_settled(&self, slot: &Slot) -> bool {
-        let writers = self.shared.get(slot).into_iter().flatten();
-        let live = writers.filter(|w| self.held(w, slot).is_some_and(|r| !r.is_tombstone()));
+        let live = self.all_in(slot).filter(|record| !record.is_tombstone());
         live.count() <= 1
     }
 
@@ -141,11 +131,8 @@ impl Catalog {
             .winner(slot, Some(wall))
             .and_then(decode)
             .map(|(_, lineage)| lineage.born);
-        let writers = self.shared.get(slot).into_iter().flatten();
-        let mut known: Vec<&Record> = writers
-            .filter(|w| **w != self.me)
-            .filter_map(|w| self.held(w, slot))
-            .collect();
+        let others = self.all_in(slot).filter(|r| r.writer() != self.me);
+        let mut known: Vec<&Record> = others.collect();
         known.sort_by_key(|r| std::cmp::Reverse(rank(r)));
         let covers = known
             .iter()

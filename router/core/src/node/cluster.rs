@@ -117,7 +117,7 @@ pub(super) struct Cluster {
     pub(super) housed: Option<Vec<(NetworkName, Ipv4Net)>>,
     /// and those that changed since, by their keys.
     pub(super) to_house: BTreeSet<Vec<u8>>,
-    pub(super) count_space_at: Option<Now>,
+    pub(super) look_again_at: Option<Now>,
 }
 
 impl Cluster {
@@ -213,7 +213,7 @@ impl Cluster {
             low: BTreeSet::new(),
             housed: None,
             to_house: BTreeSet::new(),
-            count_space_at: None,
+            look_again_at: None,
         };
         let seeds = cluster.meta.seeds.clone();
         for (peer, addresses) in seeds {
@@ -338,7 +338,7 @@ impl Cluster {
         self.expire_asks(now, out);
         self.apply_due(now);
         self.keep_house(now, out);
-        self.count_space(now, out);
+        self.look_again(now, out);
         self.pump(now, out);
     }
 
@@ -352,7 +352,7 @@ impl Cluster {
             self.allocator.deadline(),
             self.space.due,
             self.removals_deadline(),
-            self.count_space_at.filter(|_| self.ready),
+            self.look_again_at.filter(|_| self.ready),
         ]
         .into_iter()
         .flatten()
@@ -471,7 +471,7 @@ impl Cluster {
         let vips = self.plan.vips();
         let services_changed = changes.touch(Kind::SERVICE);
         if self.counted_without.as_ref() != Some(&removed)
-            || changes.touch(Kind::SERVICE)
+            || services_changed
             || changes.touch(Kind::NETWORK)
             || changes.addresses.iter().any(|ip| vips.contains(ip))
         {
@@ -494,7 +494,7 @@ impl Cluster {
         self.tunnels_changed |= space_changed;
         self.follow_shared(now, &changes, out);
         self.view_changed = true;
-        self.count_soon(now);
+        self.look_again_soon(now);
         self.retry_waiting(now, out);
         if space_changed {
             self.tend_space(now, out);

@@ -2,7 +2,6 @@
 
 use super::cluster::Cluster;
 use super::io::Output;
-use super::upkeep::MAX_TOLD;
 use crate::membership::MembershipEvent;
 use crate::model::{NodeId, Now};
 #[cfg(feature = "mutations")]
@@ -91,9 +90,7 @@ impl Cluster {
                     "node {peer} seems to run twice (a copied disk or virtual machine): stop one of them and run \
                      `weft reset` there"
                 );
-                if self.told.len() < MAX_TOLD && self.told.insert(text.clone()) {
-                    out.push(Output::Alarm(text));
-                }
+                self.tell_once(text, out);
             }
         }
     }

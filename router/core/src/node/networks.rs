@@ -2,7 +2,6 @@
 //! them; and people are told before one is full.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
@@ -22,8 +21,6 @@ pub(super) const DEFAULT: &str = "default";
 const MAX_TRIED: usize = 4;
 /// Endpoints named when a network can't be removed.
 const MAX_NAMED: usize = 5;
-/// Space is counted at most so often.
-const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// A network that somebody wants.
 pub(super) struct NetworkWish {
@@ -399,19 +396,8 @@ impl Cluster {
         )
     }
 
-    /// Something changed: space is counted soon.
-    pub(super) fn count_soon(&mut self, now: Now) {
-        self.count_space_at.get_or_insert(now.plus(COUNT_EVERY));
-    }
-
     /// Tells people of networks that are nearly full, once each, and of endpoints that lost theirs.
-    pub(super) fn count_space(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.ready || self.count_space_at.is_none_or(|at| now < at) {
-            return;
-        }
-        self.count_space_at = None;
-        // A copy of this node, or the log that it had lost, may have said something else.
-        self.write_node_info(now, out);
+    pub(super) fn count_space(&mut self, out: &mut Vec<Output>) {
         let networks = self.networks();
         let mut low = BTreeSet::new();
         for network in &networks {

@@ -7,6 +7,7 @@ use super::meta::generation_batch;
 use crate::membership::Membership;
 use crate::model::{Generation, NodeId, Now};
 use crate::session::handshake::Refusal;
+use crate::sync::Stores;
 
 /// A generation is believed to be at most so far ahead: it counts seconds since 1970, or starts. Whoever lies can't make
 /// this node use them up.
@@ -77,13 +78,13 @@ impl Cluster {
             return;
         }
         let wall = self.wall.micros(now);
-        if let Ok(mut inserted) = self.meta.roster.insert(record, wall) {
-            let pruned = self.catalog.prune(&self.meta.roster);
-            inserted.batch.append(pruned);
-            self.persist(now, inserted.batch, Vec::new(), out);
-            self.on_roster(now, out);
-            self.on_catalog(now, out);
-        }
+        let mut stores = Stores {
+            catalog: &mut self.catalog,
+            roster: &mut self.meta.roster,
+            wall,
+        };
+        self.sync
+            .hear_roster(subject, record, &mut stores, &mut self.buffers.sync);
         // Records before that one may be missing here, and nobody tells them to a removed node.
         if self.is_member() && subject == self.me {
             self.tell_once(self.removed_text(Some(by)), out);

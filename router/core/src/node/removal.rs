@@ -177,6 +177,7 @@ impl Cluster {
         for id in strangers {
             self.membership
                 .remove(now, id, &mut self.buffers.membership);
+            self.sync.on_peer_down(&id);
             if !mutation::is_on(Mutation::KeepSessions) {
                 self.sessions.forget_peer(&id, &mut self.buffers.sessions);
             }

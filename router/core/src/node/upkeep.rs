@@ -14,6 +14,8 @@ use crate::value::{Kind, NodeInfo, Object, conflict_key};
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
 /// For so long a first part of the default network is asked for.
 const SPACE_PATIENCE: Duration = Duration::from_secs(8);
+/// What follows from the whole of the catalog is looked at so often while it changes.
+const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(1);
 pub(super) const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// Things that people were told once; more would be a flood.
 pub(super) const MAX_TOLD: usize = 256;
@@ -48,6 +50,22 @@ impl Cluster {
         self.space.witnessed = None;
         // Attachments come and go, and with them what voters should guard.
         self.space.wake(now);
+    }
+
+    /// Something changed: what follows from the whole of the catalog is looked at soon.
+    pub(super) fn look_again_soon(&mut self, now: Now) {
+        self.look_again_at.get_or_insert(now.plus(LOOK_AGAIN_EVERY));
+    }
+
+    /// Looks at it.
+    pub(super) fn look_again(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.ready || self.look_again_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.look_again_at = None;
+        // A copy of this node, or the log that it had lost, may have said something else.
+        self.write_node_info(now, out);
+        self.count_space(out);
     }
 
     /// Handshakes carry at most three links of an admission; who hangs deeper is admitted anew by a member further up.

@@ -3,7 +3,6 @@
 use super::link::{Admission, Body, Link};
 use super::{Fork, Intake, Roster, RosterError};
 use crate::model::{ClusterId, WallMicros};
-use crate::record::be_u64;
 
 /// Records taken of a revoked issuer beyond its last valid one: they are void, but may be the other half of two
 /// revocations that crossed, which all must judge alike.
@@ -64,7 +63,7 @@ impl Roster {
             .iter()
             .any(|f| f.issuer == link.issuer && f.index == link.index);
         if !known && self.forks.len() < MAX_FORKS {
-            self.digest ^= be_u64(&link.hash[..8]);
+            self.digest ^= link.short_hash();
             self.forks.push(Fork {
                 issuer: link.issuer,
                 index: link.index,

@@ -137,6 +137,11 @@ impl Link {
         self.index == 0 && matches!(self.body, Body::Found(..)) && self.hash[..16] == cluster.0
     }
 
+    /// Enough of its hash to tell it from others.
+    pub(crate) fn short_hash(&self) -> u64 {
+        be_u64(&self.hash[..8])
+    }
+
     /// The admission inside, if it is one.
     pub(crate) fn admission(&self) -> Option<&Admission> {
         match &self.body {

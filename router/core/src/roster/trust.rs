@@ -29,7 +29,7 @@ impl Roster {
         admitters
     }
 
-    /// Whose removal made this node no member: its own, or that of the nearest of those who let it in.
+    /// Whose removal made a node no member that is none: its own, or that of the nearest of those who let it in.
     pub fn removed_above(&self, id: &NodeId) -> Option<NodeId> {
         let mut all = std::iter::once(*id).chain(self.admitters_of(id));
         all.find(|id| self.verdict.revoked.contains_key(id))

@@ -22,21 +22,6 @@ pub mod replay;
 mod timers;
 pub mod transport;
 
-/// The link to `peer`, a new one if there is none; borrows nothing else, so that the desk is free for it.
-fn link_in<'a>(
-    links: &'a mut BTreeMap<NodeId, Link>,
-    desk: &Desk,
-    now: Now,
-    peer: NodeId,
-) -> Option<&'a mut Link> {
-    let is_full = links.len() >= MAX_LINKS && !links.contains_key(&peer);
-    if is_full || peer == desk.me {
-        return None;
-    }
-    let link = links.entry(peer);
-    Some(link.or_insert_with(|| Link::new(peer, now)))
-}
-
 #[cfg(test)]
 mod tests;
 
@@ -524,13 +509,7 @@ impl Sessions {
         let peer = arrived.payload.node;
         let (remote_index, theirs) = (arrived.index, arrived.payload.capabilities);
         let generation = arrived.payload.generation;
-        let payload = ResponsePayload {
-            generation: self.config.generation,
-            instance: self.instance,
-            capabilities: self.capabilities(),
-            refusal: None,
-            extra: Vec::new(),
-        };
+        let payload = self.response(None);
         let index = self.desk.draw(peer);
         let Some((datagram, keys)) = self.context.answer(arrived, index, &payload) else {
             self.desk.release(index);
@@ -544,6 +523,17 @@ impl Sessions {
         out.push(SessionEvent::Accepting { peer, transport });
         out.push(SessionEvent::Send { to: from, datagram });
         Ok(())
+    }
+
+    /// What this node answers a first message with.
+    fn response(&self, refusal: Option<Refusal>) -> ResponsePayload {
+        ResponsePayload {
+            generation: self.config.generation,
+            instance: self.instance,
+            capabilities: self.capabilities(),
+            refusal,
+            extra: Vec::new(),
+        }
     }
 
     fn on_response(
@@ -698,4 +688,19 @@ fn decode_control(body: &[u8]) -> Result<Message, DropReason> {
         return Err(DropReason::BadFrame);
     }
     wire::decode(body).map_err(|_| DropReason::BadFrame)
+}
+
+/// The link to `peer`, a new one if there is none; borrows nothing else, so that the desk is free for it.
+fn link_in<'a>(
+    links: &'a mut BTreeMap<NodeId, Link>,
+    desk: &Desk,
+    now: Now,
+    peer: NodeId,
+) -> Option<&'a mut Link> {
+    let is_full = links.len() >= MAX_LINKS && !links.contains_key(&peer);
+    if is_full || peer == desk.me {
+        return None;
+    }
+    let link = links.entry(peer);
+    Some(link.or_insert_with(|| Link::new(peer, now)))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::handshake::{Arrived, Refusal, ResponsePayload};
+use super::handshake::{Arrived, Refusal};
 use super::{SessionEvent, Sessions};
 use crate::model::{NodeId, Now};
 
@@ -43,13 +43,7 @@ impl Sessions {
         if !self.refused.is_due(now, arrived.payload.node) {
             return;
         }
-        let payload = ResponsePayload {
-            generation: self.config.generation,
-            instance: self.instance,
-            capabilities: self.capabilities(),
-            refusal: Some(refusal),
-            extra: Vec::new(),
-        };
+        let payload = self.response(Some(refusal));
         // No session has index 0.
         if let Some((datagram, _)) = self.context.answer(arrived, 0, &payload) {
             out.push(SessionEvent::Send { to: from, datagram });

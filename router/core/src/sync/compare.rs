@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::frame::{Frame, MAX_ROLL_UPS, Span, Want, What, spans, spans_of};
 use super::peer::{Differing, Job, MAX_JOBS};
-use super::{Answer, Stores, Sync, SyncEvent, digest, push_records, send, send_wants};
+use super::take::tell_forks;
+use super::{Answer, Stores, Sync, SyncEvent, digest, send, send_wants};
 use crate::catalog::{SHARED, WriterState};
 use crate::model::{NodeId, Now, WallMicros};
 use crate::roster::Head;
@@ -80,10 +81,7 @@ impl Sync {
             let heads: Vec<(NodeId, Head)> = stores.roster.heads().into_iter().collect();
             let frames = spans(&heads, 12).into_iter();
             out.extend(frames.map(|span| send(to, &Frame::Heads(span))));
-            // Who holds one branch of a forked chain only sees nothing wrong with it.
-            let forks = stores.roster.forks().iter();
-            let proofs = forks.flat_map(|fork| stores.roster.proof_of(fork));
-            push_records(proofs, &[to], Frame::Roster, out);
+            tell_forks(stores.roster, 0, &[to], out);
         }
         if !differs.catalog {
             return;

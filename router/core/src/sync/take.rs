@@ -34,7 +34,8 @@ impl Sync {
                 }
                 Err(e @ RosterError::Forked { .. }) => {
                     self.alarm(e.to_string(), out);
-                    self.tell_forks(told, stores.roster, out);
+                    let all: Vec<NodeId> = self.peers.keys().copied().collect();
+                    tell_forks(stores.roster, told, &all, out);
                 }
                 Err(e @ RosterError::OtherKeys { .. }) => self.alarm(e.to_string(), out),
                 Err(RosterError::Gap) => self.drop_for("roster record out of order"),
@@ -55,14 +56,6 @@ impl Sync {
         }
         out.push(SyncEvent::RosterChanged { admitted, revoked });
         self.finish(revision, batch, stores, out);
-    }
-
-    /// Tells everybody of the forks that were found beyond the first `told`: who holds one branch only sees nothing wrong.
-    fn tell_forks(&self, told: usize, roster: &Roster, out: &mut Vec<SyncEvent>) {
-        let all: Vec<NodeId> = self.peers.keys().copied().collect();
-        for fork in roster.forks().iter().skip(told) {
-            push_records(roster.proof_of(fork), &all, Frame::Roster, out);
-        }
     }
 
     /// Takes records; those that were new. `None` if one was refused, so that what they claim to complete is not.
@@ -156,5 +149,12 @@ impl Sync {
             let to = self.choose(others, PASS_ON);
             push_records(news.iter().map(Record::bytes), &to, Frame::Records, out);
         }
+    }
+}
+
+/// Tells of the forks that were found beyond the first `told`: who holds one branch only sees nothing wrong with it.
+pub(super) fn tell_forks(roster: &Roster, told: usize, to: &[NodeId], out: &mut Vec<SyncEvent>) {
+    for fork in roster.forks().iter().skip(told) {
+        push_records(roster.proof_of(fork), to, Frame::Roster, out);
     }
 }

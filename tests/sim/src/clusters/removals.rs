@@ -79,6 +79,10 @@ impl Cluster {
         else {
             return false;
         };
+        // It may be the first to hear of it.
+        if !roster.is_member(&shell.id()) && roster.removed_above(&shell.id()).is_some() {
+            return true;
+        }
         let mut at = shell.id();
         while let Some(keys) = roster.member(&at).filter(|keys| keys.depth > 0) {
             let (issuer, index) = keys.admitted_by;
@@ -103,6 +107,7 @@ impl Cluster {
 
     /// A host says that it is no member because of who let it in: its people begin anew there.
     pub(super) fn is_told_to_begin_anew(&mut self, host: usize) -> bool {
+        self.look_who_let_in(host);
         let void = self.ledger.evicted.contains(&host);
         if void {
             let at = self.world.now.plus(TRY_AGAIN);
