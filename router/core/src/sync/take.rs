@@ -95,6 +95,8 @@ impl Sync {
                     }
                 }
                 Err(DropReason::Known | DropReason::Superseded) => {}
+                // The one that stays of the two is held: nothing is missing there.
+                Err(reason @ DropReason::Clone(_)) => self.refuse(&reason, out),
                 Err(reason) => {
                     whole = false;
                     self.refuse(&reason, out);
