@@ -47,9 +47,9 @@ impl Cluster {
         self.persist(now, generation_batch(later), then, out);
     }
 
-    /// The number of the later start is on disk.
+    /// The number of the later start is on disk. Whoever took the start before for the latest meanwhile hears of this one.
     pub(super) fn become_later(&mut self, now: Now, later: Generation, out: &mut Vec<Output>) {
-        if later <= self.generation || self.heard {
+        if later <= self.generation {
             return;
         }
         self.generation = later;
