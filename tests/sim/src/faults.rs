@@ -108,6 +108,13 @@ pub struct Fault {
     pub actions: Vec<(Now, Action)>,
 }
 
+impl Fault {
+    /// The host it begins with, unless nothing of it is left.
+    fn host(&self) -> Option<usize> {
+        self.actions.first().map(|(_, action)| action.host())
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = |now: Option<&(Now, Action)>| now.map_or(0.0, |(at, _)| at.0.as_secs_f64());
@@ -351,28 +358,20 @@ impl Plan {
             if fault.kind != Kind::Clone {
                 continue;
             }
-            let host = fault.actions.first().map(|(_, action)| action.host());
-            if !host.is_some_and(met) {
+            if !fault.host().is_some_and(met) {
                 fault.actions.clear();
             }
             match cloned {
-                None => cloned = fault.actions.first().map(|(_, action)| action.host()),
+                None => cloned = fault.host(),
                 Some(_) => fault.actions.clear(),
             }
         }
         for fault in &mut self.faults {
-            let of_cloned = fault.actions.first().map(|(_, action)| action.host()) == cloned;
-            if of_cloned
-                && matches!(
-                    fault.kind,
-                    Kind::Wipe
-                        | Kind::Evict
-                        | Kind::Remove
-                        | Kind::Force
-                        | Kind::Restore
-                        | Kind::Leave
-                )
-            {
+            let ends_it = matches!(
+                fault.kind,
+                Kind::Wipe | Kind::Evict | Kind::Remove | Kind::Force | Kind::Restore | Kind::Leave
+            );
+            if ends_it && fault.host() == cloned {
                 fault.actions.clear();
             }
         }

@@ -1,17 +1,25 @@
-//! What was promised to whom, and where a node shows something else.
+//! What was promised to whom.
+
+mod broken;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use weft_core::crypto::Random;
 use weft_core::model::{EndpointId, Label, NodeId, Now};
-use weft_core::view::{ADDRESS_REST, Endpoint, Liveness, View};
+use weft_core::view::{ADDRESS_REST, Endpoint};
 
-use crate::nodes::Shell;
-use crate::watch::history;
-use crate::world::World;
+/// Addresses: the first and the last of each part.
+#[derive(Default)]
+struct Space(BTreeSet<(u32, u32)>);
+
+impl Space {
+    fn contains(&self, ip: Ipv4Addr) -> bool {
+        let mut parts = self.0.iter();
+        parts.any(|(start, last)| (*start..=*last).contains(&ip.into()))
+    }
+}
 
 /// What the nodes said they did.
 pub struct Ledger {
@@ -26,9 +34,9 @@ pub struct Ledger {
     /// Given back, with whose it was.
     pub gone: BTreeMap<EndpointId, NodeId>,
     /// Space of a node that runs twice, first and last address: of that nothing is promised but an alarm.
-    tainted: BTreeSet<(u32, u32)>,
+    tainted: Space,
     /// Space that people take by force: both sides of a split may, until they hear of each other.
-    disputed: Vec<(u32, u32)>,
+    disputed: Space,
     forced: bool,
     /// Nodes that ran twice: either copy says what it knows.
     pub cloned: BTreeSet<NodeId>,
@@ -55,8 +63,8 @@ impl Ledger {
             former: BTreeSet::new(),
             released: BTreeMap::new(),
             gone: BTreeMap::new(),
-            tainted: BTreeSet::new(),
-            disputed: Vec::new(),
+            tainted: Space::default(),
+            disputed: Space::default(),
             forced: false,
             cloned: BTreeSet::new(),
             liars: BTreeSet::new(),
@@ -69,46 +77,44 @@ impl Ledger {
 
     /// A node begins to run twice: it owns this.
     pub fn taint(&mut self, parts: impl IntoIterator<Item = (u32, u32)>) {
-        self.tainted.extend(parts);
+        self.tainted.0.extend(parts);
     }
 
     /// Does this address belong to a node that ran twice?
-    pub fn is_tainted(&self, ip: u32) -> bool {
-        let mut parts = self.tainted.iter();
-        parts.any(|(start, last)| (*start..=*last).contains(&ip))
+    pub fn is_tainted(&self, ip: Ipv4Addr) -> bool {
+        self.tainted.contains(ip)
     }
 
     /// People begin to take this by force.
     pub fn dispute(&mut self, parts: impl IntoIterator<Item = (u32, u32)>) {
-        self.disputed.extend(parts);
+        self.disputed.0.extend(parts);
         self.forced = true;
     }
 
     /// Has nobody ever taken anything by force, and no node run twice?
     pub fn is_quiet(&self) -> bool {
-        self.tainted.is_empty() && !self.forced
+        self.tainted.0.is_empty() && !self.forced
     }
 
     /// Both sides have heard of each other. What one of them freed at last the other one knows nothing of.
     pub fn settle(&mut self) {
         let disputed = std::mem::take(&mut self.disputed);
-        let is_in = |ip: u32| {
-            disputed
-                .iter()
-                .any(|(start, last)| (*start..=*last).contains(&ip))
-        };
-        self.released.retain(|ip, _| !is_in((*ip).into()));
+        self.released.retain(|ip, _| !disputed.contains(*ip));
     }
 
     /// Have people taken anything by force that may not be settled yet?
     pub fn in_dispute(&self) -> bool {
-        !self.disputed.is_empty()
+        !self.disputed.0.is_empty()
     }
 
     /// May two believe to own this for now?
-    pub fn is_disputed(&self, ip: u32) -> bool {
-        let mut parts = self.disputed.iter();
-        parts.any(|(start, last)| (*start..=*last).contains(&ip))
+    pub fn is_disputed(&self, ip: Ipv4Addr) -> bool {
+        self.disputed.contains(ip)
+    }
+
+    /// Is nothing promised of this address for now?
+    pub fn excuses(&self, ip: Ipv4Addr) -> bool {
+        self.divided || self.is_tainted(ip) || self.is_disputed(ip)
     }
 
     /// An endpoint got another address because another node's force held.
@@ -173,8 +179,7 @@ impl Ledger {
             .filter(|(other, at)| now.since(*at) < ADDRESS_REST && !self.lying.contains(other))
             .map(|(_, at)| *at);
         self.endpoints.insert(endpoint.id, (host, ip));
-        let excused = self.is_tainted(ip.into()) || self.is_disputed(ip.into());
-        if excused || self.divided || self.lying.contains(&host) {
+        if self.excuses(ip) || self.lying.contains(&host) {
             return None;
         }
         if let Some((other, _)) = twin {
@@ -202,9 +207,7 @@ impl Ledger {
             .filter(|(name, _)| !self.is_loose(name));
         let twin = held.find(|(_, (_, other))| *other == vip);
         let wrong = twin
-            .filter(|_| {
-                !self.is_tainted(vip.into()) && !self.is_disputed(vip.into()) && !self.divided
-            })
+            .filter(|_| !self.excuses(vip))
             .map(|(other, _)| format!("{name} and {other} both have {vip}"));
         self.services.insert(name.clone(), (host, vip));
         wrong
@@ -232,254 +235,7 @@ impl Ledger {
         self.services.keys().nth(index).cloned()
     }
 
-    /// Where the nodes that run show something else than was promised, now that all should agree.
-    pub fn broken(
-        &self,
-        world: &mut World<Shell>,
-        hosts: usize,
-        dead: &BTreeSet<usize>,
-    ) -> Vec<String> {
-        let truth: BTreeMap<NodeId, usize> = (0..hosts)
-            .filter_map(|host| Some((world.hosts[host].machine.as_ref()?.id(), host)))
-            .collect();
-        let mut lines = Vec::new();
-        let mut digests = BTreeMap::new();
-        let mut first: Option<(usize, View)> = None;
-        for host in 0..hosts {
-            let Some(shell) = world.hosts[host].machine.as_mut() else {
-                if !dead.contains(&host) {
-                    lines.push(format!("{host} is off"));
-                }
-                continue;
-            };
-            let Some(view) = shell.view() else {
-                lines.push(format!("{host} is no member: {:?}", shell.failed));
-                continue;
-            };
-            digests.insert(host, shell.digest());
-            self.check_members(host, &view, &truth, &mut lines);
-            self.check_endpoints(host, &view, &truth, &mut lines);
-            self.check_services(host, &view, dead, &mut lines);
-            check_ring(host, shell, &view, &mut lines);
-            match &first {
-                None => first = Some((host, view)),
-                Some((one, other)) => self.compare((*one, other), (host, &view), &mut lines),
-            }
-        }
-        let values: BTreeSet<_> = digests.values().collect();
-        if values.len() > 1 {
-            lines.push(format!("digests differ: {digests:x?}"));
-            lines.extend(where_they_differ(world, hosts));
-        }
-        lines
-    }
-
-    fn check_members(
-        &self,
-        host: usize,
-        view: &View,
-        truth: &BTreeMap<NodeId, usize>,
-        lines: &mut Vec<String>,
-    ) {
-        for member in &view.members {
-            let lives = truth.contains_key(&member.id);
-            if lives != (member.liveness == Liveness::Alive) {
-                let (name, seen) = (&member.name, member.liveness);
-                lines.push(format!("{host} sees {name} {seen:?}, it lives: {lives}"));
-            }
-        }
-        let missing = truth.iter().filter(|(id, _)| view.member(id).is_none());
-        lines.extend(missing.map(|(_, other)| format!("{host} does not know {other}")));
-    }
-
-    /// What lives and was promised is shown, what is dead is hidden, and nothing else is there.
-    fn check_endpoints(
-        &self,
-        host: usize,
-        view: &View,
-        truth: &BTreeMap<NodeId, usize>,
-        lines: &mut Vec<String>,
-    ) {
-        let shown: BTreeMap<EndpointId, Ipv4Addr> = view
-            .endpoints
-            .iter()
-            .filter(|endpoint| !self.is_tainted(endpoint.ip.into()))
-            .filter(|endpoint| {
-                !self.liars.contains(&endpoint.node) || self.endpoints.contains_key(&endpoint.id)
-            })
-            .map(|endpoint| (endpoint.id, endpoint.ip))
-            .collect();
-        let living: BTreeSet<usize> = truth.values().copied().collect();
-        let promised: BTreeMap<EndpointId, Ipv4Addr> = self
-            .endpoints
-            .iter()
-            .filter(|(_, (owner, ip))| living.contains(owner) && !self.is_tainted((*ip).into()))
-            .map(|(id, (_, ip))| (*id, *ip))
-            .collect();
-        let missing = promised
-            .iter()
-            .filter(|(id, ip)| shown.get(*id) != Some(*ip));
-        lines.extend(missing.map(|(id, ip)| format!("{host} does not show {id} at {ip}")));
-        let extra = shown.iter().filter(|(id, _)| !promised.contains_key(*id));
-        lines
-            .extend(extra.map(|(id, ip)| format!("{host} shows {id} at {ip}, which is not there")));
-        // In a small range there may be none to have instead.
-        let crowded = self.is_small() && !self.is_quiet();
-        let excused = crowded || self.lying.contains(&host);
-        let me = view.member(&view.me).filter(|_| !excused);
-        lines.extend(me.into_iter().flat_map(|me| {
-            let own = view.endpoints.iter().filter(|e| e.node == me.id);
-            let foreign = own.filter(|e| !me.prefixes.iter().any(|net| net.contains(&e.ip)));
-            foreign.map(|e| format!("{host} still has {} in another's part", e.ip))
-        }));
-        let addresses: BTreeSet<Ipv4Addr> = shown.values().copied().collect();
-        if addresses.len() != shown.len() {
-            lines.push(format!("{host} shows one address twice"));
-        }
-    }
-
-    fn check_services(
-        &self,
-        host: usize,
-        view: &View,
-        dead: &BTreeSet<usize>,
-        lines: &mut Vec<String>,
-    ) {
-        // What its maker took to the grave before it told anybody is nobody's fault.
-        for (name, (_, vip)) in self
-            .services
-            .iter()
-            .filter(|(name, (by, _))| !dead.contains(by) && !self.is_loose(name))
-        {
-            let shown = view.services.iter().find(|service| service.name == *name);
-            if shown.map(|service| service.vip) != Some(*vip) {
-                lines.push(format!("{host} does not show {name} at {vip}"));
-            }
-        }
-        let mut vips = BTreeMap::new();
-        let services = view.services.iter();
-        for service in services.filter(|service| !self.is_tainted(service.vip.into())) {
-            if let Some(twin) = vips.insert(service.vip, &service.name) {
-                let (name, vip) = (&service.name, service.vip);
-                lines.push(format!("{host} shows {name} and {twin} at {vip}"));
-            }
-        }
-    }
-
-    fn compare(
-        &self,
-        (one, a): (usize, &View),
-        (other, b): (usize, &View),
-        lines: &mut Vec<String>,
-    ) {
-        let crowded = self.is_small() && !self.is_quiet();
-        // What a liar claims to have it shows itself, for a while.
-        let excused = crowded || [one, other].iter().any(|host| self.lying.contains(host));
-        let owned = |view: &View| -> Vec<(NodeId, Vec<Ipv4Net>)> {
-            view.members
-                .iter()
-                .map(|member| (member.id, member.prefixes.clone()))
-                .collect()
-        };
-        let differences = [
-            (
-                "endpoints",
-                difference(&a.endpoints, &b.endpoints).filter(|_| !excused),
-            ),
-            ("services", difference(&a.services, &b.services)),
-            ("names", difference(&a.names, &b.names)),
-            ("owners", difference(&owned(a), &owned(b))),
-        ];
-        for (what, difference) in differences {
-            if let Some(difference) = difference {
-                lines.push(format!(
-                    "{one} and {other} show different {what}: {difference}"
-                ));
-            }
-        }
-    }
-
     fn is_small(&self) -> bool {
         self.range.prefix_len() > 16
-    }
-}
-
-/// Which logs and chains the nodes know differently.
-fn where_they_differ(world: &World<Shell>, hosts: usize) -> Vec<String> {
-    let mut known: Vec<(usize, &Shell)> =
-        world.running().filter(|(host, _)| *host < hosts).collect();
-    let Some((one, first)) = known.pop() else {
-        return Vec::new();
-    };
-    let states = |shell: &Shell| Some(shell.node().catalog()?.writer_state());
-    let heads = |shell: &Shell| Some(shell.node().roster()?.heads());
-    let mut lines = Vec::new();
-    for (other, shell) in known {
-        for (writer, a) in states(first).into_iter().flatten() {
-            let b = states(shell).and_then(|states| states.get(&writer).copied());
-            if b != Some(a) {
-                lines.push(format!(
-                    "of {writer}: {one} knows {a:x?}, {other} knows {b:x?}"
-                ));
-            }
-        }
-        for (issuer, a) in heads(first).into_iter().flatten() {
-            let b = heads(shell).and_then(|heads| heads.get(&issuer).copied());
-            if b != Some(a) {
-                lines.push(format!(
-                    "of {issuer}'s chain: {one} knows {a:x?}, {other} knows {b:x?}"
-                ));
-            }
-        }
-    }
-    lines
-}
-
-/// Every address outside the VIPs has exactly one owner.
-fn check_ring(host: usize, shell: &Shell, view: &View, lines: &mut Vec<String>) {
-    let grants = |ip: u32| shell.node().catalog().map(|catalog| history(catalog, ip));
-    let mut parts: Vec<(u64, u64)> = view
-        .members
-        .iter()
-        .flat_map(|member| &member.prefixes)
-        .map(|net| {
-            (
-                u64::from(u32::from(net.network())),
-                u64::from(u32::from(net.broadcast())),
-            )
-        })
-        .collect();
-    parts.sort_unstable();
-    let mut next = u64::from(u32::from(view.plan.range.network()));
-    for (start, last) in parts {
-        if start != next {
-            let at = Ipv4Addr::from(start.min(next) as u32);
-            let what = if start > next {
-                "nobody owns"
-            } else {
-                "two own"
-            };
-            let grants = grants(at.into());
-            lines.push(format!("{host}: {what} {at}: {grants:?}"));
-        }
-        next = last + 1;
-    }
-    if next != u64::from(u32::from(view.plan.vips().network())) {
-        lines.push(format!(
-            "{host}: nobody owns {}",
-            Ipv4Addr::from(next as u32)
-        ));
-    }
-}
-
-/// The first thing that only one of two lists has.
-fn difference<T: PartialEq + fmt::Debug>(a: &[T], b: &[T]) -> Option<String> {
-    let only = |here: &[T], there: &[T]| {
-        let first = here.iter().find(|thing| !there.contains(thing));
-        first.map(|thing| format!("{thing:?}"))
-    };
-    match (only(a, b), only(b, a)) {
-        (None, None) => (a != b).then(|| "another order".to_owned()),
-        (first, second) => Some(format!("{first:?}, {second:?}")),
     }
 }

@@ -2,13 +2,17 @@
 
 mod heirs;
 mod logs;
+mod word;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use weft_core::catalog::Catalog;
-use weft_core::model::{EndpointId, Label, NodeId, Now, WallMicros};
-use weft_core::value::{Kind, Object, endpoint_key, label_key};
+use weft_core::ipam::Ring;
+use weft_core::model::{EndpointId, NodeId, Now};
+use weft_core::node::Node;
+use weft_core::roster::Roster;
+use weft_core::value::endpoint_key;
 use weft_core::wire::MAX_DATAGRAM;
 
 use crate::nodes::Shell;
@@ -16,8 +20,30 @@ use crate::promises::Ledger;
 use crate::world::World;
 use logs::{Newest, Start};
 
-/// No honest clock is ahead by more, microseconds.
-const FAR_AHEAD: u64 = 3_600_000_000;
+/// A member, and what it knows.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    host: usize,
+    me: NodeId,
+    node: &'a Node,
+    catalog: &'a Catalog,
+    ring: &'a Ring,
+    roster: &'a Roster,
+}
+
+impl<'a> Known<'a> {
+    fn of(host: usize, shell: &'a Shell) -> Option<Self> {
+        let node = shell.node();
+        Some(Self {
+            host,
+            me: shell.id(),
+            node,
+            catalog: node.catalog()?,
+            ring: node.ring()?,
+            roster: node.roster()?,
+        })
+    }
+}
 
 /// What a ready node believes to own, first and last address of each part.
 struct Owned {
@@ -61,28 +87,28 @@ impl Watch {
             return lines;
         }
         let changed = shell.take_changed();
-        let shell = &*shell;
+        let Some(known) = Known::of(host, shell) else {
+            return lines;
+        };
         let seen = self.seen.entry((host, boots)).or_default();
         let owned = self.owned.get(&host).filter(|owned| owned.boots == boots);
         let had = owned.map_or(&[][..], |owned| &owned.parts);
-        heirs::inherits_by_right(host, shell, ledger, had, &mut seen.own, &mut lines);
+        heirs::inherits_by_right(known, ledger, had, &mut seen.own, &mut lines);
         if !changed {
             return lines;
         }
         // A disk that is again what it was has forgotten how often it was started.
-        let (disk, number) = ((key, turns), shell.node().generation());
+        let (disk, number) = ((key, turns), known.node.generation());
         let before = self.starts.insert(host, (disk, boots, number));
         logs::counts_on(host, before, (disk, boots, number), &mut lines);
-        logs::keeps_the_newest(host, shell, ledger, &mut seen.newest, &mut lines);
-        knows_no_removed(host, shell, now, &mut lines);
-        keeps_its_word(host, shell, ledger, now, &mut lines);
-        let Some(ring) = shell.node().ring() else {
-            return lines;
-        };
-        nothing_returns(host, shell, ledger, seen, &mut lines);
-        let parts = ring.parts(&shell.id());
-        let known = self.owned.get(&host);
-        if known.is_none_or(|known| known.boots != boots || known.parts != parts) {
+        logs::keeps_the_newest(known, ledger, &mut seen.newest, &mut lines);
+        knows_no_removed(known, now, &mut lines);
+        word::keeps_endpoints(known, ledger, &mut lines);
+        word::keeps_services(known, ledger, now, &mut lines);
+        nothing_returns(known, ledger, seen, &mut lines);
+        let parts = known.ring.parts(&known.me);
+        let before = self.owned.get(&host);
+        if before.is_none_or(|before| before.boots != boots || before.parts != parts) {
             self.owned.insert(host, Owned { boots, parts });
             self.owns_alone(world, host, ledger, &mut lines);
         }
@@ -97,120 +123,46 @@ impl Watch {
         ledger: &Ledger,
         lines: &mut Vec<String>,
     ) {
-        let present = |host: &usize, owned: &Owned| {
-            let there = &world.hosts[*host];
-            let shell = there.machine.as_ref()?;
-            (there.boots() == owned.boots).then(|| shell.id())
-        };
-        let Some((mine, me)) = self
-            .owned
-            .get(&host)
-            .and_then(|owned| Some((owned, present(&host, owned)?)))
-        else {
+        let Some((me, mine)) = self.present(world, host) else {
             return;
         };
-        for (other, owned) in &self.owned {
-            if present(other, owned).is_none_or(|id| id == me) {
+        for other in self.owned.keys().copied() {
+            let Some((they, theirs)) = self.present(world, other) else {
+                continue;
+            };
+            let ids = [me.me, they.me];
+            let void =
+                ledger.evicted.contains(&other) || ids.iter().any(|id| ledger.liars.contains(id));
+            if me.me == they.me || void {
                 continue;
             }
-            let both = overlap(&mine.parts, &owned.parts);
-            // What a removed node was given in its last moment is taken by force only when it is heard of.
-            let forced = |host: &usize, ip: u32| {
-                let shell = world.hosts[*host].machine.as_ref();
-                let ring = shell.and_then(|shell| shell.node().ring());
-                ring.is_some_and(|ring| ring.was_forced(ip.into()))
-            };
-            let disputed = |ip: u32| {
-                ledger.is_disputed(ip)
-                    || (ledger.in_dispute() && (forced(&host, ip) || forced(other, ip)))
-            };
-            let excused = |ip: &u32| ledger.is_tainted(*ip) || disputed(*ip);
-            let they = present(other, owned);
-            let lies = |id: &NodeId| ledger.liars.contains(id);
-            let void = ledger.divided
-                || ledger.evicted.contains(other)
-                || lies(&me)
-                || they.as_ref().is_some_and(lies);
-            if let Some(ip) = both.filter(|ip| !void && !excused(ip)) {
-                let told = |host: &usize| {
-                    let catalog = world.hosts[*host].machine.as_ref()?.node().catalog()?;
-                    Some(history(catalog, ip))
-                };
-                let grants = [&host, other].map(told);
-                let ip = Ipv4Addr::from(ip);
+            let both = overlap(mine, theirs).map(Ipv4Addr::from);
+            if let Some(ip) = both.filter(|ip| !may_both_own(ledger, *ip, [me, they])) {
+                let grants = [me, they].map(|known| history(known.catalog, ip.into()));
                 lines.push(format!(
                     "{host} and {other} both believe to own {ip}: {grants:?}"
                 ));
             }
         }
     }
+
+    /// What a host believes to own, if it still runs.
+    fn present<'a>(
+        &'a self,
+        world: &'a World<Shell>,
+        host: usize,
+    ) -> Option<(Known<'a>, &'a [(u32, u32)])> {
+        let owned = self.owned.get(&host)?;
+        let there = &world.hosts[host];
+        let known = Known::of(host, there.machine.as_ref()?)?;
+        (there.boots() == owned.boots).then_some((known, &owned.parts))
+    }
 }
 
-/// What a node acknowledged it still shows, and it lies in its own part of the range.
-fn keeps_its_word(
-    host: usize,
-    shell: &Shell,
-    ledger: &mut Ledger,
-    now: Now,
-    lines: &mut Vec<String>,
-) {
-    let node = shell.node();
-    let (Some(catalog), Some(ring), Some(roster)) = (node.catalog(), node.ring(), node.roster())
-    else {
-        return;
-    };
-    let me = shell.id();
-    for id in ledger.of_host(host) {
-        let Some((_, ip)) = ledger.endpoints.get(&id).copied() else {
-            continue;
-        };
-        let tainted = ledger.is_tainted(ip.into());
-        let owner = ring.owner(ip);
-        // A member may take over a removed node's space and lie about the votes: whoever has that knows in the end.
-        let stolen = owner.is_some_and(|owner| ledger.liars.contains(&owner));
-        let excused = tainted
-            || stolen
-            || ledger.divided
-            || ledger.lying.contains(&host)
-            || ledger.is_disputed(ip.into());
-        match catalog.endpoint(&me, &endpoint_key(&id)) {
-            Some(endpoint) if endpoint.ip == ip => {}
-            Some(endpoint) if excused => ledger.readdressed(&id, endpoint.ip),
-            _ if tainted => {}
-            _ => lines.push(format!("{host} lost {id} at {ip}, which it acknowledged")),
-        }
-        // What a removed node gave at last may be void; whoever has it takes it over, which takes a write.
-        let void = owner.is_some_and(|owner| roster.revoked().contains_key(&owner));
-        if owner != Some(me) && !void && !excused {
-            let grants = history(catalog, ip.into());
-            lines.push(format!("{host} gave {ip}, which is not its own: {grants}"));
-        }
-    }
-    // Its own clock may hide what it holds, and nobody's clock is that far ahead but a liar's.
-    let wall = WallMicros(crate::world::true_wall(now).0 + FAR_AHEAD);
-    let mut overruled = Vec::new();
-    for (name, (_, vip)) in ledger
-        .services
-        .iter()
-        .filter(|(_, (maker, _))| *maker == host)
-    {
-        let shown = shown_vip(catalog, name, wall);
-        let kept = shown.is_some_and(|shown| shown == *vip || ledger.had(name, shown));
-        // A liar's word from the future, which it said once more.
-        let lied = !ledger.liars.is_empty()
-            && shown == node.plan().map(|plan| plan.dns4())
-            && !is_from_the_future(catalog, name, wall);
-        // Of two copies the one that parted it may be gone before it told anybody.
-        let of_twins = shown.is_some() && ledger.is_tainted((*vip).into());
-        if lied || (of_twins && !kept) {
-            overruled.push(name.clone());
-        } else if !kept && !ledger.is_loose(name) {
-            lines.push(format!(
-                "{host} shows {name} at {shown:?}, which it acknowledged at {vip}"
-            ));
-        }
-    }
-    overruled.iter().for_each(|name| ledger.loosen(name));
+/// What a removed node was given in its last moment is taken by force only when it is heard of.
+fn may_both_own(ledger: &Ledger, ip: Ipv4Addr, both: [Known<'_>; 2]) -> bool {
+    let forced = || both.iter().any(|known| known.ring.was_forced(ip));
+    ledger.excuses(ip) || (ledger.in_dispute() && forced())
 }
 
 /// All grants of an address, in the order in which they count.
@@ -227,17 +179,13 @@ pub(crate) fn history(catalog: &Catalog, ip: u32) -> String {
 }
 
 /// What a node has seen gone it never shows again.
-fn nothing_returns(
-    host: usize,
-    shell: &Shell,
-    ledger: &Ledger,
-    seen: &mut Seen,
-    lines: &mut Vec<String>,
-) {
-    let node = shell.node();
-    let (Some(catalog), Some(roster)) = (node.catalog(), node.roster()) else {
-        return;
-    };
+fn nothing_returns(known: Known<'_>, ledger: &Ledger, seen: &mut Seen, lines: &mut Vec<String>) {
+    let Known {
+        host,
+        catalog,
+        roster,
+        ..
+    } = known;
     for (id, writer) in &ledger.gone {
         // What a removed node said at last may be void; nobody shows anything of it.
         if ledger.cloned.contains(writer) || roster.revoked().contains_key(writer) {
@@ -261,14 +209,17 @@ fn nothing_returns(
 }
 
 /// Who has heard that a key is void has no session with it and holds no later word of it.
-fn knows_no_removed(host: usize, shell: &Shell, now: Now, lines: &mut Vec<String>) {
-    let (Some(catalog), Some(roster)) = (shell.node().catalog(), shell.node().roster()) else {
-        return;
-    };
-    if roster.revoked().is_empty() || !roster.is_member(&shell.id()) {
+fn knows_no_removed(known: Known<'_>, now: Now, lines: &mut Vec<String>) {
+    let Known {
+        host,
+        catalog,
+        roster,
+        ..
+    } = known;
+    if roster.revoked().is_empty() || !roster.is_member(&known.me) {
         return;
     }
-    for peer in shell.node().peers(now) {
+    for peer in known.node.peers(now) {
         if !roster.is_member(&peer.id) {
             let id = peer.id;
             lines.push(format!(
@@ -280,26 +231,6 @@ fn knows_no_removed(host: usize, shell: &Shell, now: Now, lines: &mut Vec<String
         if !catalog.records_after(id, revoked.last_sequence).is_empty() {
             lines.push(format!("{host} took words of {id} after its removal"));
         }
-    }
-}
-
-/// Does a record count that no clock has come to?
-fn is_from_the_future(catalog: &Catalog, name: &Label, wall: WallMicros) -> bool {
-    let key = label_key(name);
-    let Some(writer) = catalog.shared_writer(Kind::SERVICE, &key, wall) else {
-        return false;
-    };
-    let records = catalog.records_after(&writer, 0);
-    let mut records = records
-        .iter()
-        .filter(|r| r.kind() == Kind::SERVICE && r.key() == key);
-    records.any(|record| record.stamp().wall() > wall)
-}
-
-fn shown_vip(catalog: &Catalog, name: &Label, wall: WallMicros) -> Option<Ipv4Addr> {
-    match catalog.shared_object(Kind::SERVICE, &label_key(name), wall) {
-        Some(Object::Service(service)) => Some(service.vip),
-        _ => None,
     }
 }
 

@@ -29,6 +29,18 @@ pub(super) struct Removal {
     tried: BTreeSet<usize>,
 }
 
+impl Removal {
+    fn new(id: NodeId, at: Now, people: usize, force: bool) -> Self {
+        Self {
+            id,
+            at,
+            people,
+            force,
+            tried: BTreeSet::new(),
+        }
+    }
+}
+
 impl Cluster {
     /// A host has lost its disk: who it was never comes back, and people say so.
     pub(super) fn on_wiped(&mut self, host: usize) {
@@ -41,13 +53,7 @@ impl Cluster {
         let at = self.world.now.plus(noticed);
         match self.removals.iter_mut().find(|removal| removal.id == id) {
             Some(removal) => removal.force = true,
-            None => self.removals.push(Removal {
-                id,
-                at,
-                people: 1,
-                force: true,
-                tried: BTreeSet::new(),
-            }),
+            None => self.removals.push(Removal::new(id, at, 1, true)),
         }
     }
 
@@ -56,13 +62,8 @@ impl Cluster {
         let id = identity_of(self.seed, self.world.hosts[host].key()).id();
         self.ledger.forget(host, |_| false);
         self.ledger.evicted.insert(host);
-        self.removals.push(Removal {
-            id,
-            at: self.world.now,
-            people,
-            force,
-            tried: BTreeSet::new(),
-        });
+        self.removals
+            .push(Removal::new(id, self.world.now, people, force));
     }
 
     /// Who was let in by a removed node that had not heard of it yet is no member, and nothing that it says counts.
@@ -163,13 +164,7 @@ impl Cluster {
         let blocked: BTreeSet<NodeId> = views.flat_map(|view| view.blocked).map(|b| b.id).collect();
         for id in blocked {
             if self.removals.iter().all(|removal| removal.id != id) {
-                self.removals.push(Removal {
-                    id,
-                    at,
-                    people: 1,
-                    force: true,
-                    tried: BTreeSet::new(),
-                });
+                self.removals.push(Removal::new(id, at, 1, true));
             }
         }
     }

@@ -6,27 +6,28 @@ use std::collections::BTreeSet;
 use weft_core::catalog::Catalog;
 use weft_core::ipam::Ring;
 use weft_core::model::NodeId;
-use weft_core::roster::Roster;
+use weft_core::roster::{Roster, Standing};
 use weft_core::value::{Grant, Kind, Object, Vote, Voters};
 
-use crate::nodes::Shell;
+use super::Known;
 use crate::promises::Ledger;
 
 /// Looks at what a node has written since it last did, up to the sequence `seen`.
 pub(super) fn inherits_by_right(
-    host: usize,
-    shell: &Shell,
+    known: Known<'_>,
     ledger: &Ledger,
     had: &[(u32, u32)],
     seen: &mut Option<u64>,
     lines: &mut Vec<String>,
 ) {
-    let node = shell.node();
-    let (Some(catalog), Some(ring), Some(roster)) = (node.catalog(), node.ring(), node.roster())
-    else {
-        return;
-    };
-    let me = shell.id();
+    let Known {
+        host,
+        me,
+        node,
+        catalog,
+        roster,
+        ..
+    } = known;
     let last = catalog.last_sequence(&me);
     let Some(before) = seen.replace(last).filter(|before| *before < last) else {
         return;
@@ -46,7 +47,7 @@ pub(super) fn inherits_by_right(
         if grant.to != me || had.iter().any(kept) {
             continue;
         }
-        let Some(owner) = owner_before(&me, &grant, catalog, ring, roster) else {
+        let Some(owner) = owner_before(known, &grant) else {
             continue;
         };
         // What a living one owns by now it got by another's word, which came after this one was written.
@@ -61,15 +62,12 @@ pub(super) fn inherits_by_right(
 }
 
 /// Whose it would be without this grant.
-fn owner_before(
-    writer: &NodeId,
-    grant: &Grant,
-    catalog: &Catalog,
-    ring: &Ring,
-    roster: &Roster,
-) -> Option<NodeId> {
-    let mut grants = catalog.grants();
-    grants.retain(|(by, other)| by != writer || other != grant);
+fn owner_before(known: Known<'_>, grant: &Grant) -> Option<NodeId> {
+    let Known { ring, roster, .. } = known;
+    let mut grants = known.catalog.grants();
+    grants.retain(|(by, other)| *by != known.me || other != grant);
+    // Whom a removed node let in at last owns nothing.
+    grants.retain(|(_, other)| roster.standing(&other.to) != Standing::Unknown);
     let removed = roster.revoked().keys().copied().collect();
     let before = Ring::compute(roster.founder(), ring.range(), &grants, &removed);
     before.owner(grant.start.into())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use weft_core::model::{Generation, NodeId};
 
-use crate::nodes::Shell;
+use super::Known;
 use crate::promises::Ledger;
 use crate::world::Key;
 
@@ -35,32 +35,34 @@ pub(super) fn counts_on(
 
 /// The newest record that a node holds of a member's log is only ever replaced by a newer one.
 pub(super) fn keeps_the_newest(
-    host: usize,
-    shell: &Shell,
+    known: Known<'_>,
     ledger: &Ledger,
     newest: &mut Newest,
     lines: &mut Vec<String>,
 ) {
-    let (Some(catalog), Some(roster)) = (shell.node().catalog(), shell.node().roster()) else {
-        return;
-    };
+    let Known {
+        host,
+        catalog,
+        roster,
+        ..
+    } = known;
     for writer in catalog.writers().copied() {
         // Of what a removed node said some is void, and of two copies either is heard.
         if !roster.is_member(&writer) || ledger.cloned.contains(&writer) {
             newest.remove(&writer);
             continue;
         }
-        let known = newest.get(&writer).copied().unwrap_or_default();
+        let before = newest.get(&writer).copied().unwrap_or_default();
         // A later start of a writer that lost its disk's end may count from lower down.
         let held = catalog
-            .highest_after(&writer, known.1.saturating_sub(1))
-            .filter(|held| *held >= known)
+            .highest_after(&writer, before.1.saturating_sub(1))
+            .filter(|held| *held >= before)
             .or_else(|| catalog.highest_after(&writer, 0))
             .unwrap_or_default();
-        if held < known {
+        if held < before {
             lines.push(format!(
                 "{host} held {writer}'s record {} and has only {} now",
-                known.1, held.1
+                before.1, held.1
             ));
         }
         newest.insert(writer, held);
