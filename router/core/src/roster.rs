@@ -30,6 +30,7 @@ use crate::store::{Batch, Stored, Table};
 pub use link::MAX_LINK;
 pub(crate) use link::reencode;
 use link::{Admission, Approval, Body, Link, Revocation};
+pub use trust::Removal;
 use verdict::{Links, Verdict};
 pub use verdict::{MemberKeys, Revoked};
 
@@ -425,12 +426,16 @@ impl Roster {
         end.is_none_or(|end| self.chain_len(revoked) >= end.valid_links)
     }
 
-    /// The record that revokes a node.
+    /// The record that revokes a node; of several the one that leaves least of its chain: whom the node let in afterwards
+    /// can see by that one record that it is no member.
     pub fn revocation(&self, id: &NodeId) -> Option<&[u8]> {
         let revoked = self.verdict.revoked.get(id)?;
-        let chain = self.chains.get(&revoked.by)?.iter();
-        let mut records = chain.filter(|link| link.hash == revoked.record);
-        records.next().map(|link| link.bytes.as_slice())
+        let ends_it = |link: &&Link| match &link.body {
+            Body::Revoke(r) => r.id == *id && r.valid_links == revoked.valid_links,
+            _ => false,
+        };
+        let mut records = self.chains.values().flatten();
+        records.find(ends_it).map(|link| link.bytes.as_slice())
     }
 
     /// Whom the revocation with this hash names.

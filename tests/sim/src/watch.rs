@@ -51,13 +51,14 @@ struct Owned {
     parts: Vec<(u32, u32)>,
 }
 
-/// What one start of a host has seen: of endpoints that were given back, of all logs, and of its own.
+/// What one start of a host has seen: of endpoints that were given back, of all logs, of its own, and of removals.
 #[derive(Default)]
 struct Seen {
     live: BTreeSet<EndpointId>,
     gone: BTreeSet<EndpointId>,
     newest: Newest,
     own: Option<u64>,
+    removed: BTreeSet<NodeId>,
 }
 
 /// Looks at one node after the other.
@@ -103,6 +104,7 @@ impl Watch {
         logs::counts_on(host, before, (disk, boots, number), &mut lines);
         logs::keeps_the_newest(known, ledger, &mut seen.newest, &mut lines);
         knows_no_removed(known, now, &mut lines);
+        stays_removed(known, ledger, &mut seen.removed, &mut lines);
         word::keeps_endpoints(known, ledger, &mut lines);
         word::keeps_services(known, ledger, now, &mut lines);
         nothing_returns(known, ledger, seen, &mut lines);
@@ -232,6 +234,22 @@ fn knows_no_removed(known: Known<'_>, now: Now, lines: &mut Vec<String>) {
             lines.push(format!("{host} took words of {id} after its removal"));
         }
     }
+}
+
+/// A removal that counted once counts for ever, whoever else is removed or let in.
+fn stays_removed(
+    known: Known<'_>,
+    ledger: &Ledger,
+    seen: &mut BTreeSet<NodeId>,
+    lines: &mut Vec<String>,
+) {
+    let Known { host, roster, .. } = known;
+    let revoked = roster.revoked();
+    if !ledger.divided {
+        let back = seen.iter().filter(|id| !revoked.contains_key(*id));
+        lines.extend(back.map(|id| format!("{host} knew that {id} was removed, and not any more")));
+    }
+    seen.extend(revoked.keys().copied());
 }
 
 /// What every node keeps stays within its bounds, and so do the datagrams.

@@ -69,12 +69,10 @@ impl Cluster {
 
     /// This node was removed while it was off, or whoever let it in was before it did.
     fn on_removed(&mut self, now: Now, record: &[u8], out: &mut Vec<Output>) {
-        let Some((subject, by)) = self.roster().removal_in(record) else {
+        let Some(removal) = self.roster().removal_in(record) else {
             return;
         };
-        let concerns =
-            subject == self.me || self.roster().admitters_of(&self.me).contains(&subject);
-        if !concerns || !self.is_member() {
+        if !self.is_member() || !self.roster().is_void_by(&removal, &self.me) {
             return;
         }
         let wall = self.wall.micros(now);
@@ -84,28 +82,26 @@ impl Cluster {
             wall,
         };
         self.sync
-            .hear_roster(subject, record, &mut stores, &mut self.buffers.sync);
+            .hear_roster(removal.by, record, &mut stores, &mut self.buffers.sync);
         // Records before that one may be missing here, and nobody tells them to a removed node.
-        if self.is_member() && subject == self.me {
-            self.tell_once(self.removed_text(Some(by)), out);
+        if self.is_member() {
+            self.tell_once(self.removed_text(removal.subject, removal.by), out);
         }
     }
 
-    /// What people read on a host that is no member any more.
-    pub(super) fn removed_text(&self, by: Option<NodeId>) -> String {
-        match (by, self.roster().removed_above(&self.me)) {
-            (None, Some(admitter)) => format!(
+    /// What people read on a host that is no member any more, since `subject` was removed by `by`.
+    pub(super) fn removed_text(&self, subject: NodeId, by: NodeId) -> String {
+        match subject == self.me {
+            true => format!(
+                "this node was removed from the cluster by {}: nobody there talks to it any more; to come back, run \
+                 `weft reset` and join with a new token",
+                self.name_of(&by)
+            ),
+            false => format!(
                 "this node was let in by {}, which had been removed from the cluster: nobody there knows this node; to \
                  come in, run `weft reset` and join with a new token",
-                self.name_of(&admitter)
+                self.name_of(&subject)
             ),
-            _ => {
-                let by = by.map_or_else(|| "another node".to_owned(), |by| self.name_of(&by));
-                format!(
-                    "this node was removed from the cluster by {by}: nobody there talks to it any more; to come back, \
-                     run `weft reset` and join with a new token"
-                )
-            }
         }
     }
 }

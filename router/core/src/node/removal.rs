@@ -204,8 +204,9 @@ impl Cluster {
             }
         }
         if !self.is_member() && !self.leaving && self.told.insert("removed".to_owned()) {
-            let by = self.roster().revoked().get(&self.me).map(|r| r.by);
-            out.push(Output::Alarm(self.removed_text(by)));
+            let above = self.roster().removed_above(&self.me).unwrap_or(self.me);
+            let by = self.roster().revoked().get(&above).map_or(above, |r| r.by);
+            out.push(Output::Alarm(self.removed_text(above, by)));
             let peers: Vec<NodeId> = self.sessions.peers().map(|session| session.peer).collect();
             for peer in peers {
                 self.sessions.drop_peer(&peer, &mut self.buffers.sessions);

@@ -274,7 +274,10 @@ fn a_caller_that_is_no_member_is_shown_why() {
     assert_eq!(roster.learn_chain(&chain), None);
     assert_eq!(roster.why_no_member((&id(3), &three), &chain), revocation);
     let record = revocation.unwrap();
-    assert_eq!(void.removal_in(&record), Some((id(2), id(1))));
+    let removal = void.removal_in(&record).unwrap();
+    assert_eq!((removal.subject, removal.by), (id(2), id(1)));
+    let gone = [1, 2, 3].map(|n| void.is_void_by(&removal, &id(n)));
+    assert_eq!(gone, [false, true, true]);
     assert_eq!(void.admitters_of(&id(3)), [id(2), id(1)]);
     // Others hear nothing.
     assert_eq!(roster.why_no_member((&id(3), &two), &chain), None);

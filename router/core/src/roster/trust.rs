@@ -5,17 +5,49 @@ use super::{MAX_CHAIN, Rights, Roster};
 use crate::model::NodeId;
 use crate::session::Trust;
 
+/// What a record says that removes a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// Who goes.
+    pub subject: NodeId,
+    /// Who says so.
+    pub by: NodeId,
+    /// So many of the subject's roster records count.
+    pub valid_links: u32,
+}
+
 /// Admissions known from handshakes only.
 const MAX_LOOSE: usize = 64;
 
 impl Roster {
-    /// Whom a record removes and who signed it, if it is a member's word, whether or not it can be taken now: the records
+    /// What a record says that removes a node, if it is a member's word, whether or not it can be taken now: the records
     /// of its issuer before it may not be known.
-    pub fn removal_in(&self, record: &[u8]) -> Option<(NodeId, NodeId)> {
+    pub fn removal_in(&self, record: &[u8]) -> Option<Removal> {
         let link = Link::parse(record)?;
-        let subject = link.revoked()?;
-        let may = self.rights_of(&link.issuer).has(Rights::REVOKE) || subject == link.issuer;
-        (may && link.verify(&self.cluster)).then_some((subject, link.issuer))
+        let Body::Revoke(revocation) = &link.body else {
+            return None;
+        };
+        let (subject, by) = (revocation.id, link.issuer);
+        let may = self.rights_of(&by).has(Rights::REVOKE) || subject == by;
+        (may && link.verify(&self.cluster)).then_some(Removal {
+            subject,
+            by,
+            valid_links: revocation.valid_links,
+        })
+    }
+
+    /// Is a node no member once this counts: is it the one that goes, or was it, or who let it in, let in by that one
+    /// without the others' knowledge?
+    pub fn is_void_by(&self, removal: &Removal, id: &NodeId) -> bool {
+        let mut at = *id;
+        while let Some(member) = self.verdict.admitted.get(&at).filter(|m| m.depth > 0) {
+            let (by, index) = member.admitted_by;
+            if by == removal.subject && index >= removal.valid_links {
+                return true;
+            }
+            at = by;
+        }
+        *id == removal.subject
     }
 
     /// Who let a node in, who let that one in, and so on, whether or not that counts.
