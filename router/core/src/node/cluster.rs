@@ -25,7 +25,7 @@ use crate::membership::{Membership, MembershipEvent};
 use crate::model::{
     AddressPlan, ClusterId, Generation, NetworkName, NodeId, NodeName, Now, WallMicros,
 };
-use crate::roster::{Roster, Standing};
+use crate::roster::Roster;
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
 use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, Sessions};
@@ -581,11 +581,11 @@ impl Cluster {
     }
 }
 
-/// Who owns what, by all grants but those to nodes that never were members: whom a removed node let in at last owns
-/// nothing, and what it was given is still its giver's.
+/// Who owns what, by all grants but those to nodes that never came in: whom a removed node let in at last owns nothing,
+/// and what it was given is still its giver's.
 fn ring_of(meta: &Meta, catalog: &Catalog) -> Ring {
     let mut grants = catalog.grants();
-    grants.retain(|(_, grant)| meta.roster.standing(&grant.to) != Standing::Unknown);
+    grants.retain(|(giver, grant)| !meta.roster.never_came_in(&grant.to, giver));
     let removed = meta.roster.revoked().keys().copied().collect();
     Ring::compute(meta.roster.founder(), meta.range, &grants, &removed)
 }

@@ -1,7 +1,7 @@
 //! What sessions ask of the roster: who is a member, and the chains that handshakes show.
 
 use super::link::{Body, Link};
-use super::{MAX_CHAIN, Rights, Roster};
+use super::{MAX_CHAIN, Rights, Roster, Standing};
 use crate::model::NodeId;
 use crate::session::Trust;
 
@@ -20,6 +20,15 @@ pub struct Removal {
 const MAX_LOOSE: usize = 64;
 
 impl Roster {
+    /// Was `id`, to whom `giver` gave something, never let in by a record that counts, and never will be? It may be known from
+    /// handshakes only, and after a start from nothing: so not without a sign. Its admission is here and does not count;
+    /// or its giver was removed, and whom that one let in is known.
+    pub fn never_came_in(&self, id: &NodeId, giver: &NodeId) -> bool {
+        let is_gone = || self.verdict.revoked.contains_key(giver);
+        self.standing(id) == Standing::Unknown
+            && (self.admitter_of(id).is_some() || is_gone() && self.knows_whom_it_let_in(giver))
+    }
+
     /// What a record says that removes a node, if it is a member's word, whether or not it can be taken now: the records
     /// of its issuer before it may not be known.
     pub fn removal_in(&self, record: &[u8]) -> Option<Removal> {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use weft_core::catalog::Catalog;
 use weft_core::ipam::Ring;
 use weft_core::model::NodeId;
-use weft_core::roster::{Roster, Standing};
+use weft_core::roster::Roster;
 use weft_core::value::{Grant, Kind, Object, Vote, Voters};
 
 use super::Known;
@@ -67,7 +67,7 @@ fn owner_before(known: Known<'_>, grant: &Grant) -> Option<NodeId> {
     let mut grants = known.catalog.grants();
     grants.retain(|(by, other)| *by != known.me || other != grant);
     // Whom a removed node let in at last owns nothing.
-    grants.retain(|(_, other)| roster.standing(&other.to) != Standing::Unknown);
+    grants.retain(|(giver, other)| !roster.never_came_in(&other.to, giver));
     let removed = roster.revoked().keys().copied().collect();
     let before = Ring::compute(roster.founder(), ring.range(), &grants, &removed);
     before.owner(grant.start.into())
