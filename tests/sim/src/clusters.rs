@@ -84,6 +84,8 @@ struct Cluster {
     cleared: BTreeMap<usize, u64>,
     retry_at: BTreeMap<usize, Now>,
     removals: Vec<Removal>,
+    /// The digest of each host's roster when it was last looked whom it leaves no member.
+    rosters: BTreeMap<usize, u64>,
     mint_at: Now,
     /// Uses of the scarce invitation, when there is one.
     scarce: Option<usize>,
@@ -177,6 +179,7 @@ impl Cluster {
             cleared: BTreeMap::new(),
             retry_at: BTreeMap::new(),
             removals: Vec::new(),
+            rosters: BTreeMap::new(),
             mint_at: Now::default(),
             scarce: None,
             cloned: None,
@@ -352,7 +355,7 @@ impl Cluster {
             if self.cloned.is_some() && self.runs_twice(host) {
                 self.taint_own(host);
             }
-            self.look_who_let_in(host);
+            self.look_whom_that_voids(host);
             self.taint_gifts(host);
             let shell = self.world.hosts[host].machine.as_ref();
             let alarms = shell.into_iter().flat_map(|shell| &shell.alarms);

@@ -15,13 +15,12 @@ use crate::value::Grant;
 /// which they came means nothing. The parts cover the whole range without overlap.
 ///
 /// Each step on an address' way has a higher (epoch, version) than the one before, so going through the grants in that
-/// order meets them as they were made. A grant is one of two:
-/// - *handing on*: its writer owns all of what it gives. Of two that collide (their writer lost its memory, or lies) the
-///   first in that order counts, the other not at all.
-/// - *taking over*: what it covers of removed owners' parts goes to whom it names, the rest of it means nothing. That the
-///   writer may do so is settled before it writes ([`crate::voters`]), or it was told to by force, which raises the
-///   epoch. Of a part that was ever taken by force, the higher epoch holds, whoever owns it: both sides of a split may
-///   have taken it.
+/// order meets them as they were made. A grant does one of two things to each part that it covers, or nothing:
+/// - *handing on* what its writer owns. Where two collide (their writer lost its memory, or lies) the first in that order
+///   counts.
+/// - *taking over* what a removed node owned. That the writer may do so is settled before it writes ([`crate::voters`]), or
+///   it was told to by force, which raises the epoch. Of a part that was ever taken by force, the higher epoch holds,
+///   whoever owns it: both sides of a split may have taken it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ring {
     range: Ipv4Net,
@@ -84,14 +83,11 @@ impl Ring {
         }
         let mut covered = self.overlapping(grant.start, grant.last);
         let place = (grant.epoch, grant.version);
-        let handed_on = covered
-            .iter()
-            .all(|(_, p)| p.owner == *writer && p.place() < place)
-            || mutation::is_on(Mutation::GrantsOfNonOwners);
-        if !handed_on {
+        if !mutation::is_on(Mutation::GrantsOfNonOwners) {
             covered.retain(|(_, p)| {
                 let by_force = p.epoch > 0 && grant.epoch > p.epoch;
-                p.place() < place && (removed.contains(&p.owner) || by_force)
+                let is_free = p.owner == *writer || removed.contains(&p.owner) || by_force;
+                p.place() < place && is_free
             });
         }
         for (start, part) in &covered {

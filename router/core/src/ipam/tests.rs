@@ -238,6 +238,30 @@ fn a_removed_node_s_part_is_taken_over_and_the_higher_epoch_holds() {
     assert_eq!(held.parts(&node(5)), [(start, last)]);
 }
 
+#[test]
+fn whoever_steals_a_piece_of_a_gift_gets_no_more_than_that() {
+    let plan = plan();
+    let start = u32::from(plan.range.network());
+    let grant = |first: u32, last: u32, to: u8, version: u64| Grant {
+        start: start + first,
+        last: start + last,
+        to: node(to),
+        version,
+        epoch: 0,
+    };
+    // Node 2 was given all, gave 8 to node 3, which was removed, and then 0..=15 to node 4 when node 5 had said that 8 is
+    // its own.
+    let grants = [
+        (node(1), grant(0, 255, 2, 1)),
+        (node(2), grant(8, 8, 3, 2)),
+        (node(5), grant(0, 63, 5, 1_000)),
+        (node(2), grant(0, 15, 4, 2_000)),
+    ];
+    let ring = Ring::compute(node(1), plan.range, &grants, &BTreeSet::from([node(3)]));
+    let owners = [0, 7, 8, 9, 15, 16].map(|at| ring.owner((start + at).into()).unwrap().0[0]);
+    assert_eq!(owners, [4, 4, 5, 4, 4, 2]);
+}
+
 fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
 }

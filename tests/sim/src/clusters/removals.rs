@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use weft_core::catalog::Catalog;
 use weft_core::control::ErrorKind;
 use weft_core::model::{NodeId, Now};
 use weft_core::node::{Command, CommandError};
+use weft_core::roster::Roster;
 
 use super::Cluster;
 use super::people::Wish;
 use crate::faults::Action;
-use crate::nodes::identity_of;
+use crate::nodes::{Shell, identity_of};
 
 /// Who did not succeed tries again after this, on some host.
 const TRY_AGAIN: Duration = Duration::from_secs(12);
@@ -66,12 +68,42 @@ impl Cluster {
             .push(Removal::new(id, self.world.now, people, force));
     }
 
-    /// Who was let in by a removed node that had not heard of it yet is no member, and nothing that it says counts.
-    pub(super) fn look_who_let_in(&mut self, host: usize) {
-        if self.may_divide() && !self.ledger.evicted.contains(&host) && self.is_void(host) {
-            self.ledger.forget(host, |_| false);
-            self.ledger.evicted.insert(host);
+    /// Of what this host has heard somebody may be no member any more.
+    pub(super) fn look_whom_that_voids(&mut self, host: usize) {
+        let shell = self.world.hosts[host].machine.as_ref();
+        let roster = shell.and_then(|shell| shell.node().roster());
+        let Some(digest) = roster.map(Roster::digest).filter(|_| self.may_divide()) else {
+            return;
+        };
+        if self.rosters.insert(host, digest) != Some(digest) {
+            (0..self.world.hosts.len()).for_each(|host| self.look_who_let_in(host));
         }
+    }
+
+    /// Who was let in by a removed node that had not heard of it yet is no member, and nothing that it says counts: what
+    /// it was given, or gave, is its giver's again.
+    fn look_who_let_in(&mut self, host: usize) {
+        if self.ledger.evicted.contains(&host) || !self.is_void(host) {
+            return;
+        }
+        if let Some(id) = self.world.hosts[host].machine.as_ref().map(Shell::id) {
+            let parts = self.space_of(&id);
+            let gifts = self.gifts_of(&id);
+            self.ledger.dispute(parts.into_iter().chain(gifts));
+        }
+        self.ledger.forget(host, |_| false);
+        self.ledger.evicted.insert(host);
+    }
+
+    /// All that a node gave away according to anybody.
+    fn gifts_of(&self, id: &NodeId) -> Vec<(u32, u32)> {
+        let catalogs = self
+            .world
+            .running()
+            .filter_map(|(_, shell)| shell.node().catalog());
+        let grants = catalogs.flat_map(Catalog::grants);
+        let gifts = grants.filter(|(by, _)| by == id);
+        gifts.map(|(_, grant)| (grant.start, grant.last)).collect()
     }
 
     fn is_void(&self, host: usize) -> bool {

@@ -138,11 +138,11 @@ impl Ledger {
                 lines.push(format!("{host} does not show {name} at {vip}"));
             }
         }
-        // More services than virtual addresses can come together; then some share one until others go.
-        let taken: BTreeSet<Ipv4Addr> = view.services.iter().map(|service| service.vip).collect();
-        let all = view.plan.vips();
-        let usable = all.hosts().filter(|ip| *ip != view.plan.dns4());
-        if taken.len() >= usable.take(taken.len() + 1).count() {
+        // As many services as there are virtual addresses, or more, can come together; then some share one until others
+        // have gone.
+        let all = view.plan.vips().hosts();
+        let usable = all.filter(|ip| *ip != view.plan.dns4());
+        if view.services.len() >= usable.take(view.services.len() + 1).count() {
             return;
         }
         let mut vips = BTreeMap::new();

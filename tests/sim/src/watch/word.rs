@@ -35,7 +35,9 @@ pub(super) fn keeps_endpoints(known: Known<'_>, ledger: &mut Ledger, lines: &mut
         let void = owner.is_some_and(|owner| known.roster.revoked().contains_key(&owner));
         if owner != Some(me) && !void && !excused {
             let grants = history(catalog, ip.into());
-            lines.push(format!("{host} gave {ip}, which is not its own: {grants}"));
+            lines.push(format!(
+                "{host} gave {ip}, which is not its own but {owner:?}'s: {grants}"
+            ));
         }
     }
 }
