@@ -137,3 +137,39 @@ fn a_killed_founder_is_not_needed_by_the_others() {
             .contains("late")
     });
 }
+
+#[test]
+fn a_host_out_of_a_backup_lets_go_of_what_others_remember() {
+    let lab = Lab::new("backup");
+    let [h1, h2] = lab.pair();
+    let kept = h1.serve("kept", &[]);
+    let backup = h1.dir().join("backup").display().to_string();
+    let state = h1.state_dir().display().to_string();
+    h1.kill9();
+    h1.run(&["cp", "-a", &state, &backup]).ok();
+    h1.up(&[]);
+    lab.wait_members(&[h1.clone(), h2.clone()]);
+    let lists = |host: &Host, name: &str| {
+        let text = host.weft(&["ps", "--json"]).json().to_string();
+        text.contains(&format!("\"{name}\""))
+    };
+    let mut lost = h1.serve("lost", &[]);
+    lab.wait("the other host knows both", 20, || {
+        lists(&h2, "kept") && lists(&h2, "lost")
+    });
+
+    h1.kill9();
+    lost.weft_run().signal(nix::sys::signal::Signal::SIGKILL);
+    h1.run(&["rm", "-rf", &state]).ok();
+    h1.run(&["cp", "-a", &backup, &state]).ok();
+    // It hears what it has forgotten only when it has long begun.
+    h1.isolate();
+    h1.up(&[]);
+    assert!(lists(&h1, "kept") && !lists(&h1, "lost"));
+    h1.reconnect();
+    lab.wait_members(&[h1.clone(), h2.clone()]);
+    lab.wait("what is not there is released", 30, || {
+        h1.log().contains("not there; released") && !lists(&h1, "lost") && !lists(&h2, "lost")
+    });
+    assert!(lists(&h2, "kept") && kept.run(&["true"]).is_ok());
+}
