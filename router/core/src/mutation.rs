@@ -43,11 +43,15 @@ pub enum Mutation {
     TellBeforeSynced,
     /// A removed node keeps its sessions.
     KeepSessions,
+    /// A removal is void once its issuer is removed by somebody who had not heard of it.
+    ForgetWitnesses,
+    /// A majority on a removal is one of the voters that there are now.
+    CountThePresent,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 18] = [
+    pub const ALL: [Mutation; 20] = [
         Mutation::ActBeforePersisted,
         Mutation::AcceptStaleSequence,
         Mutation::SkipRest,
@@ -66,6 +70,8 @@ impl Mutation {
         Mutation::ForgetUsed,
         Mutation::TellBeforeSynced,
         Mutation::KeepSessions,
+        Mutation::ForgetWitnesses,
+        Mutation::CountThePresent,
     ];
 }
 

@@ -31,6 +31,8 @@ fn world(mutation: Mutation) -> (Vec<Kind>, usize) {
         Mutation::NewcomersVote => (vec![Evict, Partition, Late, Late], 5),
         Mutation::LastComerWins => (vec![Partition, Weather, Force], 4),
         Mutation::AcceptStaleSequence => (vec![Weather], 4),
+        Mutation::ForgetWitnesses => (vec![Wipe, Wipe, Evict, Evict, Partition, Partition], 6),
+        Mutation::CountThePresent => (vec![Evict, Wipe, Partition, Late], 5),
         Mutation::SkipRest | Mutation::ForgetUsed => (vec![Weather], 3),
     }
 }
