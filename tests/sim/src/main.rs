@@ -165,7 +165,7 @@ impl Report {
         self.seeds += 1;
         self.violations += outcome.violations.len();
         self.whole.extend(outcome.whole_after);
-        if self.seeds.is_multiple_of(10_000) {
+        if self.seeds.is_multiple_of(1_000) {
             println!(
                 "{} seeds, {} violations so far",
                 self.seeds, self.violations
