@@ -59,6 +59,7 @@ impl<'a> Ballot<'a> {
         (link, revocation): (&Link, &Revocation),
         revoked: &Revocations,
     ) -> bool {
+        let issuer = link.issuer;
         let mut words = self.words_on((link, revocation));
         // Whom one of them let in afterwards has no word in it: a newcomer decides nothing about what went before.
         let mut ends: Ends = words.iter().map(|(id, word)| (*id, word.index)).collect();
@@ -67,17 +68,30 @@ impl<'a> Ballot<'a> {
         if mutation::is_on(Mutation::CountThePresent) {
             return words.len() * 2 > self.voters.len();
         }
-        if has_majority(&words) {
-            return true;
-        }
         for (id, end) in ends_of(revoked) {
             ends.entry(id)
                 .and_modify(|before| *before = end.min(*before))
                 .or_insert(end);
         }
-        let able = admit(self.founder, self.links, &ends);
-        let mut able = able.values().filter(|m| m.rights.has(Rights::VOTE));
-        !able.any(|m| m.id != link.issuer && m.id != revocation.id && !revoked.contains_key(&m.id))
+        let able = |ends: &Ends| {
+            let mut able = admit(self.founder, self.links, ends);
+            able.retain(|id, m| {
+                let is_other = *id != issuer && *id != revocation.id;
+                is_other && m.rights.has(Rights::VOTE) && !revoked.contains_key(id)
+            });
+            able
+        };
+        let everybody = able(&ends);
+        // A stolen key can let its own voters in: they agree to nothing that it does.
+        ends.insert(issuer, 0);
+        let outsiders = able(&ends);
+        if !outsiders.is_empty() {
+            words.retain(|id, _| *id == issuer || outsiders.contains_key(id));
+            return has_majority(&words, 0);
+        }
+        // All were let in by the issuer or by others whom it let in. Those whom it let in itself it knew.
+        let children = everybody.values().filter(|m| m.admitted_by.0 == issuer);
+        everybody.is_empty() || has_majority(&words, children.count() + 1)
     }
 
     /// Who approves: the issuer, those who say so, and those who revoked the same node.
@@ -103,11 +117,11 @@ impl<'a> Ballot<'a> {
     }
 }
 
-/// Are there at least two who agree, and more than half of as many as each of them knew? A lonely word is none: its
-/// signer may say that it knew nobody.
-fn has_majority(words: &BTreeMap<NodeId, Word>) -> bool {
+/// Are there at least two who agree, and more than half of as many as each of them knew, and of `least`? A lonely word is
+/// none: its signer may say that it knew nobody.
+fn has_majority(words: &BTreeMap<NodeId, Word>, least: usize) -> bool {
     let mut known: Vec<usize> = words.values().map(|word| word.voters as usize).collect();
     known.sort_unstable();
     let mut enough = known.iter().enumerate().skip(1);
-    enough.any(|(before, voters)| (before + 1) * 2 > *voters)
+    enough.any(|(before, voters)| (before + 1) * 2 > least.max(*voters))
 }

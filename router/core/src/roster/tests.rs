@@ -189,6 +189,36 @@ fn who_says_that_it_knows_nobody_needs_the_others_all_the_same() {
     assert!(!roster.is_member(&id(3)) && roster.is_member(&id(4)));
 }
 
+fn agrees(roster: &mut Roster, voter: u8, to: &Issued, voters: u32) {
+    let approval = Approval {
+        revocation: crypto::sha256(&to.bytes),
+        voters,
+    };
+    roster
+        .issue(&identity(voter), Body::Approve(approval))
+        .unwrap();
+}
+
+#[test]
+fn whom_a_stolen_key_let_in_agrees_to_nothing_that_it_does() {
+    // The founder let all the others in, and counts them.
+    for (stolen, honest) in [(2, [4, 5]), (1, [2, 5])] {
+        let mut roster = cluster(5);
+        admit(&mut roster, stolen, 9, Rights::ALL).unwrap();
+        let first = roster.revoke(&identity(stolen), id(3), 0).unwrap();
+        agrees(&mut roster, 9, &first, 1);
+        let next = if stolen == 2 { 1 } else { 4 };
+        roster.revoke(&identity(stolen), id(next), 0).unwrap();
+        assert!(roster.is_member(&id(next)), "{stolen}");
+        for voter in honest {
+            roster
+                .approve(&identity(voter), crypto::sha256(&first.bytes))
+                .unwrap();
+        }
+        assert!(!roster.is_member(&id(next)), "{stolen}");
+    }
+}
+
 #[test]
 fn two_stolen_keys_evict_nobody_once_both_are_revoked() {
     let mut roster = cluster(6);
