@@ -68,30 +68,28 @@ impl<'a> Ballot<'a> {
         if mutation::is_on(Mutation::CountThePresent) {
             return words.len() * 2 > self.voters.len();
         }
+        // A stolen key can let its own voters in: they agree to nothing that it does.
+        let mut outside = ends.clone();
+        outside.insert(issuer, 0);
+        let outsiders = admit(self.founder, self.links, &outside);
         for (id, end) in ends_of(revoked) {
             ends.entry(id)
                 .and_modify(|before| *before = end.min(*before))
                 .or_insert(end);
         }
-        let able = |ends: &Ends| {
-            let mut able = admit(self.founder, self.links, ends);
-            able.retain(|id, m| {
-                let is_other = *id != issuer && *id != revocation.id;
-                is_other && m.rights.has(Rights::VOTE) && !revoked.contains_key(id)
-            });
-            able
-        };
-        let everybody = able(&ends);
-        // A stolen key can let its own voters in: they agree to nothing that it does.
-        ends.insert(issuer, 0);
-        let outsiders = able(&ends);
-        if !outsiders.is_empty() {
+        // What they said before they were removed counts; they say nothing more.
+        let mut able = admit(self.founder, self.links, &ends);
+        able.retain(|id, member| {
+            let is_other = *id != issuer && *id != revocation.id;
+            is_other && member.rights.has(Rights::VOTE) && !revoked.contains_key(id)
+        });
+        if able.keys().any(|id| outsiders.contains_key(id)) {
             words.retain(|id, _| *id == issuer || outsiders.contains_key(id));
             return has_majority(&words, 0);
         }
         // All were let in by the issuer or by others whom it let in. Those whom it let in itself it knew.
-        let children = everybody.values().filter(|m| m.admitted_by.0 == issuer);
-        everybody.is_empty() || has_majority(&words, children.count() + 1)
+        let children = able.values().filter(|m| m.admitted_by.0 == issuer);
+        able.is_empty() || has_majority(&words, children.count() + 1)
     }
 
     /// Who approves: the issuer, those who say so, and those who revoked the same node.

@@ -83,8 +83,10 @@ pub(super) fn judge(founder: &NodeId, links: &Links<'_>) -> Verdict {
         let (revoked, pending) = revoke(&candidates, founder, links, Some(&sure));
         let admitted = admit(founder, links, &ends_of(&revoked));
         let before = candidates.len();
-        candidates.retain(|c| admitted.contains_key(&c.link.issuer));
-        // Each further round drops a revocation whose issuer was itself admitted by a record that is void.
+        let ballot = Ballot::new(founder, links, &revoked);
+        candidates.retain(|c| admitted.contains_key(&c.link.issuer) || ballot.is_witnessed(c.link));
+        // Each further round drops a revocation whose issuer was itself admitted by a record that is void, and of which no
+        // member has heard before that was known.
         if candidates.len() == before {
             return Verdict {
                 admitted,
