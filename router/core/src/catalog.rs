@@ -382,8 +382,16 @@ impl Catalog {
     }
 
     /// Somebody sent all that counts of a writer from one sequence up to another.
-    pub fn extend(&mut self, writer: &NodeId, from: u64, upto: u64) -> Batch {
-        self.learn_extent(writer, |log| log.extend(from, upto))
+    pub fn extend(&mut self, writer: &NodeId, from: u64, upto: u64, roster: &Roster) -> Batch {
+        let end = match roster.standing(writer) {
+            Standing::Revoked(last, _) => Some(last),
+            Standing::Unknown | Standing::Member(_) => None,
+        };
+        if end.is_some() {
+            // Of all that it wrote nothing may be left.
+            self.logs.entry(*writer).or_default();
+        }
+        self.learn_extent(writer, |log| log.extend(from, upto, end))
     }
 
     /// Notes durably how far a log goes if `learn` changed that; nothing else may change.

@@ -281,7 +281,7 @@ impl Sync {
                 let revision = stores.catalog.revision();
                 let news = self.take_records(now, from, &records, stores, &mut batch, out);
                 if let Some(news) = news {
-                    batch.append(stores.catalog.extend(&writer, start, upto));
+                    batch.append(stores.catalog.extend(&writer, start, upto, stores.roster));
                     if (1..=rumour::NEWS).contains(&news.len()) {
                         self.rumours.note(now, [writer]);
                     }

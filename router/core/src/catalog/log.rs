@@ -31,9 +31,6 @@ pub(super) struct Log {
     pub(super) complete: u64,
     /// The highest sequence seen under the writer's signature.
     pub(super) top: u64,
-    /// The writer was revoked, and nothing beyond this counts. What stood here may be void itself, so that no record
-    /// shows how far the log goes.
-    end: u64,
     /// Records of owner-written kinds below this are void: the writer's checkpoint says so.
     pub(super) floor: u64,
     /// XOR over the hashes of all held records that are not cluster-wide.
@@ -92,11 +89,13 @@ impl Log {
         Some(held.record)
     }
 
-    /// Somebody who has all up to `upto` said that nothing is missing between `from` and there.
-    pub(super) fn extend(&mut self, from: u64, upto: u64) {
+    /// Somebody who has all up to `upto` said that nothing is missing between `from` and there. Of a writer that was
+    /// revoked nothing beyond `end` counts; what stood there may be void itself, so that no record shows how far the log
+    /// goes.
+    pub(super) fn extend(&mut self, from: u64, upto: u64, end: Option<u64>) {
         if self.complete >= from {
             // Nobody can claim more than the writer signed, or than who revoked it lets count.
-            let end = self.top.max(self.end);
+            let end = self.top.max(end.unwrap_or_default());
             self.complete = self.complete.max(upto.min(end));
             self.walk();
         }
@@ -115,7 +114,6 @@ impl Log {
     pub(super) fn cut(&mut self, last: u64) {
         self.complete = self.complete.min(last);
         self.top = self.top.min(last);
-        self.end = last;
     }
 
     /// Records above a sequence, in order.

@@ -683,7 +683,7 @@ proptest! {
             let writer = identity(n).id();
             let top = straight.last_sequence(&writer);
             for catalog in [&mut straight, &mut other, &mut left] {
-                catalog.extend(&writer, 0, top);
+                catalog.extend(&writer, 0, top, &roster);
             }
         }
         prop_assert_eq!(straight.digest(), other.digest());

@@ -261,7 +261,7 @@ impl Cluster {
             .collect();
         for record in unseen {
             if let Ok(issued) = self.meta.roster.witness(&self.identity, record) {
-                self.publish_roster(now, issued, Vec::new(), out);
+                self.publish_removal(now, issued, out);
             }
         }
         self.space.witnessed = Some(self.roster().digest());
