@@ -555,8 +555,11 @@ fn run_forwards_signals() {
         let script = format!("trap 'exit 42' {name}; echo ready; read line");
         let (mut child, line) = spawn_reading_first_line(&host, &script);
         assert_eq!(line, "ready");
+        // Held open: the end of its input would end the command, too.
+        let stdin = child.stdin.take();
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(42), "{name}");
+        drop(stdin);
     }
 }
 
