@@ -338,13 +338,9 @@ impl Roster {
         identity: &Identity,
         revocation: [u8; 32],
     ) -> Result<Issued, RosterError> {
-        if !self.rights_of(&identity.id()).has(Rights::VOTE) {
-            return Err(RosterError::NoRight);
-        }
-        let voters = match self.subject_of(&revocation) {
-            Some(subject) => self.voters_besides(&subject),
-            None => return Err(RosterError::Bad),
-        };
+        self.check_voter(identity)?;
+        let subject = self.subject_of(&revocation).ok_or(RosterError::Bad)?;
+        let voters = self.voters_besides(&subject);
         self.issue(identity, Body::Approve(Approval { revocation, voters }))
     }
 
@@ -371,10 +367,15 @@ impl Roster {
         identity: &Identity,
         revocation: [u8; 32],
     ) -> Result<Issued, RosterError> {
-        if !self.rights_of(&identity.id()).has(Rights::VOTE) {
-            return Err(RosterError::NoRight);
-        }
+        self.check_voter(identity)?;
         self.issue(identity, Body::Witness(revocation))
+    }
+
+    fn check_voter(&self, identity: &Identity) -> Result<(), RosterError> {
+        match self.may_vote(&identity.id()) {
+            true => Ok(()),
+            false => Err(RosterError::NoRight),
+        }
     }
 
     /// Voters besides its issuer that witness or approve a revocation.

@@ -107,17 +107,9 @@ impl Asks {
         })
     }
 
-    fn has_first_space(&self) -> bool {
-        self.waiting
-            .values()
-            .any(|waiting| matches!(waiting.purpose, Purpose::FirstSpace))
-    }
-
-    /// Does somebody look for a free address for a service that shares one?
-    pub(super) fn parts_services(&self) -> bool {
-        self.waiting
-            .values()
-            .any(|waiting| matches!(waiting.purpose, Purpose::PartServices { .. }))
+    /// Does anything wait for such a purpose?
+    pub(super) fn wait_for(&self, is_it: impl Fn(&Purpose) -> bool) -> bool {
+        self.waiting.values().any(|waiting| is_it(&waiting.purpose))
     }
 }
 
@@ -304,7 +296,8 @@ impl Cluster {
 
     /// The first part of the range did not come with the welcome: whoever has most is asked for some.
     pub(super) fn ask_for_first_space(&mut self, now: Now) {
-        if self.asks.has_first_space() {
+        let is_first = |purpose: &Purpose| matches!(purpose, Purpose::FirstSpace);
+        if self.asks.wait_for(is_first) {
             return;
         }
         if now < self.space.ask_again {
@@ -406,7 +399,7 @@ impl Cluster {
             (Purpose::Network { command, wish, net }, answer) => {
                 self.block_failed(now, command, wish, net, answer, out);
             }
-            (Purpose::PartServices { tried }, _) => self.ask_for_vips(now, tried),
+            (Purpose::PartServices { tried }, _) => self.ask_to_part(now, tried),
             (Purpose::FirstSpace, _) => self.space.ask_again = now.plus(ASK_AGAIN),
             (Purpose::Farewell { command }, Some((_, Answer::Granted))) => {
                 out.push(Output::Reply(command, Ok(Reply::Done)));
@@ -541,28 +534,17 @@ impl Cluster {
         now: Now,
         command: u64,
         service: Box<Service>,
-        mut tried: BTreeSet<NodeId>,
+        tried: BTreeSet<NodeId>,
         answer: Option<(NodeId, Answer)>,
         out: &mut Vec<Output>,
     ) {
-        if let Some(next) = self.richest(self.plan.vips(), &tried) {
-            tried.insert(next);
-            let purpose = Purpose::Vip {
-                command,
-                service,
-                tried,
-            };
-            if self
-                .ask(
-                    now,
-                    BTreeSet::from([next]),
-                    &Ask::Space { vips: true },
-                    purpose,
-                )
-                .is_ok()
-            {
-                return;
-            }
+        let purpose = |tried| Purpose::Vip {
+            command,
+            service,
+            tried,
+        };
+        if self.ask_for_vips(now, tried, purpose) {
+            return;
         }
         let why = match answer {
             Some((_, Answer::No(why))) => why,
@@ -574,6 +556,23 @@ impl Cluster {
             format!("no virtual address left on this host ({why})"),
             out,
         );
+    }
+
+    /// Asks whoever has most virtual addresses to give, and is not among `tried`, for some; false if there is nobody, or no
+    /// question can be asked now.
+    pub(super) fn ask_for_vips(
+        &mut self,
+        now: Now,
+        mut tried: BTreeSet<NodeId>,
+        purpose: impl FnOnce(BTreeSet<NodeId>) -> Purpose,
+    ) -> bool {
+        let Some(next) = self.richest(self.plan.vips(), &tried) else {
+            return false;
+        };
+        tried.insert(next);
+        let peers = BTreeSet::from([next]);
+        self.ask(now, peers, &Ask::Space { vips: true }, purpose(tried))
+            .is_ok()
     }
 
     /// What to do about an address that this node does not own: ask its owner.

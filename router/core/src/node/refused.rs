@@ -7,7 +7,6 @@ use super::meta::generation_batch;
 use crate::membership::Membership;
 use crate::model::{Generation, NodeId, Now};
 use crate::session::handshake::Refusal;
-use crate::sync::Stores;
 
 /// A generation is believed to be at most so far ahead: it counts seconds since 1970, or starts. Whoever lies can't make
 /// this node use them up.
@@ -75,14 +74,7 @@ impl Cluster {
         if !self.is_member() || !self.roster().is_void_by(&removal, &self.me) {
             return;
         }
-        let wall = self.wall.micros(now);
-        let mut stores = Stores {
-            catalog: &mut self.catalog,
-            roster: &mut self.meta.roster,
-            wall,
-        };
-        self.sync
-            .hear_roster(removal.by, record, &mut stores, &mut self.buffers.sync);
+        self.hear_roster(now, removal.by, record);
         // Records before that one may be missing here, and nobody tells them to a removed node.
         if self.is_member() {
             self.tell_once(self.removed_text(removal.subject, removal.by), out);

@@ -14,6 +14,7 @@ use crate::model::{NodeId, Now};
 use crate::mutation::{self, Mutation};
 use crate::roster::{Issued, RosterError};
 use crate::store::Batch;
+use crate::sync::{Stores, roster_frame};
 use crate::value::{Object, Vote};
 use crate::wire::Message;
 
@@ -105,8 +106,13 @@ impl Cluster {
     pub(super) fn on_farewell(&mut self, now: Now, from: NodeId, id: u64, record: &[u8]) {
         // Nothing passes between the two afterwards.
         self.answer(now, &from, id, &super::io::Answer::Granted);
+        self.hear_roster(now, from, record);
+    }
+
+    /// A roster record that came otherwise than by anti-entropy.
+    pub(super) fn hear_roster(&mut self, now: Now, from: NodeId, record: &[u8]) {
         let wall = self.wall.micros(now);
-        let mut stores = crate::sync::Stores {
+        let mut stores = Stores {
             catalog: &mut self.catalog,
             roster: &mut self.meta.roster,
             wall,
@@ -193,7 +199,7 @@ impl Cluster {
             let above = self.roster().removed_above(id);
             let record = above.and_then(|above| self.roster().revocation(&above));
             let record = record.map(<[u8]>::to_vec);
-            if let Some(bytes) = record.map(|record| crate::sync::roster_frame(&record)) {
+            if let Some(bytes) = record.map(|record| roster_frame(&record)) {
                 self.sessions.send(
                     now,
                     id,
@@ -251,11 +257,9 @@ impl Cluster {
             .filter(|(_, revoked)| {
                 let seen = self.roster().witnesses(&revoked.record);
                 let others = present.iter().filter(|id| **id != revoked.by);
-                let mut first = others.filter(|id| !seen.contains(*id));
-                first
-                    .by_ref()
-                    .take(WITNESSES.saturating_sub(seen.len()))
-                    .any(|id| *id == self.me)
+                let unheard = others.filter(|id| !seen.contains(*id));
+                let mut next = unheard.take(WITNESSES.saturating_sub(seen.len()));
+                next.any(|id| *id == self.me)
             })
             .map(|(_, revoked)| revoked.record)
             .collect();

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::asks::Purpose;
 use super::cluster::Cluster;
-use super::io::{Ask, Output};
+use super::io::Output;
 use crate::model::{NodeId, Now};
 use crate::value::Object;
 use crate::view::Service;
@@ -31,8 +31,9 @@ impl Cluster {
                 continue;
             }
             let Ok(vip) = self.allocator.allocate_vip() else {
-                if !self.asks.parts_services() {
-                    self.ask_for_vips(now, BTreeSet::new());
+                let is_this = |purpose: &Purpose| matches!(purpose, Purpose::PartServices { .. });
+                if !self.asks.wait_for(is_this) {
+                    self.ask_to_part(now, BTreeSet::new());
                 }
                 return;
             };
@@ -45,20 +46,10 @@ impl Cluster {
             }
         }
     }
-    /// This node has no virtual address left for a service that shares one: whoever has most, and was not asked yet, is
-    /// asked for some. Where nobody has any it stays so until one is free: this is looked at again from time to time.
-    pub(super) fn ask_for_vips(&mut self, now: Now, mut tried: BTreeSet<NodeId>) {
-        let Some(next) = self.richest(self.plan.vips(), &tried) else {
-            return;
-        };
-        tried.insert(next);
-        let purpose = Purpose::PartServices { tried };
-        // As many questions as may wait at a time do: it is looked at again then, too.
-        let _ = self.ask(
-            now,
-            BTreeSet::from([next]),
-            &Ask::Space { vips: true },
-            purpose,
-        );
+
+    /// This node has no virtual address left for a service that shares one. Where nobody has any, or too many questions
+    /// wait, it stays so: this is looked at again from time to time.
+    pub(super) fn ask_to_part(&mut self, now: Now, tried: BTreeSet<NodeId>) {
+        self.ask_for_vips(now, tried, |tried| Purpose::PartServices { tried });
     }
 }

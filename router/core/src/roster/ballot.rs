@@ -21,19 +21,23 @@ pub(super) struct Ballot<'a> {
     ends: Ends,
     /// Members, and those that were some before they were removed.
     voters: BTreeMap<NodeId, MemberKeys>,
+    can_witness: bool,
 }
 
 /// One voter's word: where it stands in the voter's chain, and how many voters it knew besides the node that goes.
-#[derive(Clone, Copy)]
 struct Word {
     index: u32,
     voters: u32,
 }
 
 impl<'a> Ballot<'a> {
-    /// What those said who are `gone` counts as far as their chains do.
-    pub(super) fn new(founder: &'a NodeId, links: &'a Links<'a>, gone: &Revocations) -> Self {
-        let ends = ends_of(gone);
+    /// What those said who are `gone` counts as far as their chains do. As long as that is not known nobody witnesses.
+    pub(super) fn new(
+        founder: &'a NodeId,
+        links: &'a Links<'a>,
+        gone: Option<&Revocations>,
+    ) -> Self {
+        let ends = gone.map(ends_of).unwrap_or_default();
         let mut voters = admit(founder, links, &ends);
         voters.retain(|_, member| member.rights.has(Rights::VOTE));
         Self {
@@ -41,6 +45,7 @@ impl<'a> Ballot<'a> {
             links,
             ends,
             voters,
+            can_witness: gone.is_some() && !mutation::is_on(Mutation::ForgetWitnesses),
         }
     }
 
@@ -49,7 +54,7 @@ impl<'a> Ballot<'a> {
     pub(super) fn is_witnessed(&self, link: &Link) -> bool {
         let others = self.links.values().filter(|l| l.issuer != link.issuer);
         let mut witnesses = others.filter(|l| l.witnessed() == Some(&link.hash));
-        witnesses.any(|l| self.counts(l)) && !mutation::is_on(Mutation::ForgetWitnesses)
+        self.can_witness && witnesses.any(|l| self.counts(l))
     }
 
     /// Does a revocation have its majority? It does, too, where nobody but its issuer could approve it; those who are
@@ -62,27 +67,18 @@ impl<'a> Ballot<'a> {
         let issuer = link.issuer;
         let mut words = self.words_on((link, revocation));
         // Whom one of them let in afterwards has no word in it: a newcomer decides nothing about what went before.
-        let mut ends: Ends = words.iter().map(|(id, word)| (*id, word.index)).collect();
+        let ends: Ends = words.iter().map(|(id, word)| (*id, word.index)).collect();
         let old = admit(self.founder, self.links, &ends);
         words.retain(|id, _| old.contains_key(id));
         if mutation::is_on(Mutation::CountThePresent) {
             return words.len() * 2 > self.voters.len();
         }
+        let mut able = self.able(&ends, revoked);
+        able.retain(|id, _| *id != issuer && *id != revocation.id);
         // A stolen key can let its own voters in: they agree to nothing that it does.
-        let mut outside = ends.clone();
+        let mut outside = ends;
         outside.insert(issuer, 0);
         let outsiders = admit(self.founder, self.links, &outside);
-        for (id, end) in ends_of(revoked) {
-            ends.entry(id)
-                .and_modify(|before| *before = end.min(*before))
-                .or_insert(end);
-        }
-        // What they said before they were removed counts; they say nothing more.
-        let mut able = admit(self.founder, self.links, &ends);
-        able.retain(|id, member| {
-            let is_other = *id != issuer && *id != revocation.id;
-            is_other && member.rights.has(Rights::VOTE) && !revoked.contains_key(id)
-        });
         if able.keys().any(|id| outsiders.contains_key(id)) {
             words.retain(|id, _| *id == issuer || outsiders.contains_key(id));
             return has_majority(&words, 0);
@@ -90,6 +86,18 @@ impl<'a> Ballot<'a> {
         // All were let in by the issuer or by others whom it let in. Those whom it let in itself it knew.
         let children = able.values().filter(|m| m.admitted_by.0 == issuer);
         able.is_empty() || has_majority(&words, children.count() + 1)
+    }
+
+    /// Voters that can still say something, where chains end at `ends` and where the `revoked` ones' do.
+    fn able(&self, ends: &Ends, revoked: &Revocations) -> BTreeMap<NodeId, MemberKeys> {
+        let mut ends = ends.clone();
+        for (id, end) in ends_of(revoked) {
+            let before = ends.entry(id).or_insert(end);
+            *before = end.min(*before);
+        }
+        let mut able = admit(self.founder, self.links, &ends);
+        able.retain(|id, member| member.rights.has(Rights::VOTE) && !revoked.contains_key(id));
+        able
     }
 
     /// Who approves: the issuer, those who say so, and those who revoked the same node.

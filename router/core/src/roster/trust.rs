@@ -60,7 +60,7 @@ impl Roster {
     }
 
     /// Who let a node in, who let that one in, and so on, whether or not that counts.
-    pub fn admitters_of(&self, id: &NodeId) -> Vec<NodeId> {
+    pub(super) fn admitters_of(&self, id: &NodeId) -> Vec<NodeId> {
         let mut admitters = Vec::new();
         let mut at = *id;
         while let Some(admitter) = self.admitter_of(&at).filter(|a| !admitters.contains(a)) {

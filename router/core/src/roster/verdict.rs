@@ -12,6 +12,7 @@
 //! 3. An issuer's second revocation waits until a majority of the voters approved its first or revoked the same node, so
 //!    that one rogue can't evict all ([`super::ballot`]). Leaving, that is revoking oneself, is free.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 
 use crate::model::{NodeId, NodeName};
@@ -75,15 +76,29 @@ struct Candidate<'a> {
     revocation: &'a Revocation,
 }
 
+impl Candidate<'_> {
+    /// Does its issuer revoke itself?
+    fn is_leave(&self) -> bool {
+        self.revocation.id == self.link.issuer
+    }
+}
+
 pub(super) fn judge(founder: &NodeId, links: &Links<'_>) -> Verdict {
     let everybody = admit(founder, links, &Ends::new());
     let mut candidates = candidates(links, &everybody);
+    // Mostly nobody was ever removed.
+    if candidates.is_empty() {
+        return Verdict {
+            admitted: everybody,
+            ..Verdict::default()
+        };
+    }
     loop {
         let (sure, _) = revoke(&candidates, founder, links, None);
         let (revoked, pending) = revoke(&candidates, founder, links, Some(&sure));
         let admitted = admit(founder, links, &ends_of(&revoked));
         let before = candidates.len();
-        let ballot = Ballot::new(founder, links, &revoked);
+        let ballot = LazyCell::new(|| Ballot::new(founder, links, Some(&revoked)));
         candidates.retain(|c| admitted.contains_key(&c.link.issuer) || ballot.is_witnessed(c.link));
         // Each further round drops a revocation whose issuer was itself admitted by a record that is void, and of which no
         // member has heard before that was known.
@@ -185,8 +200,7 @@ fn revoke(
     let mut counting: Vec<&Candidate<'_>> = Vec::new();
     let mut revoked = Revocations::new();
     let mut pending = Vec::new();
-    let nobody = Revocations::new();
-    let ballot = Ballot::new(founder, links, gone.unwrap_or(&nobody));
+    let ballot = Ballot::new(founder, links, gone);
     for candidate in candidates {
         let Candidate { link, revocation } = candidate;
         let late = counting.iter().any(|c| {
@@ -194,15 +208,16 @@ fn revoke(
                 && c.revocation.valid_links <= link.index
                 && c.link.issuer != revocation.id
         });
-        if late && !(gone.is_some() && ballot.is_witnessed(link)) {
+        if late && !ballot.is_witnessed(link) {
             continue;
         }
-        let before = counting.iter().rfind(|c| {
-            let free = revocation.id == link.issuer;
-            c.link.issuer == link.issuer && c.revocation.id != link.issuer && !free
+        let before = counting
+            .iter()
+            .rfind(|c| c.link.issuer == link.issuer && !c.is_leave());
+        let waits = before.filter(|before| {
+            !candidate.is_leave() && !ballot.is_approved((before.link, before.revocation), &revoked)
         });
-        let unapproved = before.filter(|c| !ballot.is_approved((c.link, c.revocation), &revoked));
-        if let Some(first) = unapproved {
+        if let Some(first) = waits {
             pending.push(PendingRevocation {
                 issuer: link.issuer,
                 subject: revocation.id,

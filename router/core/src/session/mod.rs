@@ -191,8 +191,8 @@ impl Sessions {
         }
     }
 
-    /// The peer left: all its keys go at once. Its addresses and the count of its handshakes stay, so that it
-    /// may be called again should it return, and nothing old can be replayed.
+    /// The peer left: all its keys go at once. Its addresses and the count of its handshakes stay, so that it may be called
+    /// again should it return, and nothing old can be replayed.
     pub fn drop_peer(&mut self, peer: &NodeId, out: &mut Vec<SessionEvent>) {
         if let Some(link) = self.links.get_mut(peer)
             && link.close(&mut self.desk, out)

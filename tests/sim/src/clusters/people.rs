@@ -139,37 +139,26 @@ impl Cluster {
         for host in 0..self.world.hosts.len() {
             let boots = self.world.hosts[host].boots();
             let paused = self.world.hosts[host].is_paused();
-            let again = self.calm && self.pending.is_empty() && self.remembers_more(host);
+            let again = self.calm && self.pending.is_empty();
             let done = self.cleared.get(&host) == Some(&boots) && !again;
             if paused || done || !self.is_ready(host) {
                 continue;
             }
             self.cleared.insert(host, boots);
-            let Some(shell) = self.world.hosts[host].machine.as_mut() else {
-                continue;
-            };
-            let (me, view) = (shell.id(), shell.view());
-            let mine = view
-                .into_iter()
-                .flat_map(|view| view.endpoints)
-                .filter(|e| e.node == me);
-            let left: Vec<EndpointId> = mine
-                .map(|e| e.id)
-                .filter(|id| !self.ledger.endpoints.contains_key(id))
-                .collect();
-            left.into_iter()
-                .for_each(|id| self.ask(host, Wish::Release, Command::Release(id)));
+            for id in self.leftovers(host) {
+                self.ask(host, Wish::Release, Command::Release(id));
+            }
         }
     }
 
-    /// Does it announce an endpoint that nobody was told of?
-    fn remembers_more(&self, host: usize) -> bool {
+    /// Endpoints that it announces and nobody was told of.
+    fn leftovers(&self, host: usize) -> Vec<EndpointId> {
         let shell = self.world.hosts[host].machine.as_ref();
         let catalog = shell.and_then(|shell| Some((shell.node().catalog()?, shell.id())));
-        catalog.is_some_and(|(catalog, me)| {
-            let mut mine = catalog.endpoints_of(&me);
-            mine.any(|endpoint| !self.ledger.endpoints.contains_key(&endpoint.id))
-        })
+        let mine = catalog.iter().flat_map(|(all, me)| all.endpoints_of(me));
+        mine.map(|endpoint| endpoint.id)
+            .filter(|id| !self.ledger.endpoints.contains_key(id))
+            .collect()
     }
 
     pub(super) fn ask(&mut self, host: usize, wish: Wish, command: Command) {
