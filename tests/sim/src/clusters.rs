@@ -393,8 +393,9 @@ impl Cluster {
                 // Each copy counts for itself.
                 self.count_uses_no_more(host);
                 self.clone_told = false;
-                let copied = self.world.hosts[host].machine.as_ref();
-                self.ledger.cloned.extend(copied.map(Shell::id));
+                // A disk is copied, too, while nobody runs on it.
+                let copied = identity_of(self.seed, self.world.hosts[host].key());
+                self.ledger.cloned.insert(copied.id());
                 self.taint(host);
             }
             Action::Unclone(host, copy) => self.end_clone(host, copy),

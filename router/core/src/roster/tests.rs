@@ -290,6 +290,22 @@ fn of_two_removals_the_words_count_that_either_knew() {
 }
 
 #[test]
+fn of_several_removals_above_it_a_caller_is_shown_the_one_that_keeps_it_out() {
+    let mut roster = cluster(4);
+    roster.revoke(&identity(3), id(1), 0).unwrap();
+    let mut void = copy(&roster);
+    roster.revoke(&identity(4), id(2), 0).unwrap();
+    admit(&mut void, 2, 5, Rights::ALL).unwrap();
+    let record = roster.why_no_member(
+        (&id(5), &identity(5).noise_public()),
+        &void.admit_chain(&id(5)),
+    );
+    assert_eq!(record.as_deref(), roster.revocation(&id(2)));
+    let removal = void.removal_in(&record.unwrap()).unwrap();
+    assert!(void.is_void_by(&removal, &id(5)));
+}
+
+#[test]
 fn a_caller_that_is_no_member_is_shown_why() {
     let mut roster = cluster(2);
     let mut void = copy(&roster);

@@ -180,8 +180,13 @@ impl Trust for Roster {
         if subject.id != *caller || subject.noise != *noise || !self.leads_here(&links) {
             return None;
         }
-        let mut issuers = links.iter().map(|link| link.issuer);
-        issuers.find_map(|issuer| self.revocation(&issuer).map(<[u8]>::to_vec))
+        // Of those who let it in several may have been removed, most of them after that.
+        let is_void = |link: &&Link| {
+            let removed = self.verdict.revoked.get(&link.issuer);
+            removed.is_some_and(|r| r.valid_links <= link.index)
+        };
+        let issuer = links.iter().find(is_void)?.issuer;
+        self.revocation(&issuer).map(<[u8]>::to_vec)
     }
 }
 

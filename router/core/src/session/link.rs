@@ -134,8 +134,8 @@ pub(super) struct Link {
     /// When its present generation was first seen, and the highest (generation, counter) of the one before.
     began: Now,
     before: (Generation, u64),
-    /// Instance numbers it showed in its present generation, the latest last.
-    instances: (Generation, Vec<u64>),
+    /// Instance numbers it showed in its present generation, the latest last, and when that one was first seen.
+    instances: (Generation, Vec<u64>, Now),
     pub(super) rtt: Rtt,
     probes: VecDeque<(u64, Now)>,
     challenge: Option<(SocketAddr, u64, Now)>,
@@ -167,7 +167,7 @@ impl Link {
             seen: (Generation(0), 0),
             began: now,
             before: (Generation(0), 0),
-            instances: (Generation(0), Vec::new()),
+            instances: (Generation(0), Vec::new(), now),
             rtt: Rtt::default(),
             probes: VecDeque::new(),
             challenge: None,
@@ -507,15 +507,16 @@ impl Link {
         }
     }
 
-    /// Each start draws a number of its own, and so does a resumed snapshot. One that comes back after another was seen is a
-    /// second copy that is still running.
+    /// Each start draws a number of its own, and so does a resumed snapshot. One that comes back so long after another was
+    /// first seen is a second copy that is still running; what comes before that may have been on its way.
     pub(super) fn note_instance(
         &mut self,
+        now: Now,
         generation: Generation,
         instance: u64,
         out: &mut Vec<SessionEvent>,
     ) {
-        let (known, instances) = &mut self.instances;
+        let (known, instances, since) = &mut self.instances;
         if *known != generation {
             *known = generation;
             instances.clear();
@@ -525,6 +526,9 @@ impl Link {
         }
         let before = instances.iter().position(|i| *i == instance);
         if let Some(position) = before {
+            if now.since(*since) < OVERLAP {
+                return;
+            }
             instances.remove(position);
             let peer = self.peer;
             out.push(SessionEvent::CloneSuspected { peer });
@@ -532,6 +536,7 @@ impl Link {
             instances.remove(0);
         }
         instances.push(instance);
+        *since = now;
     }
 
     /// Something authenticated came.

@@ -452,9 +452,6 @@ impl Sessions {
         let me = self.desk.me;
         let link = self.link(now, peer).ok_or(DropReason::Full)?;
         let fresh = (arrived.payload.generation, arrived.payload.counter);
-        if fresh.0 >= link.seen.0 {
-            link.note_instance(fresh.0, arrived.payload.instance, out);
-        }
         if fresh <= link.seen {
             link.note_old_start(now, fresh, out);
             let seen = link.seen.0;
@@ -464,6 +461,7 @@ impl Sessions {
             return Err(DropReason::Stale);
         }
         link.note_start(now, fresh);
+        link.note_instance(now, fresh.0, arrived.payload.instance, out);
         link.seen = fresh;
         let insists = me < peer
             && link
@@ -574,7 +572,7 @@ impl Sessions {
         }
         link.note_start(now, (payload.generation, 0));
         link.seen = link.seen.max((payload.generation, 0));
-        link.note_instance(payload.generation, payload.instance, out);
+        link.note_instance(now, payload.generation, payload.instance, out);
         let theirs = payload.capabilities;
         let cipher = Capabilities::new(self.config.cipher).agree(&theirs);
         let keys = attempt.noise.into_keys(cipher);

@@ -76,25 +76,32 @@ fn owner_before(known: Known<'_>, grant: &Grant) -> Option<NodeId> {
 fn may_inherit(me: &NodeId, owner: &NodeId, catalog: &Catalog, roster: &Roster) -> bool {
     let vote = |voter: &NodeId| catalog.vote(voter, owner);
     let by_force = vote(me).is_some_and(|vote| vote.gone == Some(Vote::BY_FORCE));
-    let Some(set) = set_that_holds(owner, catalog, roster).filter(|_| !by_force) else {
-        return by_force;
-    };
     let left = roster
         .revoked()
         .get(owner)
         .is_some_and(|revoked| revoked.by == *owner);
-    is_majority(&set, |voter| match voter {
-        voter if voter == owner => left,
-        // It takes its vote back once nothing is left to take, and that may be by now.
-        voter if voter == me => true,
-        voter => vote(voter).is_some_and(|vote| vote.gone == Some(set.version)),
-    })
-}
-
-/// The newest set of voters that a majority of the one before honours.
-fn set_that_holds(owner: &NodeId, catalog: &Catalog, roster: &Roster) -> Option<Voters> {
+    let agree = |set: &Voters| {
+        is_majority(set, |voter| match voter {
+            voter if voter == owner => left,
+            // It takes its vote back once nothing is left to take, and that may be by now.
+            voter if voter == me => true,
+            voter => vote(voter).is_some_and(|vote| vote.gone == Some(set.version)),
+        })
+    };
     let mut destroyed: BTreeSet<NodeId> = catalog.destroyed();
     destroyed.retain(|id| id != owner && roster.revoked().contains_key(id));
+    // A host that slept hears at once what came one after the other: that a voter is no more it may have heard after it
+    // took what is left.
+    let sets = [&destroyed, &BTreeSet::new()].map(|gone| set_that_holds(owner, catalog, gone));
+    by_force || sets.iter().flatten().any(agree)
+}
+
+/// The newest set of voters that a majority of the one before honours, where nobody asks those that are `destroyed`.
+fn set_that_holds(
+    owner: &NodeId,
+    catalog: &Catalog,
+    destroyed: &BTreeSet<NodeId>,
+) -> Option<Voters> {
     let set = |key: u8| match catalog.own_object(owner, Kind::VOTERS, &[key]) {
         Some(Object::Voters(mut set)) => {
             set.voters.retain(|voter| !destroyed.contains(voter));
