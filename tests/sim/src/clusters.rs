@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 use weft_core::catalog::Catalog;
 use weft_core::crypto::{Random, memo};
 use weft_core::model::{AddressPlan, EndpointId, Label, NodeId, Now};
+use weft_core::roster::Roster;
 use weft_core::store::{Batch, Stored, Table};
 use weft_core::value::{Kind as RecordKind, endpoint_key};
 
@@ -92,9 +93,9 @@ struct Cluster {
     /// Since when a node runs twice, and whether anybody said so.
     cloned: Option<Now>,
     clone_told: bool,
-    /// The backup knows no other member.
-    alone_in_backup: bool,
-    /// And it came back out of it.
+    /// The other members that the backup knows.
+    in_backup: BTreeSet<NodeId>,
+    /// A host came back out of it, and whom it let in since nobody knows whom it knows.
     restored_alone: bool,
     small: bool,
     calm: bool,
@@ -184,7 +185,7 @@ impl Cluster {
             scarce: None,
             cloned: None,
             clone_told: false,
-            alone_in_backup: false,
+            in_backup: BTreeSet::new(),
             restored_alone: false,
             small,
             calm: true,
@@ -373,10 +374,10 @@ impl Cluster {
             Action::Wipe(host) => self.on_wiped(host),
             Action::Remove(host) => self.on_removal(host, 1, false),
             Action::Force(host) => self.on_removal(host, 2, true),
-            Action::Backup(host) => self.alone_in_backup = self.is_alone(host),
+            Action::Backup(host) => self.in_backup = self.others_known_to(host),
             Action::Restore(host) => {
                 // It admits others, and gives them space, as if nobody had come: there is nobody whom it knows to ask.
-                self.restored_alone |= self.alone_in_backup;
+                self.restored_alone |= self.has_forgotten_friends(host);
                 self.ledger.divided |= self.restored_alone;
                 // A backup does not know who came since.
                 self.count_uses_no_more(host);
@@ -394,8 +395,7 @@ impl Cluster {
                 self.count_uses_no_more(host);
                 self.clone_told = false;
                 // A disk is copied, too, while nobody runs on it.
-                let copied = identity_of(self.seed, self.world.hosts[host].key());
-                self.ledger.cloned.insert(copied.id());
+                self.ledger.cloned.insert(self.id_of(host));
                 self.taint(host);
             }
             Action::Unclone(host, copy) => self.end_clone(host, copy),
@@ -416,10 +416,33 @@ impl Cluster {
         }
     }
 
-    fn is_alone(&self, host: usize) -> bool {
+    fn others_known_to(&self, host: usize) -> BTreeSet<NodeId> {
         let shell = self.world.hosts[host].machine.as_ref();
         let roster = shell.and_then(|shell| shell.node().roster());
-        roster.is_some_and(|roster| roster.members().count() == 1)
+        let members = roster.into_iter().flat_map(Roster::members);
+        let me = self.id_of(host);
+        members.map(|m| m.id).filter(|id| *id != me).collect()
+    }
+
+    /// Is there a host of which neither the backup knows, out of which this host came back, nor anybody whom it can ask?
+    fn has_forgotten_friends(&self, host: usize) -> bool {
+        let others = (0..self.world.hosts.len()).filter(|other| *other != host);
+        let (known, strangers): (Vec<usize>, Vec<usize>) =
+            others.partition(|other| self.in_backup.contains(&self.id_of(*other)));
+        let mut heard: BTreeSet<NodeId> = BTreeSet::new();
+        for peer in known {
+            heard.extend(self.others_known_to(peer));
+        }
+        let came_in = |other: &usize| match &self.world.hosts[*other].machine {
+            Some(shell) => shell.node().roster().is_some(),
+            None => !self.world.hosts[*other].disk().is_empty(),
+        };
+        let mut strangers = strangers.into_iter().filter(came_in);
+        strangers.any(|other| !heard.contains(&self.id_of(other)))
+    }
+
+    fn id_of(&self, host: usize) -> NodeId {
+        identity_of(self.seed, self.world.hosts[host].key()).id()
     }
 
     fn taint(&mut self, host: usize) {
@@ -468,7 +491,7 @@ impl Cluster {
     /// What it gave since the backup and nobody remembers but who got it: it can't know whom to ask for that, and will give
     /// it again.
     fn taint_forgotten_gifts(&mut self, host: usize) {
-        let id = identity_of(self.seed, self.world.hosts[host].key()).id();
+        let id = self.id_of(host);
         let mut known: BTreeMap<(u32, u32, NodeId), bool> = BTreeMap::new();
         for (_, shell) in self.world.running() {
             let grants = shell.node().catalog().map(Catalog::grants);

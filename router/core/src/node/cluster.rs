@@ -14,6 +14,7 @@ use super::io::{Input, NodeConfig, Output};
 use super::meta::{Meta, MetaError};
 use super::numbers::Numbers;
 use super::removal::Removing;
+use super::repair::Repairs;
 use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::{HOUSEKEEPING, MAX_TOLD};
@@ -118,6 +119,7 @@ pub(super) struct Cluster {
     /// and those that changed since, by their keys.
     pub(super) to_house: BTreeSet<Vec<u8>>,
     pub(super) look_again_at: Option<Now>,
+    pub(super) repairs: Repairs,
 }
 
 impl Cluster {
@@ -214,6 +216,7 @@ impl Cluster {
             housed: None,
             to_house: BTreeSet::new(),
             look_again_at: None,
+            repairs: Repairs::default(),
         };
         let seeds = cluster.meta.seeds.clone();
         for (peer, addresses) in seeds {
@@ -338,6 +341,7 @@ impl Cluster {
         self.expire_asks(now, out);
         self.apply_due(now);
         self.keep_house(now, out);
+        self.repair(now, out);
         self.look_again(now, out);
         self.pump(now, out);
     }
@@ -353,6 +357,7 @@ impl Cluster {
             self.space.due,
             self.removals_deadline(),
             self.look_again_at.filter(|_| self.ready),
+            self.repair_deadline(),
         ]
         .into_iter()
         .flatten()

@@ -30,6 +30,7 @@ mod numbers;
 mod picture;
 mod refused;
 mod removal;
+mod repair;
 mod space;
 mod tokens;
 mod upkeep;

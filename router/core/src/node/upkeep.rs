@@ -21,20 +21,6 @@ pub(super) const HOUSEKEEPING: Duration = Duration::from_secs(60);
 pub(super) const MAX_TOLD: usize = 256;
 
 impl Cluster {
-    /// Own records came back that this start has written over: what it wrote is written once more, above them.
-    pub(super) fn repair(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.catalog.needs_repair() {
-            return;
-        }
-        let wall = self.wall.micros(now);
-        match self.catalog.repair(&self.identity, wall) {
-            Ok(written) => self.publish(now, written, Vec::new(), out),
-            Err(error) => out.push(Output::Alarm(format!(
-                "own records could not be written again: {error}"
-            ))),
-        }
-    }
-
     /// What needs doing from time to time: forget what all have forgotten, bring near who was admitted by too many hands.
     pub(super) fn keep_house(&mut self, now: Now, out: &mut Vec<Output>) {
         if now < self.housekeeping || !self.ready {
