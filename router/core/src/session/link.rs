@@ -17,13 +17,13 @@ mod watch;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::cookie::Cookie;
 use super::desk::Desk;
 use super::drops::DropReason;
 use super::handshake::Capabilities;
 use super::noise::Noise;
+use super::starts::Starts;
 use super::timers::{AT_ONCE, CHALLENGE_EVERY, Dial, KEEPALIVE_BUSY, LINGER, Rtt, YIELD_FOR};
 use super::transport::Transport;
 use super::{Probe, SessionEvent};
@@ -38,15 +38,10 @@ pub(super) const ATTEMPTS: usize = 4;
 const SPARE: usize = 3;
 /// Sessions of one peer that may be received on: the present one, the answered and the replaced ones.
 pub(crate) const MAX_SESSIONS: usize = 1 + 2 * SPARE;
-/// A call of a node's earlier start may come so long after its present one was first seen; one that comes later was made
-/// by a copy that still runs.
-const OVERLAP: Duration = Duration::from_secs(30);
 /// Echoes under way.
 const PROBES: usize = 8;
 /// Addresses remembered of one peer.
 const CANDIDATES: usize = 16;
-/// Instance numbers remembered of one generation.
-const INSTANCES: usize = 8;
 
 /// An established session.
 pub(super) struct Live {
@@ -129,13 +124,7 @@ pub(super) struct Link {
     pub(super) dial: Option<Dial>,
     pub(super) cookie: Option<(Cookie, SocketAddr, Now)>,
     queue: VecDeque<Vec<u8>>,
-    /// Highest (generation, counter) of a first message from it.
-    pub(super) seen: (Generation, u64),
-    /// When its present generation was first seen, and the highest (generation, counter) of the one before.
-    began: Now,
-    before: (Generation, u64),
-    /// Instance numbers it showed in its present generation, the latest last, and when that one was first seen.
-    instances: (Generation, Vec<u64>, Now),
+    pub(super) starts: Starts,
     pub(super) rtt: Rtt,
     probes: VecDeque<(u64, Now)>,
     challenge: Option<(SocketAddr, u64, Now)>,
@@ -164,10 +153,7 @@ impl Link {
             dial: None,
             cookie: None,
             queue: VecDeque::new(),
-            seen: (Generation(0), 0),
-            began: now,
-            before: (Generation(0), 0),
-            instances: (Generation(0), Vec::new(), now),
+            starts: Starts::new(now),
             rtt: Rtt::default(),
             probes: VecDeque::new(),
             challenge: None,
@@ -480,63 +466,6 @@ impl Link {
             let peer = self.peer;
             out.push(SessionEvent::Rtt { peer, rtt });
         }
-    }
-
-    /// It called with this generation and counter, which nobody has seen before.
-    pub(super) fn note_start(&mut self, now: Now, fresh: (Generation, u64)) {
-        if fresh.0 > self.seen.0 {
-            self.before = self.seen;
-            self.began = now;
-        }
-    }
-
-    /// A call of an earlier start. When it comes so long after the later start was first seen, it can't have been on its way
-    /// since before: the earlier one still runs, with the same key. A call that came before, or that somebody recorded and
-    /// that came already, says nothing.
-    pub(super) fn note_old_start(
-        &mut self,
-        now: Now,
-        old: (Generation, u64),
-        out: &mut Vec<SessionEvent>,
-    ) {
-        let lives_on = old.0 < self.seen.0 && old > self.before;
-        if lives_on && now.since(self.began) >= OVERLAP {
-            self.before = old;
-            let peer = self.peer;
-            out.push(SessionEvent::CloneSuspected { peer });
-        }
-    }
-
-    /// Each start draws a number of its own, and so does a resumed snapshot. One that comes back so long after another was
-    /// first seen is a second copy that is still running; what comes before that may have been on its way.
-    pub(super) fn note_instance(
-        &mut self,
-        now: Now,
-        generation: Generation,
-        instance: u64,
-        out: &mut Vec<SessionEvent>,
-    ) {
-        let (known, instances, since) = &mut self.instances;
-        if *known != generation {
-            *known = generation;
-            instances.clear();
-        }
-        if instances.last() == Some(&instance) {
-            return;
-        }
-        let before = instances.iter().position(|i| *i == instance);
-        if let Some(position) = before {
-            if now.since(*since) < OVERLAP {
-                return;
-            }
-            instances.remove(position);
-            let peer = self.peer;
-            out.push(SessionEvent::CloneSuspected { peer });
-        } else if instances.len() >= INSTANCES {
-            instances.remove(0);
-        }
-        instances.push(instance);
-        *since = now;
     }
 
     /// Something authenticated came.

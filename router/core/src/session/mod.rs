@@ -6,8 +6,9 @@
 //!
 //! A datagram is looked at in this order, and nothing is answered or changed before its turn: length and type, mac1 (who
 //! has no secret hears nothing), rate and cookie, Diffie-Hellman, roster, (generation, counter). See `handshake.rs` for the
-//! exchange, `link.rs` for what happens over time.
+//! exchange, `calls.rs` for who calls whom and when, `link.rs` for what happens over time.
 
+mod calls;
 mod cookie;
 mod desk;
 pub mod drops;
@@ -19,6 +20,7 @@ mod link;
 mod noise;
 mod refusal;
 pub mod replay;
+mod starts;
 mod timers;
 pub mod transport;
 
@@ -27,22 +29,18 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::model::{Generation, NodeId, Now};
-use crate::wire::{self, DataHeader, DatagramType, FrameKind, MAX_CONTROL, MAX_DATAGRAM, Message};
-use cookie::{Gate, MacKeys, Verdict, index_at};
+use crate::wire::{self, DataHeader, DatagramType, FrameKind, MAX_CONTROL, Message};
+use cookie::{Gate, MacKeys};
 use desk::Desk;
 use drops::{DropReason, Drops};
-use handshake::{
-    Arrived, Capabilities, Context, InitPayload, Refusal, ResponsePayload, read_answer,
-};
-use link::{Attempt, Link, Live, Pending, Wish};
+use handshake::{Capabilities, Context};
+use link::{Link, Wish};
 use refusal::Refused;
-use timers::{COOKIE_USE, INSIST_FOR, POLL, keepalive_idle, retry_after};
-use transport::Transport;
+use timers::{POLL, keepalive_idle};
 
 pub(crate) use events::Probe;
 pub use events::{SessionConfig, SessionEvent, SessionInfo, Trust};
@@ -334,289 +332,6 @@ impl Sessions {
             }
         }
         self.links.retain(|_, link| !link.is_empty());
-    }
-
-    fn dial(&mut self, now: Now, peer: &NodeId, trust: &impl Trust, out: &mut Vec<SessionEvent>) {
-        let Some(link) = self.links.get_mut(peer) else {
-            return;
-        };
-        link.start_dial(now);
-        if link.dial.is_some_and(|dial| dial.next <= now) {
-            self.call(now, peer, None, trust, out);
-        }
-    }
-
-    /// Sends a first message: to `address` where given, else to the next candidate.
-    fn call(
-        &mut self,
-        now: Now,
-        peer: &NodeId,
-        address: Option<SocketAddr>,
-        trust: &impl Trust,
-        out: &mut Vec<SessionEvent>,
-    ) {
-        let is_full = self.half_open() >= MAX_HALF_OPEN;
-        let capabilities = self.capabilities();
-        let Some(link) = self.links.get_mut(peer) else {
-            return;
-        };
-        let noise_key = trust.noise_key(peer).filter(|_| trust.is_member(peer));
-        let (Some(noise_key), Some(dial)) = (noise_key, &mut link.dial) else {
-            if link.close(&mut self.desk, out) {
-                out.push(SessionEvent::Lost { peer: *peer });
-            }
-            return;
-        };
-        dial.next = now.plus(retry_after(dial.tries, &mut self.desk.random));
-        let tries = dial.tries as usize;
-        let addresses = link.addresses();
-        let next = addresses.get(tries % addresses.len().max(1)).copied();
-        let Some(to) = address.or(next).filter(|_| !is_full) else {
-            return;
-        };
-        if let Some(dial) = &mut link.dial {
-            dial.tries = dial.tries.saturating_add(1);
-        }
-        let cookie = link
-            .cookie
-            .filter(|(_, at, when)| *at == to && now.since(*when) < COOKIE_USE)
-            .map(|(cookie, _, _)| cookie);
-        self.counter += 1;
-        let mut payload = InitPayload {
-            node: self.desk.me,
-            generation: self.config.generation,
-            counter: self.counter,
-            instance: self.instance,
-            capabilities,
-            chain: trust.admit_chain(&self.desk.me),
-            extra: Vec::new(),
-        };
-        let index = self.desk.draw(*peer);
-        let called = self.context.call(
-            &noise_key,
-            index,
-            &mut payload,
-            cookie.as_ref(),
-            &mut self.desk.random,
-        );
-        let Some(called) = called else {
-            self.desk.release(index);
-            return;
-        };
-        let attempt = Attempt {
-            index,
-            noise: called.noise,
-            mac1: called.mac1,
-            to,
-            sent: now,
-        };
-        link.add_attempt(attempt, &mut self.desk);
-        out.push(SessionEvent::Send {
-            to,
-            datagram: called.datagram,
-        });
-    }
-
-    fn on_init(
-        &mut self,
-        now: Now,
-        from: SocketAddr,
-        bytes: &[u8],
-        trust: &mut impl Trust,
-        out: &mut Vec<SessionEvent>,
-    ) -> Result<(), DropReason> {
-        let checked = self.context.macs.check(bytes)?;
-        match self.gate.ask(now, from, &checked, &mut self.desk.random) {
-            Verdict::Pass => {}
-            Verdict::Refuse(reason) => return Err(reason),
-            Verdict::Ask(cookie) => {
-                let random = &mut self.desk.random;
-                let datagram = self.context.macs.seal_cookie(&checked, &cookie, random);
-                out.push(SessionEvent::Send { to: from, datagram });
-                return Err(DropReason::CookieAsked);
-            }
-        }
-        let arrived = self
-            .context
-            .read_call(checked.body, &mut self.desk.random)?;
-        let peer = arrived.payload.node;
-        if let Err(reason) = self.check_caller(&arrived, trust) {
-            let caller = (&peer, &arrived.noise_key);
-            let record = trust.why_no_member(caller, &arrived.payload.chain);
-            if let Some(record) = record {
-                self.refuse(now, from, arrived, Refusal::Removed(record), out);
-            }
-            return Err(reason);
-        }
-        let is_full = self.half_open() >= MAX_HALF_OPEN;
-        let me = self.desk.me;
-        let link = self.link(now, peer).ok_or(DropReason::Full)?;
-        let fresh = (arrived.payload.generation, arrived.payload.counter);
-        if fresh <= link.seen {
-            link.note_old_start(now, fresh, out);
-            let seen = link.seen.0;
-            if fresh.0 < seen {
-                self.refuse(now, from, arrived, Refusal::Outdated(seen), out);
-            }
-            return Err(DropReason::Stale);
-        }
-        link.note_start(now, fresh);
-        link.note_instance(now, fresh.0, arrived.payload.instance, out);
-        link.seen = fresh;
-        let insists = me < peer
-            && link
-                .dial
-                .is_some_and(|dial| now.since(dial.since) < INSIST_FOR);
-        if insists && !link.attempts.is_empty() {
-            // It is alive and calls from there: that is where our own call should go.
-            if link.attempts.iter().all(|attempt| attempt.to != from) {
-                self.call(now, &peer, Some(from), trust, out);
-            }
-            return Err(DropReason::Yielded);
-        }
-        if is_full {
-            return Err(DropReason::Full);
-        }
-        self.answer(now, from, arrived, out)
-    }
-
-    fn check_caller(&self, arrived: &Arrived, trust: &mut impl Trust) -> Result<(), DropReason> {
-        let node = arrived.payload.node;
-        if node == self.desk.me {
-            return Err(DropReason::Stranger);
-        }
-        if trust.noise_key(&node).is_none()
-            && trust.learn_chain(&arrived.payload.chain) != Some(node)
-        {
-            return Err(DropReason::Stranger);
-        }
-        let is_it = trust.noise_key(&node) == Some(arrived.noise_key);
-        match is_it && trust.is_member(&node) {
-            true => Ok(()),
-            false => Err(DropReason::Stranger),
-        }
-    }
-
-    fn answer(
-        &mut self,
-        now: Now,
-        from: SocketAddr,
-        arrived: Arrived,
-        out: &mut Vec<SessionEvent>,
-    ) -> Result<(), DropReason> {
-        let peer = arrived.payload.node;
-        let (remote_index, theirs) = (arrived.index, arrived.payload.capabilities);
-        let generation = arrived.payload.generation;
-        let payload = self.response(None);
-        let index = self.desk.draw(peer);
-        let Some((datagram, keys)) = self.context.answer(arrived, index, &payload) else {
-            self.desk.release(index);
-            return Err(DropReason::BadHandshake);
-        };
-        let link = self.links.get_mut(&peer).ok_or(DropReason::Full)?;
-        let transport = Arc::new(Transport::new(peer, index, remote_index, &keys));
-        let live = Live::new(transport.clone(), false, now, generation, theirs);
-        link.yield_dial(now);
-        link.add_pending(Pending { live, from }, &mut self.desk, out);
-        out.push(SessionEvent::Accepting { peer, transport });
-        out.push(SessionEvent::Send { to: from, datagram });
-        Ok(())
-    }
-
-    /// What this node answers a first message with.
-    fn response(&self, refusal: Option<Refusal>) -> ResponsePayload {
-        ResponsePayload {
-            generation: self.config.generation,
-            instance: self.instance,
-            capabilities: self.capabilities(),
-            refusal,
-            extra: Vec::new(),
-        }
-    }
-
-    fn on_response(
-        &mut self,
-        now: Now,
-        from: SocketAddr,
-        bytes: &[u8],
-        trust: &impl Trust,
-        out: &mut Vec<SessionEvent>,
-    ) -> Result<(), DropReason> {
-        let checked = self.context.macs.check(bytes)?;
-        let index = index_at(checked.body, 8).ok_or(DropReason::Malformed)?;
-        let peer = self.desk.peer(index).ok_or(DropReason::UnknownSession)?;
-        let link = self
-            .links
-            .get_mut(&peer)
-            .ok_or(DropReason::UnknownSession)?;
-        let position = link
-            .attempts
-            .iter()
-            .position(|attempt| attempt.index == index)
-            .ok_or(DropReason::UnknownSession)?;
-        let (remote_index, payload) =
-            read_answer(&mut link.attempts[position].noise, checked.body)?;
-        let attempt = link.attempts.remove(position);
-        if !trust.is_member(&peer) {
-            self.desk.release(index);
-            return Err(DropReason::Stranger);
-        }
-        if let Some(refusal) = payload.refusal {
-            self.desk.release(index);
-            out.push(SessionEvent::Refused { peer, refusal });
-            return Ok(());
-        }
-        if payload.generation < link.seen.0 {
-            self.desk.release(index);
-            return Err(DropReason::Stale);
-        }
-        link.note_start(now, (payload.generation, 0));
-        link.seen = link.seen.max((payload.generation, 0));
-        link.note_instance(now, payload.generation, payload.instance, out);
-        let theirs = payload.capabilities;
-        let cipher = Capabilities::new(self.config.cipher).agree(&theirs);
-        let keys = attempt.noise.into_keys(cipher);
-        let transport = Arc::new(Transport::new(peer, index, remote_index, &keys));
-        let live = Live::new(transport, true, now, payload.generation, theirs);
-        link.adopt(now, live, attempt.to, &mut self.desk, out);
-        link.challenge(now, from, &mut self.desk, out);
-        Ok(())
-    }
-
-    fn on_cookie(
-        &mut self,
-        now: Now,
-        bytes: &[u8],
-        trust: &impl Trust,
-        out: &mut Vec<SessionEvent>,
-    ) -> Result<(), DropReason> {
-        if bytes.len() > MAX_DATAGRAM {
-            return Err(DropReason::Malformed);
-        }
-        let index = index_at(bytes, 4).ok_or(DropReason::Malformed)?;
-        let peer = self.desk.peer(index).ok_or(DropReason::UnknownSession)?;
-        let link = self
-            .links
-            .get_mut(&peer)
-            .ok_or(DropReason::UnknownSession)?;
-        let attempt = link
-            .attempts
-            .iter()
-            .find(|attempt| attempt.index == index)
-            .ok_or(DropReason::UnknownSession)?;
-        let cookie = self
-            .context
-            .macs
-            .open_cookie(bytes, &attempt.mac1)
-            .ok_or(DropReason::Forged)?;
-        let to = attempt.to;
-        // One call per fresh cookie: a replayed one is the same again.
-        let is_new = link.cookie.is_none_or(|(old, _, _)| old != cookie);
-        link.cookie = Some((cookie, to, now));
-        if is_new && link.dial.is_some() {
-            self.call(now, &peer, Some(to), trust, out);
-        }
-        Ok(())
     }
 
     fn on_data(

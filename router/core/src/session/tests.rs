@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::handshake::Refusal;
 use super::*;
 use crate::crypto::{Cipher, Secret};
 use crate::model::{ClusterId, Generation};
+use crate::wire::MAX_DATAGRAM;
 
 mod calls;
 mod keys;
