@@ -4,7 +4,7 @@ use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
 /// Each of these once broke a promise; what it found is mended.
-const MENDED: [(u64, usize); 66] = [
+const MENDED: [(u64, usize); 70] = [
     (40, 3),
     (275, 6),
     (365, 8),
@@ -71,6 +71,10 @@ const MENDED: [(u64, usize); 66] = [
     (601_354, 5),
     (608_877, 8),
     (608_986, 5),
+    (646_123, 6),
+    (1_004_572, 7),
+    (1_004_679, 10),
+    (1_007_778, 5),
 ];
 
 fn seeds(range: std::ops::Range<u64>) {

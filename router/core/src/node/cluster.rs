@@ -386,6 +386,7 @@ impl Cluster {
                 self.knock(now, from, bytes);
             }
             _ => {
+                let told = self.meta.roster.forks().len();
                 self.sessions.handle_datagram(
                     now,
                     from,
@@ -393,6 +394,8 @@ impl Cluster {
                     &mut self.meta.roster,
                     &mut self.buffers.sessions,
                 );
+                self.sync
+                    .on_forks(told, &self.meta.roster, &mut self.buffers.sync);
             }
         }
     }

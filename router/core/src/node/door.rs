@@ -115,11 +115,13 @@ impl Cluster {
                 return self.let_in(now, request.handle, Verdict::Refused(why));
             }
         };
-        for grant in self.allocator.donation_for_newcomer(request.id) {
-            // A full log leaves the newcomer without a part of its own; it asks for one by itself.
-            let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
-        }
-        self.publish_roster(now, issued, vec![Then::Welcome(request.handle)], out);
+        // A full log leaves the newcomer without a part of its own; it asks for one by itself.
+        let gifts = self.allocator.donation_for_newcomer(request.id);
+        let gifts = gifts.into_iter().map(Object::Grant);
+        let gifts = gifts
+            .filter_map(|gift| self.write(now, &gift).ok())
+            .collect();
+        self.publish_admission(now, issued, gifts, Then::Welcome(request.handle), out);
         self.on_roster(now, out);
     }
 

@@ -69,21 +69,22 @@ impl Cluster {
         then: Vec<Then>,
         out: &mut Vec<Output>,
     ) -> Result<(), CommandError> {
+        let written = self.write(now, object)?;
+        self.publish(now, written, then, out);
+        Ok(())
+    }
+
+    /// Writes an object, to be published.
+    pub(super) fn write(&mut self, now: Now, object: &Object) -> Result<Written, CommandError> {
         let wall = self.wall.micros(now);
-        let written = self
+        let mut written = self
             .catalog
             .put(object, &self.identity, wall)
             .map_err(|error| CommandError::new(ErrorKind::Conflict, error.to_string()))?;
-        let forgets = mutation::is_on(Mutation::ForgetGrants);
-        let written = match forgets && matches!(object, Object::Grant(_)) {
-            true => Written {
-                batch: Batch::new(),
-                ..written
-            },
-            false => written,
-        };
-        self.publish(now, written, then, out);
-        Ok(())
+        if mutation::is_on(Mutation::ForgetGrants) && matches!(object, Object::Grant(_)) {
+            written.batch = Batch::new();
+        }
+        Ok(written)
     }
 
     /// Removes an object likewise.
@@ -111,12 +112,36 @@ impl Cluster {
         then: Vec<Then>,
         out: &mut Vec<Output>,
     ) {
-        if !mutation::is_on(Mutation::TellBeforeSynced) {
-            self.catalog.hold_back(&written.records);
-        }
+        self.hold_back(&written);
         let mut all = vec![Then::Publish(written.records)];
         all.extend(then);
         self.persist(now, written.batch, all, out);
+    }
+
+    fn hold_back(&mut self, written: &Written) {
+        if !mutation::is_on(Mutation::TellBeforeSynced) {
+            self.catalog.hold_back(&written.records);
+        }
+    }
+
+    /// Queues a roster record that lets a newcomer in, and what it is given: both or nothing. What was given to somebody who
+    /// was not let in, because the power failed in between, would be nobody's for ever.
+    pub(super) fn publish_admission(
+        &mut self,
+        now: Now,
+        mut admission: Issued,
+        gifts: Vec<Written>,
+        then: Then,
+        out: &mut Vec<Output>,
+    ) {
+        let mut all = Vec::new();
+        for gift in gifts {
+            self.hold_back(&gift);
+            admission.change.batch.append(gift.batch);
+            all.push(Then::Publish(gift.records));
+        }
+        all.push(then);
+        self.publish_roster(now, admission, all, out);
     }
 
     /// Queues a roster record that this node issued; others hear of it when it is durable.

@@ -84,7 +84,7 @@ impl Cluster {
             }
             SessionEvent::Silent { peer } => self.view_changed |= self.silent.insert(peer),
             SessionEvent::Answering { peer } => self.view_changed |= self.silent.remove(&peer),
-            SessionEvent::Refused { refusal, .. } => self.on_refused(now, &refusal, out),
+            SessionEvent::Refused { peer, refusal } => self.on_refused(now, peer, &refusal, out),
             SessionEvent::CloneSuspected { peer } => {
                 let text = format!(
                     "node {peer} seems to run twice (a copied disk or virtual machine): stop one of them and run \

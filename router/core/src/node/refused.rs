@@ -6,6 +6,7 @@ use super::io::Output;
 use super::meta::generation_batch;
 use crate::membership::Membership;
 use crate::model::{Generation, NodeId, Now};
+use crate::roster::Removal;
 use crate::session::handshake::Refusal;
 
 /// A generation is believed to be at most so far ahead: it counts seconds since 1970, or starts. Whoever lies can't make
@@ -13,10 +14,20 @@ use crate::session::handshake::Refusal;
 const LEAP: u64 = 1 << 32;
 
 impl Cluster {
-    pub(super) fn on_refused(&mut self, now: Now, refusal: &Refusal, out: &mut Vec<Output>) {
+    pub(super) fn on_refused(
+        &mut self,
+        now: Now,
+        peer: NodeId,
+        refusal: &Refusal,
+        out: &mut Vec<Output>,
+    ) {
         match refusal {
             Refusal::Outdated(seen) => self.on_outdated(now, *seen, out),
-            Refusal::Removed(record) => self.on_removed(now, record, out),
+            Refusal::NoMember(record) => match self.roster().removal_in(record) {
+                Some(removal) => self.on_removed(now, removal, record, out),
+                // Who let this node in did it twice, under one number; here that is seen, and told.
+                None => self.hear_roster(now, peer, record),
+            },
         }
     }
 
@@ -67,10 +78,7 @@ impl Cluster {
     }
 
     /// This node was removed while it was off, or whoever let it in was before it did.
-    fn on_removed(&mut self, now: Now, record: &[u8], out: &mut Vec<Output>) {
-        let Some(removal) = self.roster().removal_in(record) else {
-            return;
-        };
+    fn on_removed(&mut self, now: Now, removal: Removal, record: &[u8], out: &mut Vec<Output>) {
         if !self.is_member() || !self.roster().is_void_by(&removal, &self.me) {
             return;
         }

@@ -306,6 +306,30 @@ fn of_several_removals_above_it_a_caller_is_shown_the_one_that_keeps_it_out() {
 }
 
 #[test]
+fn a_caller_let_in_by_the_other_branch_of_a_chain_and_whom_it_calls_both_see_the_fork() {
+    let mut one = cluster(2);
+    let mut other = copy(&one);
+    admit(&mut one, 2, 3, Rights::ALL).unwrap();
+    admit(&mut other, 2, 4, Rights::ALL).unwrap();
+    let (caller, chain) = (
+        (&id(4), &identity(4).noise_public()),
+        other.admit_chain(&id(4)),
+    );
+    assert_eq!(one.learn_chain(&chain), None);
+    assert_eq!(one.forks().len(), 1);
+    let record = one.why_no_member(caller, &chain).unwrap();
+    assert_eq!(other.removal_in(&record), None);
+    let fork = RosterError::Forked {
+        issuer: id(2),
+        index: 0,
+    };
+    assert_eq!(other.insert(&record, WALL).unwrap_err(), fork);
+    // The same again is no news.
+    one.learn_chain(&chain);
+    assert_eq!((one.forks().len(), other.forks().len()), (1, 1));
+}
+
+#[test]
 fn a_caller_that_is_no_member_is_shown_why() {
     let mut roster = cluster(2);
     let mut void = copy(&roster);

@@ -117,6 +117,13 @@ impl Roster {
             })
     }
 
+    /// The record that stands here where another chain has this one.
+    fn branch_off(&self, link: &Link) -> Option<&Link> {
+        let chain = self.chains.get(&link.issuer)?;
+        let held = chain.get(link.index as usize)?;
+        (held.hash != link.hash).then_some(held)
+    }
+
     pub(super) fn remember(&mut self, links: Vec<Link>) {
         for link in links {
             let place = (link.issuer, link.index);
@@ -156,6 +163,16 @@ impl Trust for Roster {
         if !self.leads_here(&links) {
             return None;
         }
+        let forked: Vec<&Link> = links
+            .iter()
+            .filter(|l| self.branch_off(l).is_some())
+            .collect();
+        if !forked.is_empty() {
+            for link in forked {
+                self.check_fork(link);
+            }
+            return None;
+        }
         let before = self.loose.clone();
         self.remember(links);
         if self.is_member(&subject) {
@@ -185,8 +202,11 @@ impl Trust for Roster {
             let removed = self.verdict.revoked.get(&link.issuer);
             removed.is_some_and(|r| r.valid_links <= link.index)
         };
-        let issuer = links.iter().find(is_void)?.issuer;
-        self.revocation(&issuer).map(<[u8]>::to_vec)
+        if let Some(void) = links.iter().find(is_void) {
+            return self.revocation(&void.issuer).map(<[u8]>::to_vec);
+        }
+        let other = links.iter().find_map(|link| self.branch_off(link));
+        other.map(|link| link.bytes.clone())
     }
 }
 

@@ -128,7 +128,7 @@ impl Sessions {
             let caller = (&peer, &arrived.noise_key);
             let record = trust.why_no_member(caller, &arrived.payload.chain);
             if let Some(record) = record {
-                self.refuse(now, from, arrived, Refusal::Removed(record), out);
+                self.refuse(now, from, arrived, Refusal::NoMember(record), out);
             }
             return Err(reason);
         }

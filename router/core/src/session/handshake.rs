@@ -84,8 +84,9 @@ pub enum Refusal {
     /// The caller was heard in a later start than the one it calls in: it came out of a backup and its clock is behind, or
     /// it runs twice.
     Outdated(Generation),
-    /// The roster record that removed the caller, or who let it in.
-    Removed(Vec<u8>),
+    /// A roster record that shows why the caller is no member: the one that removed it, or who let it in; or the one that
+    /// stands here in place of one that the caller showed.
+    NoMember(Vec<u8>),
 }
 
 /// What the called one says.

@@ -371,7 +371,7 @@ fn who_was_removed_while_it_was_off_hears_it_and_strangers_hear_nothing() {
     net.say(1, 0, "hello");
     net.say(2, 0, "hello");
     net.run(secs(5));
-    let record = Refusal::Removed(b"removed".to_vec());
+    let record = Refusal::NoMember(b"removed".to_vec());
     assert_eq!(refusals(&net.nodes[1]), [record]);
     assert_eq!(refusals(&net.nodes[2]), []);
     assert!(net.nodes[1].info().is_none() && net.nodes[2].info().is_none());

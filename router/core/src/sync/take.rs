@@ -32,11 +32,7 @@ impl Sync {
                     admitted.extend(inserted.admitted);
                     revoked.extend(inserted.revoked);
                 }
-                Err(e @ RosterError::Forked { .. }) => {
-                    self.alarm(e.to_string(), out);
-                    let all: Vec<NodeId> = self.peers.keys().copied().collect();
-                    tell_forks(stores.roster, told, &all, out);
-                }
+                Err(RosterError::Forked { .. }) => self.on_forks(told, stores.roster, out),
                 Err(e @ RosterError::OtherKeys { .. }) => self.alarm(e.to_string(), out),
                 Err(RosterError::Gap) => self.drop_for("roster record out of order"),
                 Err(RosterError::TooMany(_)) => self.drop_for("too many admissions"),
@@ -135,6 +131,16 @@ impl Sync {
                 self.check_own_log(stores);
             }
         }
+    }
+
+    /// The roster found forks beyond the first `told`: people hear of them here, and the peers in whole.
+    pub fn on_forks(&mut self, told: usize, roster: &Roster, out: &mut Vec<SyncEvent>) {
+        for fork in roster.forks().iter().skip(told) {
+            let (issuer, index) = (fork.issuer, fork.index);
+            self.alarm(RosterError::Forked { issuer, index }.to_string(), out);
+        }
+        let all: Vec<NodeId> = self.peers.keys().copied().collect();
+        tell_forks(roster, told, &all, out);
     }
 
     pub(super) fn pass_on(

@@ -114,7 +114,7 @@ pub(super) fn response(refusal: Option<Refusal>) -> Vec<u8> {
 pub(super) fn removed() -> Refusal {
     let (roster, _) = stores();
     let record = roster.records().last().map(|record| record.to_vec());
-    Refusal::Removed(record.expect("it has a founder"))
+    Refusal::NoMember(record.expect("it has a founder"))
 }
 
 /// What a member answers a joiner.
