@@ -20,7 +20,8 @@ use crate::value::Grant;
 ///   counts.
 /// - *taking over* what a removed node owned. That the writer may do so is settled before it writes ([`crate::voters`]), or
 ///   it was told to by force, which raises the epoch. Of a part that was ever taken by force, the higher epoch holds,
-///   whoever owns it: both sides of a split may have taken it.
+///   whoever owns it: both sides of a split may have taken it. Who came too late does not get it either when the one that
+///   was faster is removed in turn: its grant has no higher version than that one's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ring {
     range: Ipv4Net,
@@ -86,7 +87,8 @@ impl Ring {
         if !mutation::is_on(Mutation::GrantsOfNonOwners) {
             covered.retain(|(_, p)| {
                 let by_force = p.epoch > 0 && grant.epoch > p.epoch;
-                let is_free = p.owner == *writer || removed.contains(&p.owner) || by_force;
+                let is_left = removed.contains(&p.owner) && p.version < grant.version;
+                let is_free = p.owner == *writer || is_left || by_force;
                 p.place() < place && is_free
             });
         }

@@ -239,6 +239,29 @@ fn a_removed_node_s_part_is_taken_over_and_the_higher_epoch_holds() {
 }
 
 #[test]
+fn what_was_too_late_counts_no_more_when_the_faster_one_is_removed_in_turn() {
+    let plan = plan();
+    let mut allocator = founder(plan);
+    let donated = allocator.donate(&plan.default_network(), node(2)).unwrap();
+    let (start, last) = (donated.start, donated.last);
+    let ring = allocator.ring().clone();
+    let voted = (node(3), ring.takeover(start, last, node(3), false));
+    let forced = (node(4), ring.takeover(start, last, node(4), true));
+    let grants = [(node(1), donated), voted, forced];
+    let compute = |grants: &[(NodeId, Grant)], removed: &[u8]| {
+        let removed = removed.iter().map(|n| node(*n)).collect();
+        Ring::compute(node(1), plan.range, grants, &removed)
+    };
+    assert_eq!(compute(&grants, &[2]).parts(&node(3)), [(start, last)]);
+    // Node 4 may be anywhere; what node 3 has left its voters must let go first.
+    let left = compute(&grants, &[2, 3]);
+    assert_eq!(left.parts(&node(3)), [(start, last)]);
+    let heir = (node(5), left.takeover(start, last, node(5), false));
+    let after = compute(&[&grants[..], &[heir]].concat(), &[2, 3]);
+    assert_eq!(after.parts(&node(5)), [(start, last)]);
+}
+
+#[test]
 fn whoever_steals_a_piece_of_a_gift_gets_no_more_than_that() {
     let plan = plan();
     let start = u32::from(plan.range.network());
