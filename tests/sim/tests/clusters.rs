@@ -4,7 +4,7 @@ use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
 /// Each of these once broke a promise; what it found is mended.
-const MENDED: [(u64, usize); 70] = [
+const MENDED: [(u64, usize); 73] = [
     (40, 3),
     (275, 6),
     (365, 8),
@@ -75,6 +75,9 @@ const MENDED: [(u64, usize); 70] = [
     (1_004_572, 7),
     (1_004_679, 10),
     (1_007_778, 5),
+    (1_020_927, 10),
+    (1_024_629, 8),
+    (1_026_264, 3),
 ];
 
 fn seeds(range: std::ops::Range<u64>) {

@@ -37,13 +37,12 @@ impl<'a> Ballot<'a> {
         links: &'a Links<'a>,
         gone: Option<&Revocations>,
     ) -> Self {
-        let ends = gone.map(ends_of).unwrap_or_default();
-        let mut voters = admit(founder, links, &ends);
+        let mut voters = admit(founder, links, &gone.map(ends_of).unwrap_or_default());
         voters.retain(|_, member| member.rights.has(Rights::VOTE));
         Self {
             founder,
             links,
-            ends,
+            ends: gone.map(words_of).unwrap_or_default(),
             voters,
             can_witness: gone.is_some() && !mutation::is_on(Mutation::ForgetWitnesses),
         }
@@ -121,6 +120,12 @@ impl<'a> Ballot<'a> {
         let end = self.ends.get(&link.issuer);
         self.voters.contains_key(&link.issuer) && end.is_none_or(|end| link.index < *end)
     }
+}
+
+/// How much of their chains approves and witnesses.
+fn words_of(gone: &Revocations) -> Ends {
+    let ends = gone.iter().map(|(id, end)| (*id, end.known_links));
+    ends.collect()
 }
 
 /// Are there at least two who agree, and more than half of as many as each of them knew, and of `least`? A lonely word is

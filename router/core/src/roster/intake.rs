@@ -35,7 +35,7 @@ impl Roster {
             .verdict
             .revoked
             .get(&link.issuer)
-            .map(|r| r.valid_links.saturating_add(MAX_LATE_LINKS));
+            .map(|r| r.known_links.saturating_add(MAX_LATE_LINKS));
         if length >= late.unwrap_or(MAX_LINKS).min(MAX_LINKS) {
             return Err(RosterError::TooMany(link.issuer));
         }

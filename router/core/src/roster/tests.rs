@@ -280,6 +280,24 @@ fn a_removal_that_another_heard_of_outlives_its_issuer() {
 }
 
 #[test]
+fn what_a_node_approved_counts_as_far_as_any_of_its_removers_knew() {
+    let mut here = cluster(7);
+    let mut behind = copy(&here);
+    let first = here.revoke(&identity(1), id(7), 0).unwrap();
+    let first = crypto::sha256(&first.bytes);
+    for voter in [2, 3, 6] {
+        here.approve(&identity(voter), first).unwrap();
+    }
+    here.revoke(&identity(1), id(5), 0).unwrap();
+    here.revoke(&identity(2), id(6), 0).unwrap();
+    assert!(!here.is_member(&id(5)) && !here.is_member(&id(6)));
+    // Node 4 knew nothing of that, nor that node 6 had approved anything.
+    let late = behind.revoke(&identity(4), id(6), 0).unwrap();
+    here.insert(&late.bytes, WALL).unwrap();
+    assert!(!here.is_member(&id(5)) && !here.is_member(&id(6)));
+}
+
+#[test]
 fn of_two_removals_the_words_count_that_either_knew() {
     let mut a = cluster(4);
     let mut b = copy(&a);

@@ -6,9 +6,9 @@
 //!    has the right, and was not itself revoked before it. It counts, too, when another voter, not revoked itself, says that
 //!    it heard of it while it did: else somebody who had not heard of it brings a removed node back by removing the remover.
 //!    Two that revoke each other both count: nobody can prove who was first, and closed is the safe side.
-//!    What the removed node wrote counts as far as any of those who revoked it knew it: what a side of a split has seen
-//!    gone must not come back. Of its roster records only those count that all of them knew: whom it let in at last may
-//!    be anybody.
+//!    What the removed node wrote, approved and witnessed counts as far as any of those who revoked it knew it: what a
+//!    side of a split has seen gone must not come back. Of those whom it let in only they count of whom all of them knew:
+//!    whom it let in at last may be anybody.
 //! 3. An issuer's second revocation waits until a majority of the voters approved its first or revoked the same node, so
 //!    that one rogue can't evict all ([`super::ballot`]). Leaving, that is revoking oneself, is free.
 
@@ -43,8 +43,10 @@ pub struct MemberKeys {
 pub struct Revoked {
     /// The last sequence of its records that counts.
     pub last_sequence: u64,
-    /// How many of its roster records count.
+    /// How many of its roster records let others in.
     pub valid_links: u32,
+    /// How many of them say what it approved and heard of.
+    pub known_links: u32,
     /// Who revoked it.
     pub by: NodeId,
     /// The hash of the record that says so: what others approve.
@@ -66,6 +68,7 @@ pub(super) type Revocations = BTreeMap<NodeId, Revoked>;
 /// How many records of a chain count.
 pub(super) type Ends = BTreeMap<NodeId, u32>;
 
+/// How much of their chains lets others in.
 pub(super) fn ends_of(revoked: &Revocations) -> Ends {
     let ends = revoked.iter().map(|(id, end)| (*id, end.valid_links));
     ends.collect()
@@ -229,6 +232,7 @@ fn revoke(
         let end = Revoked {
             last_sequence: revocation.last_sequence,
             valid_links: revocation.valid_links,
+            known_links: revocation.valid_links,
             by: link.issuer,
             record: link.hash,
         };
@@ -237,6 +241,7 @@ fn revoke(
             .and_modify(|r| {
                 r.last_sequence = r.last_sequence.max(end.last_sequence);
                 r.valid_links = r.valid_links.min(end.valid_links);
+                r.known_links = r.known_links.max(end.known_links);
             })
             .or_insert(end);
     }

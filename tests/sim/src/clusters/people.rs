@@ -244,7 +244,9 @@ impl Cluster {
                 self.check_written(host, RecordKind::SERVICE, &label_key(name));
                 let wrong = self.ledger.serves(host, name, service.vip);
                 wrong.into_iter().for_each(|line| self.violation(line));
-                if self.has_wrong_clock(host) || host >= self.hosts {
+                // What a liar wrote it may have lied about before it was told that it is written.
+                let lies = self.ledger.lying.contains(&host);
+                if lies || self.has_wrong_clock(host) || host >= self.hosts {
                     self.ledger.loosen(name);
                 }
             }
