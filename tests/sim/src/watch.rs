@@ -239,7 +239,8 @@ fn knows_no_removed(known: Known<'_>, now: Now, lines: &mut Vec<String>) {
     }
 }
 
-/// A removal that counted once counts for ever, whoever else is removed or let in.
+/// A removal that counted once counts for ever, whoever else is removed or let in. But it waits once more when one who
+/// approved what it waited for is removed by somebody who had not heard of that, until another approves.
 fn stays_removed(
     known: Known<'_>,
     ledger: &Ledger,
@@ -249,7 +250,10 @@ fn stays_removed(
     let Known { host, roster, .. } = known;
     let revoked = roster.revoked();
     if !ledger.divided {
-        let back = seen.iter().filter(|id| !revoked.contains_key(*id));
+        let waits = |id: &NodeId| roster.pending().iter().any(|p| p.subject == *id);
+        let back = seen
+            .iter()
+            .filter(|id| !revoked.contains_key(*id) && !waits(id));
         lines.extend(back.map(|id| format!("{host} knew that {id} was removed, and not any more")));
     }
     seen.extend(revoked.keys().copied());
