@@ -146,6 +146,8 @@ pub struct Catalog {
     /// Own records of this start from here on are not on disk yet: nobody may hear of them.
     unsynced: Option<u64>,
     collided: bool,
+    /// Own records that had to give their places to a copy's, to be written once more; no more than the log holds.
+    overwritten: Vec<Record>,
     tracker: Tracker,
 }
 
@@ -170,6 +172,7 @@ impl Catalog {
             first_own: None,
             unsynced: None,
             collided: false,
+            overwritten: Vec::new(),
             tracker: Tracker::default(),
         }
     }
@@ -346,8 +349,12 @@ impl Catalog {
                 return Err(alarm);
             }
             applied.alarm = Some(alarm.to_string());
-            let slot = slot_of(other);
-            self.erase(&writer, &slot, &mut applied.batch);
+            let other = other.clone();
+            self.erase(&writer, &slot_of(&other), &mut applied.batch);
+            if writer == self.me {
+                self.collided = true;
+                self.overwritten.push(other);
+            }
         }
         if self
             .logs

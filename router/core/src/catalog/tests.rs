@@ -527,6 +527,31 @@ fn one_that_lost_its_disk_and_wrote_again_sorts_itself_out() {
     assert!(same(&peer, &second) && peer.digest() == second.digest());
 }
 
+#[test]
+fn two_copies_that_count_the_same_start_lose_nothing_of_what_they_wrote() {
+    let roster = roster(2);
+    let me = identity(1);
+    let mut copies = [catalog(1, &roster), catalog(1, &roster)];
+    let mut peer = catalog(2, &roster);
+    for (n, copy) in copies.iter_mut().enumerate() {
+        copy.put(&endpoint(1, n as u8 + 1), &me, NOON).unwrap();
+    }
+    for _ in 0..4 {
+        let said = copies
+            .each_ref()
+            .map(|copy| copy.records_after(&me.id(), 0));
+        for (copy, heard) in copies.iter_mut().zip(said.iter().rev()) {
+            insert_all(copy, heard, &roster, NOON);
+            copy.repair(&me, NOON).unwrap();
+        }
+    }
+    for copy in &copies {
+        insert_all(&mut peer, &copy.records_after(&me.id(), 0), &roster, NOON);
+        assert_eq!(copy.endpoints(&BTreeSet::new()).len(), 2);
+    }
+    assert_eq!(peer.endpoints(&BTreeSet::new()).len(), 2);
+}
+
 /// Of two starts of a node that lost its disk, records stand under one key, the later start's under a higher sequence.
 #[test]
 fn what_a_superseded_record_tells_of_the_log_survives_the_disk() {

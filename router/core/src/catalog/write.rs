@@ -67,7 +67,7 @@ impl Catalog {
     }
 
     /// This node learnt own records that it had lost, after it had written new ones under their sequences (it waited for
-    /// its peers in vain). Writes what this start wrote once more, above all of them.
+    /// its peers in vain), or that a copy of it wrote. Writes what this start wrote once more, above all of them.
     pub fn repair(&mut self, identity: &Identity, wall: WallMicros) -> Result<Written, WriteError> {
         let mut written = Written::default();
         if !std::mem::take(&mut self.collided) {
@@ -98,10 +98,15 @@ impl Catalog {
         wall: WallMicros,
         written: &mut Written,
     ) -> Result<(), WriteError> {
-        let Some(first) = self.first_own.take() else {
-            return Ok(());
+        let mut mine = match self.first_own.take() {
+            Some(first) => self.records_after(&self.me, first.saturating_sub(1)),
+            None => Vec::new(),
         };
-        let mut mine = self.records_after(&self.me, first.saturating_sub(1));
+        let overwritten = std::mem::take(&mut self.overwritten).into_iter();
+        mine.extend(overwritten.filter(|record| {
+            let held = self.held(&self.me, &slot_of(record));
+            held.is_none_or(|held| held.place() <= record.place())
+        }));
         mine.retain(|record| record.generation() == generation);
         for record in mine {
             self.rewrite(&record, identity, wall, written)?;
@@ -116,7 +121,7 @@ impl Catalog {
         self.learn_extent(&me, |log| log.complete = log.top)
     }
 
-    /// Has this node written under sequences that its own lost log holds too? Then [`Self::repair`].
+    /// Has this node written under sequences that its own lost log holds too, or a copy's? Then [`Self::repair`].
     pub fn needs_repair(&self) -> bool {
         self.collided
     }
