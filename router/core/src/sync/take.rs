@@ -135,6 +135,9 @@ impl Sync {
 
     /// The roster found forks beyond the first `told`: people hear of them here, and the peers in whole.
     pub fn on_forks(&mut self, told: usize, roster: &Roster, out: &mut Vec<SyncEvent>) {
+        if roster.forks().len() <= told {
+            return;
+        }
         for fork in roster.forks().iter().skip(told) {
             let (issuer, index) = (fork.issuer, fork.index);
             self.alarm(RosterError::Forked { issuer, index }.to_string(), out);
