@@ -529,8 +529,10 @@ fn run_passes_the_command_s_end_on() {
 }
 
 fn spawn_reading_first_line(host: &Host, script: &str) -> (Child, String) {
+    // Whoever started the tests may ignore signals (`nohup`, `&`), and a shell traps none that it was born to ignore.
+    let shell = ["env", "--default-signal", "sh", "-c", script];
     let mut child = host
-        .command(&["run", "--", "sh", "-c", script])
+        .command(&[&["run", "--"], &shell[..]].concat())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
