@@ -184,6 +184,8 @@ pub struct Roster {
     verdict: Verdict,
     digest: u64,
     intake: BTreeMap<NodeId, Intake>,
+    /// A chain that a handshake showed has changed who is a member, and nobody was told of it yet.
+    is_news: bool,
     /// This node's records from here on are not on disk yet. Nobody may hear of them: after a crash others would stand in
     /// their places, and the chain were forked.
     unsynced: Option<(NodeId, u32)>,
@@ -570,6 +572,7 @@ impl Roster {
             chains: BTreeMap::new(),
             loose: BTreeMap::new(),
             forks: Vec::new(),
+            is_news: false,
             verdict: Verdict::default(),
             digest: 0,
             intake: BTreeMap::new(),

@@ -280,7 +280,7 @@ impl Cluster {
     pub(super) fn handle(&mut self, now: Now, input: Input<'_>, out: &mut Vec<Output>) {
         self.last_now = now;
         match input {
-            Input::Datagram { from, bytes } => self.on_datagram(now, from, bytes),
+            Input::Datagram { from, bytes } => self.on_datagram(now, from, bytes, out),
             Input::Opened {
                 local_index,
                 from,
@@ -377,7 +377,7 @@ impl Cluster {
         self.pump(now, out);
     }
 
-    fn on_datagram(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8]) {
+    fn on_datagram(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8], out: &mut Vec<Output>) {
         match DatagramType::of(bytes) {
             Some(DatagramType::JoinInit) => self.knock(now, from, bytes),
             Some(DatagramType::Data)
@@ -385,18 +385,35 @@ impl Cluster {
             {
                 self.knock(now, from, bytes);
             }
-            _ => {
-                let told = self.meta.roster.forks().len();
-                self.sessions.handle_datagram(
-                    now,
-                    from,
-                    bytes,
-                    &mut self.meta.roster,
-                    &mut self.buffers.sessions,
-                );
-                self.sync
-                    .on_forks(told, &self.meta.roster, &mut self.buffers.sync);
-            }
+            _ => self.on_session_datagram(now, from, bytes, out),
+        }
+    }
+
+    /// A handshake among them may show a chain that lets in somebody, or that forks one known here.
+    fn on_session_datagram(
+        &mut self,
+        now: Now,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        out: &mut Vec<Output>,
+    ) {
+        let told = self.meta.roster.forks().len();
+        self.sessions.handle_datagram(
+            now,
+            from,
+            bytes,
+            &mut self.meta.roster,
+            &mut self.buffers.sessions,
+        );
+        self.sync
+            .on_forks(told, &self.meta.roster, &mut self.buffers.sync);
+        if self.meta.roster.take_news() {
+            let pruned = self.catalog.prune(&self.meta.roster);
+            self.persist(now, pruned, Vec::new(), out);
+            self.on_roster(now, out);
+            self.on_catalog(now, out);
+            self.view_changed = true;
+            self.tunnels_changed = true;
         }
     }
 

@@ -117,6 +117,12 @@ impl Roster {
             })
     }
 
+    /// Has a chain that a handshake showed changed who is a member, since this was asked last? It may let in others on its
+    /// way, whose removals count then.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.is_news)
+    }
+
     /// The record that stands here where another chain has this one.
     fn branch_off(&self, link: &Link) -> Option<&Link> {
         let chain = self.chains.get(&link.issuer)?;
@@ -173,13 +179,13 @@ impl Trust for Roster {
             }
             return None;
         }
-        let before = self.loose.clone();
+        let before = (self.loose.clone(), self.verdict.clone());
         self.remember(links);
         if self.is_member(&subject) {
+            self.is_news |= self.verdict != before.1;
             return Some(subject);
         }
-        self.loose = before;
-        self.judge();
+        (self.loose, self.verdict) = before;
         None
     }
 

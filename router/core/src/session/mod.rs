@@ -2,7 +2,7 @@
 //!
 //! [`Sessions`] holds all links of a node and does no I/O: datagrams, frames that the carrier opened, and time come in;
 //! [`SessionEvent`]s go out. Inner packets don't pass through here: the carrier seals and opens them itself with the
-//! [`Transport`] that [`SessionEvent::Established`] hands over.
+//! [`Transport`](transport::Transport) that [`SessionEvent::Established`] hands over.
 //!
 //! A datagram is looked at in this order, and nothing is answered or changed before its turn: length and type, mac1 (who
 //! has no secret hears nothing), rate and cookie, Diffie-Hellman, roster, (generation, counter). See `handshake.rs` for the
