@@ -349,11 +349,11 @@ impl Catalog {
                 return Err(alarm);
             }
             applied.alarm = Some(alarm.to_string());
-            let other = other.clone();
-            self.erase(&writer, &slot_of(&other), &mut applied.batch);
+            let slot = slot_of(other);
+            let erased = self.erase(&writer, &slot, &mut applied.batch);
             if writer == self.me {
                 self.collided = true;
-                self.overwritten.push(other);
+                self.overwritten.extend(erased);
             }
         }
         if self
@@ -528,12 +528,9 @@ impl Catalog {
         }
     }
 
-    fn erase(&mut self, writer: &NodeId, slot: &Slot, batch: &mut Batch) {
+    fn erase(&mut self, writer: &NodeId, slot: &Slot, batch: &mut Batch) -> Option<Record> {
         let before = self.mark(slot);
-        let removed = self.logs.get_mut(writer).and_then(|log| log.remove(slot));
-        let Some(removed) = removed else {
-            return;
-        };
+        let removed = self.logs.get_mut(writer)?.remove(slot)?;
         self.tracker.note(&removed, Account::Out);
         if let Some(writers) = self.shared.get_mut(slot) {
             writers.remove(writer);
@@ -545,6 +542,7 @@ impl Catalog {
         self.revision += 1;
         self.note_space(slot.0);
         batch.delete(self.row(writer, slot));
+        Some(removed)
     }
 
     fn note_space(&mut self, kind: Kind) {

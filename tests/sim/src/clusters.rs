@@ -552,9 +552,9 @@ impl Cluster {
                 || (twice && self.plan.has(Kind::Restore) && self.plan.has(Kind::Clock))
                 || (line.contains("this node was removed") && self.plan.has(Kind::Evict))
                 || (line.contains("was let in by") && self.is_told_to_begin_anew(index))
-                || (line.contains("belongs to node") && !self.ledger.is_quiet())
                 // A liar may say that it took over what others own: that counts once the owner is removed.
-                || (line.contains("belongs to node") && !self.ledger.liars.is_empty())
+                || (line.contains("belongs to node")
+                    && !(self.ledger.is_quiet() && self.ledger.liars.is_empty()))
                 || (forked && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Fork)))
                 || (forked && self.restored_alone);
             if !expected {

@@ -205,13 +205,18 @@ fn one_who_can_set_no_guards_gives_ever_smaller_pieces() {
     assert_eq!(sizes, [half, half / 2, half / 4, half / 8]);
 }
 
-#[test]
-fn a_removed_node_s_part_is_taken_over_and_the_higher_epoch_holds() {
+/// Node 1 has given a part to node 2.
+fn with_a_gift() -> (AddressPlan, Grant, Ring) {
     let plan = plan();
     let mut allocator = founder(plan);
     let donated = allocator.donate(&plan.default_network(), node(2)).unwrap();
+    (plan, donated, allocator.ring().clone())
+}
+
+#[test]
+fn a_removed_node_s_part_is_taken_over_and_the_higher_epoch_holds() {
+    let (plan, donated, ring) = with_a_gift();
     let (start, last) = (donated.start, donated.last);
-    let ring = allocator.ring().clone();
     let removed = BTreeSet::from([node(2)]);
     let compute = |more: &[(NodeId, Grant)]| {
         let mut grants = vec![(node(1), donated)];
@@ -240,11 +245,8 @@ fn a_removed_node_s_part_is_taken_over_and_the_higher_epoch_holds() {
 
 #[test]
 fn what_was_too_late_counts_no_more_when_the_faster_one_is_removed_in_turn() {
-    let plan = plan();
-    let mut allocator = founder(plan);
-    let donated = allocator.donate(&plan.default_network(), node(2)).unwrap();
+    let (plan, donated, ring) = with_a_gift();
     let (start, last) = (donated.start, donated.last);
-    let ring = allocator.ring().clone();
     let voted = (node(3), ring.takeover(start, last, node(3), false));
     let forced = (node(4), ring.takeover(start, last, node(4), true));
     let grants = [(node(1), donated), voted, forced];

@@ -410,10 +410,8 @@ impl Cluster {
         if self.meta.roster.take_news() {
             let pruned = self.catalog.prune(&self.meta.roster);
             self.persist(now, pruned, Vec::new(), out);
-            self.on_roster(now, out);
+            self.on_members_changed(now, out);
             self.on_catalog(now, out);
-            self.view_changed = true;
-            self.tunnels_changed = true;
         }
     }
 
@@ -468,6 +466,13 @@ impl Cluster {
         }
         self.look_at_removals();
         self.cut_off_strangers(now, out);
+    }
+
+    /// The roster has changed by what others said: tunnels and picture follow, too.
+    pub(super) fn on_members_changed(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.on_roster(now, out);
+        self.view_changed = true;
+        self.tunnels_changed = true;
     }
 
     /// The catalog may have changed: addresses, ring and picture follow.

@@ -168,11 +168,7 @@ impl Cluster {
                 self.repair(now, out);
                 self.on_catalog(now, out);
             }
-            SyncEvent::RosterChanged { .. } => {
-                self.on_roster(now, out);
-                self.view_changed = true;
-                self.tunnels_changed = true;
-            }
+            SyncEvent::RosterChanged { .. } => self.on_members_changed(now, out),
             SyncEvent::Alarm(text) => out.push(Output::Alarm(text)),
         }
     }

@@ -9,7 +9,7 @@ use super::handshake::{Arrived, Capabilities, InitPayload, Refusal, ResponsePayl
 use super::link::{Attempt, Live, Pending};
 use super::timers::{COOKIE_USE, INSIST_FOR, retry_after};
 use super::transport::Transport;
-use super::{MAX_HALF_OPEN, SessionEvent, Sessions, Trust};
+use super::{MAX_HALF_OPEN, SessionEvent, Sessions, Trust, link_at};
 use crate::model::{NodeId, Now};
 use crate::wire::MAX_DATAGRAM;
 
@@ -230,11 +230,8 @@ impl Sessions {
     ) -> Result<(), DropReason> {
         let checked = self.context.macs.check(bytes)?;
         let index = index_at(checked.body, 8).ok_or(DropReason::Malformed)?;
-        let peer = self.desk.peer(index).ok_or(DropReason::UnknownSession)?;
-        let link = self
-            .links
-            .get_mut(&peer)
-            .ok_or(DropReason::UnknownSession)?;
+        let link = link_at(&mut self.links, &self.desk, index)?;
+        let peer = link.peer;
         let position = link
             .attempts
             .iter()
@@ -281,11 +278,8 @@ impl Sessions {
             return Err(DropReason::Malformed);
         }
         let index = index_at(bytes, 4).ok_or(DropReason::Malformed)?;
-        let peer = self.desk.peer(index).ok_or(DropReason::UnknownSession)?;
-        let link = self
-            .links
-            .get_mut(&peer)
-            .ok_or(DropReason::UnknownSession)?;
+        let link = link_at(&mut self.links, &self.desk, index)?;
+        let peer = link.peer;
         let attempt = link
             .attempts
             .iter()

@@ -359,14 +359,8 @@ impl Sessions {
         (kind, body): (u8, &[u8]),
         out: &mut Vec<SessionEvent>,
     ) -> Result<(), DropReason> {
-        let peer = self
-            .desk
-            .peer(local_index)
-            .ok_or(DropReason::UnknownSession)?;
-        let link = self
-            .links
-            .get_mut(&peer)
-            .ok_or(DropReason::UnknownSession)?;
+        let link = link_at(&mut self.links, &self.desk, local_index)?;
+        let peer = link.peer;
         let desk = &mut self.desk;
         link.confirm(now, local_index, desk, out);
         link.on_heard(now, out);
@@ -401,6 +395,16 @@ fn decode_control(body: &[u8]) -> Result<Message, DropReason> {
         return Err(DropReason::BadFrame);
     }
     wire::decode(body).map_err(|_| DropReason::BadFrame)
+}
+
+/// The link whose session or attempt has this index; borrows nothing else, either.
+fn link_at<'a>(
+    links: &'a mut BTreeMap<NodeId, Link>,
+    desk: &Desk,
+    index: u32,
+) -> Result<&'a mut Link, DropReason> {
+    let link = desk.peer(index).and_then(|peer| links.get_mut(&peer));
+    link.ok_or(DropReason::UnknownSession)
 }
 
 /// The link to `peer`, a new one if there is none; borrows nothing else, so that the desk is free for it.

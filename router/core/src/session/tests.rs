@@ -92,6 +92,10 @@ impl Node {
     }
 }
 
+fn is_clone(event: &SessionEvent) -> bool {
+    matches!(event, SessionEvent::CloneSuspected { .. })
+}
+
 fn is_established(event: &SessionEvent) -> bool {
     matches!(event, SessionEvent::Established { .. })
 }
