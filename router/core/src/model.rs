@@ -299,6 +299,12 @@ impl AddressPlan {
         self.sixteenth(15)
     }
 
+    /// May a service have this address?
+    pub fn is_vip(&self, ip: Ipv4Addr) -> bool {
+        let vips = self.vips();
+        vips.contains(&ip) && ![vips.network(), vips.broadcast(), self.dns4()].contains(&ip)
+    }
+
     /// Where every domain's DNS server listens, also the address a container sees when it reaches itself through a VIP.
     pub fn dns4(&self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.vips().network()) + 1)

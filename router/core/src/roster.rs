@@ -5,7 +5,7 @@
 //!
 //! INVARIANT: a chain is contiguous and each record names the hash of the one before. Of a forked chain (two records of
 //! one issuer under one index) the branch that came first stays, the other is void and reported: only the issuer can
-//! make one, and a revocation ends it.
+//! make one. Its revocation names the branch that holds ([`branch`]).
 //!
 //! INVARIANT: a node's keys never change. A record that admits a known node with another noise key is refused, and with
 //! it all that its issuer says later.
@@ -13,6 +13,7 @@
 //! Unknown kinds fail closed: they are kept and passed on, and no admission behind them in that chain counts.
 
 mod ballot;
+mod branch;
 mod intake;
 mod link;
 mod trust;
@@ -27,12 +28,13 @@ use crate::identity::Identity;
 use crate::model::{ClusterId, NodeId, NodeName, WallMicros};
 use crate::store::{Batch, Stored, Table};
 
+pub use branch::Fork;
 pub use link::MAX_LINK;
 pub(crate) use link::reencode;
 use link::{Admission, Approval, Body, Link, Revocation};
 pub use trust::Removal;
 use verdict::{Links, Verdict};
-pub use verdict::{MemberKeys, Revoked};
+pub use verdict::{MemberKeys, Revoked, Tip};
 
 /// Longest chain shown in a handshake.
 pub const MAX_CHAIN: usize = 3;
@@ -135,17 +137,6 @@ pub struct PendingRevocation {
     pub waits_for: [u8; 32],
 }
 
-/// Two different records of one issuer under one index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fork {
-    /// Who.
-    pub issuer: NodeId,
-    /// Where.
-    pub index: u32,
-    /// The record that is void here: with the one in the chain it proves the fork.
-    pub void: Vec<u8>,
-}
-
 /// How far an issuer's chain is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -223,11 +214,16 @@ impl Roster {
                 roster = Some(Self::rooted(cluster, link, &mut batch)?);
                 continue;
             };
-            roster.check(&link)?;
+            match roster.check(&link) {
+                // The other half of what proves a fork.
+                Err(RosterError::Forked { .. }) => continue,
+                checked => checked?,
+            }
             batch.append(roster.append(link));
             roster.judge();
         }
         let roster = roster.ok_or(RosterError::NotFounding)?;
+        batch.append(roster.fork_rows(0));
         Ok((roster, batch))
     }
 
@@ -236,6 +232,7 @@ impl Roster {
     pub fn restore(cluster: ClusterId, stored: &Stored) -> Result<Self, RosterError> {
         let links: Vec<Link> = stored
             .rows(Table::Roster)
+            .filter(|(key, _)| !branch::is_void(key))
             .map(|(_, bytes)| Link::parse(bytes).ok_or(RosterError::Bad))
             .collect::<Result<_, _>>()?;
         let founding = links
@@ -249,7 +246,9 @@ impl Roster {
             }
             roster.append(link);
         }
+        roster.forget_hanging();
         roster.judge();
+        roster.restore_forks(stored);
         Ok(roster)
     }
 
@@ -276,9 +275,20 @@ impl Roster {
                 ..Inserted::default()
             });
         }
-        self.check(&link)?;
-        self.check_intake(&link, wall)?;
-        Ok(self.take(link))
+        let before = self.member_ids();
+        let checked = self.check(&link);
+        let mut batch = Batch::new();
+        match checked.and_then(|()| self.check_intake(&link, wall)) {
+            Ok(()) => {
+                batch.append(self.append(link));
+                self.judge();
+            }
+            // It may be what shows that the other branch of a fork is the right one.
+            Err(error) if !self.is_astray() && self.member_ids() == before => return Err(error),
+            Err(_) => {}
+        }
+        batch.append(self.follow_removers());
+        Ok(self.changed_since(&before, batch))
     }
 
     /// Admits a node, or issues a known one's admission anew, one link away from this node.
@@ -426,19 +436,24 @@ impl Roster {
     /// Of a revoked node: are all its records here that count?
     pub fn knows_whom_it_let_in(&self, revoked: &NodeId) -> bool {
         let end = self.verdict.revoked.get(revoked);
-        end.is_none_or(|end| self.chain_len(revoked) >= end.valid_links)
+        let wrong = self.forks.iter().any(|fork| fork.issuer == *revoked)
+            && end.is_some_and(|end| !self.leads_to(revoked, end.tip));
+        end.is_none_or(|end| self.chain_len(revoked) >= end.valid_links) && !wrong
     }
 
     /// The record that revokes a node; of several the one that leaves least of its chain: whom the node let in afterwards
     /// can see by that one record that it is no member.
     pub fn revocation(&self, id: &NodeId) -> Option<&[u8]> {
         let revoked = self.verdict.revoked.get(id)?;
-        let ends_it = |link: &&Link| match &link.body {
-            Body::Revoke(r) => r.id == *id && r.valid_links == revoked.valid_links,
-            _ => false,
-        };
-        let mut records = self.chains.values().flatten();
-        records.find(ends_it).map(|link| link.bytes.as_slice())
+        let records = self.chains.values().flatten();
+        let leaving = records.filter_map(|link| match &link.body {
+            Body::Revoke(r) if r.id == *id && r.valid_links >= revoked.valid_links => {
+                Some((r.valid_links, link.bytes.as_slice()))
+            }
+            _ => None,
+        });
+        let least = leaving.min_by_key(|(valid_links, _)| *valid_links);
+        least.map(|(_, record)| record)
     }
 
     /// Whom the revocation with this hash names.
@@ -451,17 +466,6 @@ impl Roster {
     /// Revocations that wait for a majority.
     pub fn pending(&self) -> &[PendingRevocation] {
         &self.verdict.pending
-    }
-
-    /// Forked chains that were found.
-    pub fn forks(&self) -> &[Fork] {
-        &self.forks
-    }
-
-    /// Both records of a fork, the one that holds here first.
-    pub(crate) fn proof_of<'a>(&'a self, fork: &'a Fork) -> impl Iterator<Item = &'a [u8]> {
-        let holds = self.records_from(&fork.issuer, fork.index).take(1);
-        holds.chain(std::iter::once(fork.void.as_slice()))
     }
 
     /// Members whose admission is more links away than a handshake shows: somebody nearer to the founder, with the right
@@ -560,9 +564,12 @@ impl Roster {
             .collect()
     }
 
-    /// All records that others may hear of, the founding one first: for one who joins.
+    /// All records that others may hear of, the founding one first, at last those that are void by forks: for one who
+    /// joins.
     pub fn records(&self) -> Vec<&[u8]> {
-        self.records_after(&BTreeMap::new())
+        let mut all = self.records_after(&BTreeMap::new());
+        all.extend(self.forks.iter().map(|fork| fork.void.as_slice()));
+        all
     }
 
     fn empty(cluster: ClusterId, founder: NodeId) -> Self {
@@ -637,37 +644,47 @@ impl Roster {
     }
 
     fn take(&mut self, link: Link) -> Inserted {
-        let before: BTreeSet<NodeId> = self.members().map(|m| m.id).collect();
-        let batch = self.append(link);
+        let before = self.member_ids();
+        let mut batch = self.append(link);
         self.judge();
-        let after: BTreeSet<NodeId> = self.members().map(|m| m.id).collect();
+        batch.append(self.follow_removers());
+        self.changed_since(&before, batch)
+    }
+
+    fn member_ids(&self) -> BTreeSet<NodeId> {
+        self.members().map(|m| m.id).collect()
+    }
+
+    fn changed_since(&self, before: &BTreeSet<NodeId>, batch: Batch) -> Inserted {
+        let after = self.member_ids();
         Inserted {
             known: false,
             batch,
-            admitted: after.difference(&before).copied().collect(),
+            admitted: after.difference(before).copied().collect(),
             revoked: before.difference(&after).copied().collect(),
         }
     }
 
     fn append(&mut self, link: Link) -> Batch {
         let mut batch = Batch::new();
-        batch.put(
-            Table::Roster.key(&[&link.issuer.0, &link.index.to_be_bytes()]),
-            link.bytes.clone(),
-        );
+        batch.put(branch::row_of(&link), link.bytes.clone());
         self.digest ^= link.short_hash();
-        self.loose.remove(&(link.issuer, link.index));
+        let shown = self.loose.remove(&(link.issuer, link.index));
+        let other = shown.filter(|shown| shown.hash != link.hash);
         self.chains.entry(link.issuer).or_default().push(link);
+        if let Some(other) = other {
+            batch.append(self.forget_branch(&other));
+        }
         batch
     }
 
     fn judge(&mut self) {
         let chained = self.chains.values().flatten();
         let links: Links<'_> = chained
-            .chain(self.loose.values())
+            .chain(self.loose_that_count())
             .map(|l| ((l.issuer, l.index), l))
             .collect();
-        self.verdict = verdict::judge(&self.founder, &links);
+        self.verdict = verdict::judge(&self.founder, &links, &self.forked());
     }
 }
 

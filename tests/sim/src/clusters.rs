@@ -1,6 +1,7 @@
 //! A cluster's life under one seed: one host founds it, the others join by an invitation, all attach, serve and name
 //! things while links and hosts fail; then nothing fails any more, and all must be as it was promised.
 
+mod forks;
 mod people;
 mod removals;
 
@@ -246,17 +247,18 @@ impl Cluster {
         self.remove_by_force();
         // The last commands and the last failed joiners get their time.
         let agreed = self.step_until(AGREE_WITHIN, |cluster| {
-            cluster.pending.is_empty()
-                && cluster.has_no_leftovers()
-                && cluster.removals.is_empty()
-                && cluster.broken().is_empty()
+            cluster.is_settled() && cluster.broken().is_empty()
         });
         if agreed.is_none() {
             self.broken()
                 .into_iter()
                 .for_each(|line| self.violation(line));
         }
-        self.ledger.settle();
+        self.remove_forgers();
+        // Where addresses are scarce some wait for theirs longer than that.
+        if !self.is_displaced() {
+            self.ledger.settle();
+        }
         self.attach_everywhere();
         let agreed_again = self.step_until(Duration::from_secs(20), |cluster| {
             cluster.pending.is_empty() && cluster.broken().is_empty()
@@ -272,33 +274,15 @@ impl Cluster {
     /// Where the nodes differ from the promises, but for what nobody promised: a member that forked its chain of the
     /// roster has divided the cluster until it is removed, and all must know that.
     fn broken(&mut self) -> Vec<String> {
-        let sees = |(_, shell): (usize, &Shell)| {
-            shell
-                .node()
-                .roster()
-                .is_some_and(|roster| !roster.forks().is_empty())
-        };
+        if !self.forgers().is_empty() {
+            return self.blind_to_forks();
+        }
         // Where only the forger itself ever had the other branch, and is gone, there is but one.
-        let seen = self.world.running().any(sees);
-        if self.restored_alone && !seen {
+        if self.restored_alone && !self.is_fork_seen() {
             return Vec::new();
         }
-        if !seen {
-            return self
-                .ledger
-                .broken(&mut self.world, self.hosts, &self.plan.dead);
-        }
-        let blind = self.world.running().filter(|(_, shell)| {
-            shell
-                .node()
-                .roster()
-                .is_none_or(|roster| roster.forks().is_empty())
-        });
-        let blind: Vec<usize> = blind.map(|(host, _)| host).collect();
-        (!blind.is_empty())
-            .then(|| format!("hosts {blind:?} have not seen that a chain was forked"))
-            .into_iter()
-            .collect()
+        self.ledger
+            .broken(&mut self.world, self.hosts, &self.plan.dead)
     }
 
     fn is_ready(&self, host: usize) -> bool {
@@ -306,6 +290,20 @@ impl Cluster {
             .machine
             .as_ref()
             .is_some_and(|shell| shell.ready)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.pending.is_empty() && self.removals.is_empty() && self.has_no_leftovers()
+    }
+
+    /// Does an endpoint still have an address in another's part?
+    fn is_displaced(&self) -> bool {
+        self.ledger.endpoints.values().any(|(host, ip)| {
+            let shell = self.world.hosts[*host].machine.as_ref();
+            let owner =
+                shell.and_then(|shell| Some((shell.id(), shell.node().ring()?.owner(*ip)?)));
+            owner.is_some_and(|(me, owner)| me != owner)
+        })
     }
 
     fn has_no_leftovers(&self) -> bool {
@@ -509,6 +507,8 @@ impl Cluster {
 
     fn end_clone(&mut self, host: usize, copy: usize) {
         self.ledger.forget(copy, |_| false);
+        // What one wrote over the other had just written it says once more after a pause, if it is still there.
+        self.ledger.loosen_made_by(host);
         self.taint(host);
         let since = self.cloned.take();
         let long = since.is_some_and(|since| self.world.now.since(since) >= CLONE_NOTICED);
@@ -550,11 +550,12 @@ impl Cluster {
                 || (twice && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Liar)))
                 // Out of a backup, and counted starts by a clock that was ahead.
                 || (twice && self.plan.has(Kind::Restore) && self.plan.has(Kind::Clock))
-                || (line.contains("this node was removed") && self.plan.has(Kind::Evict))
+                || (line.contains("this node was removed") && self.ledger.evicted.contains(&index))
                 || (line.contains("was let in by") && self.is_told_to_begin_anew(index))
                 // A liar may say that it took over what others own: that counts once the owner is removed.
                 || (line.contains("belongs to node")
                     && !(self.ledger.is_quiet() && self.ledger.liars.is_empty()))
+                || (line.contains("which no service can have") && self.plan.has(Kind::Liar))
                 || (forked && (self.plan.has(Kind::Clone) || self.plan.has(Kind::Fork)))
                 || (forked && self.restored_alone);
             if !expected {

@@ -21,6 +21,8 @@ const SPREAD_MILLIS: u64 = 30_000;
 /// Two copies of one host run side by side for so long, and up to so much longer.
 const CLONED: Duration = Duration::from_secs(60);
 const CLONED_MORE_MILLIS: u64 = 30_000;
+/// Nobody puts a disk back sooner than that: starts are counted by seconds, and a few may have come within one.
+const PUT_BACK: Duration = Duration::from_secs(5);
 /// A restart out of a backup gets so much peace to hear from others what it forgot.
 const PEACE: Duration = Duration::from_secs(45);
 
@@ -253,7 +255,7 @@ impl Plan {
             Kind::Restore => vec![
                 (start, Action::Backup(one)),
                 (stop, Action::Restore(one)),
-                (stop, Action::Boot(one)),
+                (stop.plus(PUT_BACK), Action::Boot(one)),
             ],
             Kind::Clock => clock(one, start, stop, random),
             Kind::Clone => {

@@ -17,7 +17,7 @@ use weft_core::wire::MAX_DATAGRAM;
 
 use crate::nodes::Shell;
 use crate::promises::Ledger;
-use crate::world::World;
+use crate::world::{Key, World};
 use logs::{Newest, Start};
 
 /// A member, and what it knows.
@@ -47,8 +47,12 @@ impl<'a> Known<'a> {
 
 /// What a ready node believes to own, first and last address of each part.
 struct Owned {
+    /// With which key and from which state of its disk.
+    disk: (Key, u64),
     boots: u64,
     parts: Vec<(u32, u32)>,
+    /// What was its own when it stopped before that start, which is so when it starts again.
+    before: Vec<(u32, u32)>,
 }
 
 /// What one start of a host has seen: of endpoints that were given back, of all logs, of its own, and of removals.
@@ -92,14 +96,15 @@ impl Watch {
             return lines;
         };
         let seen = self.seen.entry((host, boots)).or_default();
-        let owned = self.owned.get(&host).filter(|owned| owned.boots == boots);
-        let had = owned.map_or(&[][..], |owned| &owned.parts);
-        heirs::inherits_by_right(known, ledger, had, &mut seen.own, &mut lines);
+        let disk = (key, turns);
+        let owned = self.owned.get(&host).filter(|owned| owned.disk == disk);
+        let had = owned.map_or_else(Vec::new, |owned| [&owned.parts[..], &owned.before].concat());
+        heirs::inherits_by_right(known, ledger, &had, &mut seen.own, &mut lines);
         if !changed {
             return lines;
         }
         // A disk that is again what it was has forgotten how often it was started.
-        let (disk, number) = ((key, turns), known.node.generation());
+        let number = known.node.generation();
         let before = self.starts.insert(host, (disk, boots, number));
         logs::counts_on(host, before, (disk, boots, number), &mut lines);
         logs::keeps_the_newest(known, ledger, &mut seen.newest, &mut lines);
@@ -114,7 +119,18 @@ impl Watch {
         let parts = known.ring.parts(&known.me);
         let before = self.owned.get(&host);
         if before.is_none_or(|before| before.boots != boots || before.parts != parts) {
-            self.owned.insert(host, Owned { boots, parts });
+            let before = match before.filter(|before| before.disk == disk) {
+                Some(owned) if owned.boots != boots => owned.parts.clone(),
+                Some(owned) => owned.before.clone(),
+                None => Vec::new(),
+            };
+            let owned = Owned {
+                disk,
+                boots,
+                parts,
+                before,
+            };
+            self.owned.insert(host, owned);
             self.owns_alone(world, host, ledger, &mut lines);
         }
         lines

@@ -26,7 +26,7 @@ use crate::membership::{Membership, MembershipEvent};
 use crate::model::{
     AddressPlan, ClusterId, Generation, NetworkName, NodeId, NodeName, Now, WallMicros,
 };
-use crate::roster::Roster;
+use crate::roster::{Roster, Standing};
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
 use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, Sessions};
@@ -407,9 +407,9 @@ impl Cluster {
         );
         self.sync
             .on_forks(told, &self.meta.roster, &mut self.buffers.sync);
-        if self.meta.roster.take_news() {
-            let pruned = self.catalog.prune(&self.meta.roster);
-            self.persist(now, pruned, Vec::new(), out);
+        if let Some(mut batch) = self.meta.roster.take_news() {
+            batch.append(self.catalog.prune(&self.meta.roster));
+            self.persist(now, batch, Vec::new(), out);
             self.on_members_changed(now, out);
             self.on_catalog(now, out);
         }
@@ -470,6 +470,12 @@ impl Cluster {
 
     /// The roster has changed by what others said: tunnels and picture follow, too.
     pub(super) fn on_members_changed(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.keep_removed(now, out);
+        self.members_follow(now, out);
+    }
+
+    /// All that follows from who is a member.
+    pub(super) fn members_follow(&mut self, now: Now, out: &mut Vec<Output>) {
         self.on_roster(now, out);
         self.view_changed = true;
         self.tunnels_changed = true;
@@ -574,14 +580,16 @@ impl Cluster {
         }
         let grants = self.catalog.grants_revision();
         let made_of = (grants, self.meta.roster.digest());
-        if self.seen_grants.replace(made_of) == Some(made_of) {
-            if self.previous_ring != self.ring {
-                self.previous_ring = self.ring.clone();
-            }
-            return true;
+        let is_same = self.seen_grants.replace(made_of) == Some(made_of);
+        let ring = match is_same {
+            true => self.ring.clone(),
+            false => ring_of(&self.meta, &self.catalog),
+        };
+        let before = std::mem::replace(&mut self.ring, ring);
+        // A start compares with what was on disk, once it may write.
+        if self.ready && self.previous_ring != before {
+            self.previous_ring = before;
         }
-        let ring = ring_of(&self.meta, &self.catalog);
-        self.previous_ring = std::mem::replace(&mut self.ring, ring);
         true
     }
 
@@ -616,7 +624,10 @@ impl Cluster {
 fn ring_of(meta: &Meta, catalog: &Catalog) -> Ring {
     let mut grants = catalog.grants();
     grants.retain(|(giver, grant)| !meta.roster.never_came_in(&grant.to, giver));
-    let removed = meta.roster.revoked().keys().copied().collect();
+    let mut removed: BTreeSet<NodeId> = meta.roster.revoked().keys().copied().collect();
+    // What went to somebody whom nobody knows any more its giver takes back.
+    let strangers = grants.iter().map(|(_, grant)| grant.to);
+    removed.extend(strangers.filter(|id| meta.roster.standing(id) == Standing::Unknown));
     Ring::compute(meta.roster.founder(), meta.range, &grants, &removed)
 }
 

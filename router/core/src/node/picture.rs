@@ -27,7 +27,7 @@ impl Cluster {
             plan: self.plan,
             members: self.members(),
             endpoints: self.endpoints(&hidden),
-            services: self.catalog.services(self.wall_now()),
+            services: self.services(),
             names: self.catalog.names(self.wall_now()),
             conflicts: self.catalog.conflicts(&hidden),
             networks: self.networks(),

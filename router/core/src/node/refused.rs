@@ -23,11 +23,16 @@ impl Cluster {
     ) {
         match refusal {
             Refusal::Outdated(seen) => self.on_outdated(now, *seen, out),
-            Refusal::NoMember(record) => match self.roster().removal_in(record) {
-                Some(removal) => self.on_removed(now, removal, record, out),
-                // Who let this node in did it twice, under one number; here that is seen, and told.
-                None => self.hear_roster(now, peer, record),
-            },
+            Refusal::NoMember(shown) => {
+                let Some(record) = self.meta.roster.read_refusal(shown) else {
+                    return;
+                };
+                match self.roster().removal_in(&record) {
+                    Some(removal) => self.on_removed(now, removal, &record, out),
+                    // Who let this node in did it twice, under one number; here that is seen, and told.
+                    None => self.hear_roster(now, peer, &record),
+                }
+            }
         }
     }
 
@@ -103,5 +108,12 @@ impl Cluster {
                 self.name_of(&subject)
             ),
         }
+    }
+
+    /// What they read where the record that let it in is on a branch of a forked chain that nobody holds any more.
+    pub(super) fn left_out_text() -> String {
+        "this node was let in by a member whose key was in two places, and which has been removed: nobody there knows this \
+         node; to come in, run `weft reset` and join with a new token"
+            .to_owned()
     }
 }

@@ -210,9 +210,13 @@ impl Cluster {
             }
         }
         if !self.is_member() && !self.leaving && self.told.insert("removed".to_owned()) {
-            let above = self.roster().removed_above(&self.me).unwrap_or(self.me);
-            let by = self.roster().revoked().get(&above).map_or(above, |r| r.by);
-            out.push(Output::Alarm(self.removed_text(above, by)));
+            let above = self.roster().removed_above(&self.me);
+            let removed = above.and_then(|id| Some((id, self.roster().revoked().get(&id)?.by)));
+            let text = match removed {
+                Some((above, by)) => self.removed_text(above, by),
+                None => Self::left_out_text(),
+            };
+            out.push(Output::Alarm(text));
             let peers: Vec<NodeId> = self.sessions.peers().map(|session| session.peer).collect();
             for peer in peers {
                 self.sessions.drop_peer(&peer, &mut self.buffers.sessions);
@@ -239,7 +243,13 @@ impl Cluster {
     fn publish_removal(&mut self, now: Now, mut issued: Issued, out: &mut Vec<Output>) {
         let pruned = self.catalog.prune(&self.meta.roster);
         issued.change.batch.append(pruned);
+        let change = &issued.change;
+        let is_news = !change.admitted.is_empty() || !change.revoked.is_empty();
         self.publish_roster(now, issued, Vec::new(), out);
+        // A word of this node may make another's count.
+        if is_news {
+            self.members_follow(now, out);
+        }
     }
 
     /// Says of removals by others that they were heard of here, unless enough said so or others are to: a removal must
@@ -269,6 +279,23 @@ impl Cluster {
             }
         }
         self.space.witnessed = Some(self.roster().digest());
+    }
+
+    /// Who was removed stays so. The removal may have been on a branch of a forked chain that this node has left.
+    pub(super) fn keep_removed(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.ready || !self.is_member() {
+            return;
+        }
+        let waits = |id: &NodeId| self.roster().pending().iter().any(|p| p.subject == *id);
+        let seen = self.space.seen_removed.iter();
+        let back: Vec<NodeId> = seen
+            .filter(|id| **id != self.me && self.roster().is_member(id) && !waits(id))
+            .copied()
+            .collect();
+        for id in back {
+            // Who may not remove leaves it to those who may.
+            let _ = self.revoke(now, &id, out);
+        }
     }
 
     /// A person here says so too: the removal has one approval more.

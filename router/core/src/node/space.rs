@@ -12,6 +12,7 @@ use super::gifts::Wish;
 use super::io::Output;
 use crate::ipam::subtract;
 use crate::model::{EndpointId, NetworkName, NodeId, Now};
+use crate::roster::Standing;
 use crate::value::{Kind, MAX_LOCKED, MAX_VOTERS, Object, Vote, Voters};
 use crate::view::{Endpoint, Liveness};
 use crate::voters::Electorate;
@@ -76,6 +77,7 @@ impl Cluster {
         self.look_at_removals();
         self.witness_removals(now, out);
         self.keep_what_was_mine(now, out);
+        self.take_back(now, out);
         self.promise(now, out);
         self.take_note(now, out);
         self.take_over(now, out);
@@ -154,8 +156,48 @@ impl Cluster {
                 }
             }
         }
+        lost.retain(|part| !self.gave_away_since(*part));
         for (start, last) in lost.into_iter().take(CLAIMS) {
             let grant = self.ring.takeover(start, last, self.me, false);
+            let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
+        }
+    }
+
+    /// Has this node given away any of what was its own before? A disk that was a backup did not know it.
+    fn gave_away_since(&self, (start, last): Interval) -> bool {
+        let next = self.previous_ring.takeover(start, last, self.me, false);
+        let grants = self.catalog.grants();
+        let mut own = grants.iter().filter(|(by, _)| *by == self.me);
+        own.any(|(_, grant)| {
+            let overlaps = grant.start <= last && start <= grant.last;
+            overlaps && grant.to != self.me && grant.version >= next.version
+        })
+    }
+
+    /// Whom the branch of a forked chain let in that nobody holds any more is known to nobody: what this node gave it is
+    /// this node's again. Once it agrees with others: a restored disk may not know yet who came since.
+    fn take_back(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.roster().forks().is_empty() {
+            return;
+        }
+        let me = self.me;
+        let gifts = self.catalog.grants();
+        let gifts = gifts.iter().filter(|(by, grant)| {
+            *by == me && self.roster().standing(&grant.to) == Standing::Unknown
+        });
+        let parts = gifts.flat_map(|(_, grant)| {
+            let held = self.ring.parts(&grant.to);
+            intersect(&held, &[(grant.start, grant.last)])
+        });
+        let parts: Vec<Interval> = parts.take(CLAIMS).collect();
+        if parts.is_empty() {
+            return;
+        }
+        if self.sync.agreed().is_none() {
+            return self.space.wake(now.plus(SETTLE));
+        }
+        for (start, last) in parts {
+            let grant = self.ring.takeover(start, last, me, false);
             let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
         }
     }

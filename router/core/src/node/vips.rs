@@ -1,6 +1,8 @@
 //! One virtual address, one service. Two can come to have the same one where the removal of a service was void (who said
 //! it was removed itself, and its last words don't count), where space was taken by force on both sides of a split, or
 //! where a node ran twice. Whoever owns the address settles it: nobody else decides about that part of the range.
+//!
+//! A service at an address that none may have, such as that of the name servers, is a member's lie and shown nowhere.
 
 use std::collections::BTreeSet;
 
@@ -12,6 +14,13 @@ use crate::value::Object;
 use crate::view::Service;
 
 impl Cluster {
+    /// All services that there are.
+    pub(super) fn services(&self) -> Vec<Service> {
+        let mut services = self.catalog.services(self.wall_now());
+        services.retain(|service| self.plan.is_vip(service.vip));
+        services
+    }
+
     /// Is it known that no two services have one address, whoever owns it?
     pub(super) fn are_services_apart(&self, now: Now) -> bool {
         let wall = self.wall.micros(now);
@@ -23,6 +32,16 @@ impl Cluster {
         self.services_apart = false;
         if !self.ready || self.leaving || !self.is_member() {
             return;
+        }
+        for service in self.catalog.services(self.wall.micros(now)) {
+            if !self.plan.is_vip(service.vip) {
+                let text = format!(
+                    "service \"{}\" is ignored: a member says that its virtual address is {}, which no service can have; \
+                     remove it and create it anew",
+                    service.name, service.vip
+                );
+                self.tell_once(text, out);
+            }
         }
         let in_common = self.catalog.services_in_common(self.wall.micros(now));
         self.services_apart = in_common.is_empty();

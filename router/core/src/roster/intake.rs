@@ -1,13 +1,12 @@
 //! What a record of another issuer must pass before it is taken.
 
 use super::link::{Admission, Body, Link};
-use super::{Fork, Intake, Roster, RosterError};
+use super::{Intake, Roster, RosterError};
 use crate::model::{ClusterId, WallMicros};
 
 /// Records taken of a revoked issuer beyond its last valid one: they are void, but may be the other half of two
 /// revocations that crossed, which all must judge alike.
 const MAX_LATE_LINKS: u32 = 16;
-const MAX_FORKS: usize = 64;
 /// Most records taken of one issuer.
 const MAX_LINKS: u32 = 4096;
 /// New nodes taken of one other issuer per hour, or as many as there are members if that is more: a stolen key can't
@@ -25,7 +24,14 @@ impl Roster {
         if link.index < length {
             return Err(self.check_fork(link));
         }
+        if self.is_void_branch(link) {
+            return Err(RosterError::Forked {
+                issuer: link.issuer,
+                index: link.index,
+            });
+        }
         if link.index > length || !self.follows(link) {
+            self.note_outgrown(link);
             return Err(RosterError::Gap);
         }
         if !link.verify(&self.cluster) {
@@ -45,34 +51,6 @@ impl Roster {
                 subject: a.id,
             }),
             _ => Ok(()),
-        }
-    }
-
-    pub(super) fn check_fork(&mut self, link: &Link) -> RosterError {
-        if self
-            .link(&link.issuer, link.index)
-            .is_some_and(|l| l.hash == link.hash)
-        {
-            return RosterError::Bad;
-        }
-        if !link.verify(&self.signed_for(link)) {
-            return RosterError::Bad;
-        }
-        let known = self
-            .forks
-            .iter()
-            .any(|f| f.issuer == link.issuer && f.index == link.index);
-        if !known && self.forks.len() < MAX_FORKS {
-            self.digest ^= link.short_hash();
-            self.forks.push(Fork {
-                issuer: link.issuer,
-                index: link.index,
-                void: link.bytes.clone(),
-            });
-        }
-        RosterError::Forked {
-            issuer: link.issuer,
-            index: link.index,
         }
     }
 

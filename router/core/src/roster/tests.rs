@@ -1,3 +1,5 @@
+mod branches;
+
 use super::intake::HOUR_MICROS;
 use super::*;
 use crate::session::Trust;
@@ -314,10 +316,11 @@ fn of_several_removals_above_it_a_caller_is_shown_the_one_that_keeps_it_out() {
     let mut void = copy(&roster);
     roster.revoke(&identity(4), id(2), 0).unwrap();
     admit(&mut void, 2, 5, Rights::ALL).unwrap();
-    let record = roster.why_no_member(
+    let shown = roster.why_no_member(
         (&id(5), &identity(5).noise_public()),
         &void.admit_chain(&id(5)),
     );
+    let record = void.read_refusal(&shown.unwrap());
     assert_eq!(record.as_deref(), roster.revocation(&id(2)));
     let removal = void.removal_in(&record.unwrap()).unwrap();
     assert!(void.is_void_by(&removal, &id(5)));
@@ -335,7 +338,8 @@ fn a_caller_let_in_by_the_other_branch_of_a_chain_and_whom_it_calls_both_see_the
     );
     assert_eq!(one.learn_chain(&chain), None);
     assert_eq!(one.forks().len(), 1);
-    let record = one.why_no_member(caller, &chain).unwrap();
+    let shown = one.why_no_member(caller, &chain).unwrap();
+    let record = other.read_refusal(&shown).unwrap();
     assert_eq!(other.removal_in(&record), None);
     let fork = RosterError::Forked {
         issuer: id(2),
@@ -355,12 +359,14 @@ fn a_caller_that_is_no_member_is_shown_why() {
     let revocation = roster.revocation(&id(2)).map(<[u8]>::to_vec);
     assert!(revocation.is_some());
     let (two, three) = (identity(2).noise_public(), identity(3).noise_public());
-    assert_eq!(roster.why_no_member((&id(2), &two), &[]), revocation);
+    let shown = roster.why_no_member((&id(2), &two), &[]).unwrap();
+    assert_eq!(void.read_refusal(&shown), revocation);
     // Let in by who had not heard that it was removed.
     admit(&mut void, 2, 3, Rights::ALL).unwrap();
     let chain = void.admit_chain(&id(3));
     assert_eq!(roster.learn_chain(&chain), None);
-    assert_eq!(roster.why_no_member((&id(3), &three), &chain), revocation);
+    let shown = roster.why_no_member((&id(3), &three), &chain).unwrap();
+    assert_eq!(void.read_refusal(&shown), revocation);
     let record = revocation.unwrap();
     let removal = void.removal_in(&record).unwrap();
     assert_eq!((removal.subject, removal.by), (id(2), id(1)));

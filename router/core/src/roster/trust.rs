@@ -1,9 +1,10 @@
 //! What sessions ask of the roster: who is a member, and the chains that handshakes show.
 
 use super::link::{Body, Link};
-use super::{MAX_CHAIN, Rights, Roster, Standing};
+use super::{MAX_CHAIN, Rights, Roster, Standing, Tip};
 use crate::model::NodeId;
 use crate::session::Trust;
+use crate::store::Batch;
 
 /// What a record says that removes a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,8 +13,8 @@ pub struct Removal {
     pub subject: NodeId,
     /// Who says so.
     pub by: NodeId,
-    /// So many of the subject's roster records count.
-    pub valid_links: u32,
+    /// The end of the subject's chain of roster records, as far as it counts.
+    pub tip: Tip,
 }
 
 /// Admissions known from handshakes only.
@@ -29,6 +30,22 @@ impl Roster {
             && (self.admitter_of(id).is_some() || is_gone() && self.knows_whom_it_let_in(giver))
     }
 
+    /// Reads what a refusal shows ([`Trust::why_no_member`]): the record, whose issuer may be known from now on.
+    pub fn read_refusal(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let record = split_records(bytes, MAX_CHAIN + 1)?.pop()?;
+        let before = bytes.len().checked_sub(record.len() + 2)?;
+        self.learn_chain(&bytes[..before]);
+        Some(record.to_vec())
+    }
+
+    /// A record, behind the chain of its issuer: whoever is shown it may not know that one.
+    fn shown(&self, record: &[u8]) -> Vec<u8> {
+        let issuer = Link::parse(record).map(|link| link.issuer);
+        let mut bytes = issuer.map_or_else(Vec::new, |issuer| self.admit_chain(&issuer));
+        put_record(&mut bytes, record);
+        bytes
+    }
+
     /// What a record says that removes a node, if it is a member's word, whether or not it can be taken now: the records
     /// of its issuer before it may not be known.
     pub fn removal_in(&self, record: &[u8]) -> Option<Removal> {
@@ -41,17 +58,21 @@ impl Roster {
         (may && link.verify(&self.cluster)).then_some(Removal {
             subject,
             by,
-            valid_links: revocation.valid_links,
+            tip: Tip {
+                length: revocation.valid_links,
+                hash: revocation.head,
+            },
         })
     }
 
     /// Is a node no member once this counts: is it the one that goes, or was it, or who let it in, let in by that one
     /// without the others' knowledge?
     pub fn is_void_by(&self, removal: &Removal, id: &NodeId) -> bool {
+        let end = self.common_with(&removal.subject, removal.tip);
         let mut at = *id;
         while let Some(member) = self.verdict.admitted.get(&at).filter(|m| m.depth > 0) {
             let (by, index) = member.admitted_by;
-            if by == removal.subject && index >= removal.valid_links {
+            if by == removal.subject && index >= end {
                 return true;
             }
             at = by;
@@ -117,19 +138,6 @@ impl Roster {
             })
     }
 
-    /// Has a chain that a handshake showed changed who is a member, since this was asked last? It may let in others on its
-    /// way, whose removals count then.
-    pub fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.is_news)
-    }
-
-    /// The record that stands here where another chain has this one.
-    fn branch_off(&self, link: &Link) -> Option<&Link> {
-        let chain = self.chains.get(&link.issuer)?;
-        let held = chain.get(link.index as usize)?;
-        (held.hash != link.hash).then_some(held)
-    }
-
     pub(super) fn remember(&mut self, links: Vec<Link>) {
         for link in links {
             let place = (link.issuer, link.index);
@@ -138,6 +146,13 @@ impl Roster {
             }
         }
         self.judge();
+    }
+
+    /// Has a chain that a handshake showed changed something, since this was asked last? It may let in others on its way,
+    /// whose removals count then; or show that the other branch of a fork is the right one. What is to be written.
+    pub fn take_news(&mut self) -> Option<Batch> {
+        let is_news = std::mem::take(&mut self.is_news) || self.is_astray();
+        is_news.then(|| self.follow_removers())
     }
 }
 
@@ -148,10 +163,9 @@ impl Trust for Roster {
 
     fn admit_chain(&self, id: &NodeId) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for link in self.chain_of(id) {
-            bytes.extend_from_slice(&(link.len() as u16).to_be_bytes());
-            bytes.extend_from_slice(link);
-        }
+        self.chain_of(id)
+            .into_iter()
+            .for_each(|link| put_record(&mut bytes, link));
         bytes
     }
 
@@ -173,13 +187,14 @@ impl Trust for Roster {
             .iter()
             .filter(|l| self.branch_off(l).is_some())
             .collect();
+        let before = (self.loose.clone(), self.verdict.clone());
         if !forked.is_empty() {
             for link in forked {
                 self.check_fork(link);
             }
+            self.is_news |= self.verdict != before.1;
             return None;
         }
-        let before = (self.loose.clone(), self.verdict.clone());
         self.remember(links);
         if self.is_member(&subject) {
             self.is_news |= self.verdict != before.1;
@@ -196,7 +211,7 @@ impl Trust for Roster {
     ) -> Option<Vec<u8>> {
         let known = self.verdict.admitted.get(caller);
         if known.is_some_and(|keys| keys.noise == *noise) {
-            return self.revocation(caller).map(<[u8]>::to_vec);
+            return Some(self.shown(self.revocation(caller)?));
         }
         let links = split_chain(chain)?;
         let subject = links.last()?.admission()?;
@@ -206,25 +221,37 @@ impl Trust for Roster {
         // Of those who let it in several may have been removed, most of them after that.
         let is_void = |link: &&Link| {
             let removed = self.verdict.revoked.get(&link.issuer);
-            removed.is_some_and(|r| r.valid_links <= link.index)
+            removed.is_some_and(|r| r.valid_links <= link.index || self.branch_off(link).is_some())
         };
         if let Some(void) = links.iter().find(is_void) {
-            return self.revocation(&void.issuer).map(<[u8]>::to_vec);
+            return Some(self.shown(self.revocation(&void.issuer)?));
         }
         let other = links.iter().find_map(|link| self.branch_off(link));
-        other.map(|link| link.bytes.clone())
+        other.map(|link| self.shown(&link.bytes))
     }
 }
 
-fn split_chain(mut bytes: &[u8]) -> Option<Vec<Link>> {
-    let mut links = Vec::new();
+fn put_record(bytes: &mut Vec<u8>, record: &[u8]) {
+    bytes.extend_from_slice(&(record.len() as u16).to_be_bytes());
+    bytes.extend_from_slice(record);
+}
+
+fn split_chain(bytes: &[u8]) -> Option<Vec<Link>> {
+    split_records(bytes, MAX_CHAIN)?
+        .into_iter()
+        .map(Link::parse)
+        .collect()
+}
+
+fn split_records(mut bytes: &[u8], most: usize) -> Option<Vec<&[u8]>> {
+    let mut records = Vec::new();
     while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
-        let (link, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        if links.len() == MAX_CHAIN {
+        let (record, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+        if records.len() == most {
             return None;
         }
-        links.push(Link::parse(link)?);
+        records.push(record);
         bytes = rest;
     }
-    (bytes.is_empty() && !links.is_empty()).then_some(links)
+    (bytes.is_empty() && !records.is_empty()).then_some(records)
 }

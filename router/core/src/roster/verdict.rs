@@ -9,6 +9,8 @@
 //!    What the removed node wrote, approved and witnessed counts as far as any of those who revoked it knew it: what a
 //!    side of a split has seen gone must not come back. Of those whom it let in only they count of whom all of them knew:
 //!    whom it let in at last may be anybody.
+//!    A removal names the last record of the removed node's chain that its issuer knew. Where another stands in its place the
+//!    chain was forked ([`super::branch`]), and nothing behind the fork counts.
 //! 3. An issuer's second revocation waits until a majority of the voters approved its first or revoked the same node, so
 //!    that one rogue can't evict all ([`super::ballot`]). Leaving, that is revoking oneself, is free.
 
@@ -51,6 +53,17 @@ pub struct Revoked {
     pub by: NodeId,
     /// The hash of the record that says so: what others approve.
     pub record: [u8; 32],
+    /// Its chain as who revoked it knew it.
+    pub tip: Tip,
+}
+
+/// The end of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tip {
+    /// So many records.
+    pub length: u32,
+    /// The hash of the last of them; zeros if there is none.
+    pub hash: [u8; 32],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,7 +78,7 @@ pub(super) struct Verdict {
 pub(super) type Links<'a> = BTreeMap<(NodeId, u32), &'a Link>;
 /// The revoked.
 pub(super) type Revocations = BTreeMap<NodeId, Revoked>;
-/// How many records of a chain count.
+/// How many records of a chain count, or where it was forked.
 pub(super) type Ends = BTreeMap<NodeId, u32>;
 
 /// How much of their chains lets others in.
@@ -77,6 +90,8 @@ pub(super) fn ends_of(revoked: &Revocations) -> Ends {
 struct Candidate<'a> {
     link: &'a Link,
     revocation: &'a Revocation,
+    /// So many of the revoked node's records count.
+    end: u32,
 }
 
 impl Candidate<'_> {
@@ -86,9 +101,9 @@ impl Candidate<'_> {
     }
 }
 
-pub(super) fn judge(founder: &NodeId, links: &Links<'_>) -> Verdict {
+pub(super) fn judge(founder: &NodeId, links: &Links<'_>, forked: &Ends) -> Verdict {
     let everybody = admit(founder, links, &Ends::new());
-    let mut candidates = candidates(links, &everybody);
+    let mut candidates = candidates(links, &everybody, forked);
     // Mostly nobody was ever removed.
     if candidates.is_empty() {
         return Verdict {
@@ -176,6 +191,7 @@ fn admitted_by<'a>(
 fn candidates<'a>(
     links: &Links<'a>,
     everybody: &BTreeMap<NodeId, MemberKeys>,
+    forked: &Ends,
 ) -> Vec<Candidate<'a>> {
     let mut found: Vec<(u32, Candidate<'a>)> = links
         .values()
@@ -185,11 +201,34 @@ fn candidates<'a>(
             };
             let issuer = everybody.get(&link.issuer)?;
             let may = issuer.rights.has(Rights::REVOKE) || revocation.id == link.issuer;
-            may.then_some((issuer.depth, Candidate { link, revocation }))
+            let end = end_by(revocation, links, forked);
+            may.then_some((
+                issuer.depth,
+                Candidate {
+                    link,
+                    revocation,
+                    end,
+                },
+            ))
         })
         .collect();
     found.sort_by_key(|(depth, c)| (*depth, c.link.issuer, c.link.index));
     found.into_iter().map(|(_, c)| c).collect()
+}
+
+/// So many of a revoked node's records count by this word. Of a chain that was forked, or must have been, those behind the
+/// fork only where it is the branch that the word's issuer knew.
+fn end_by(revocation: &Revocation, links: &Links<'_>, forked: &Ends) -> u32 {
+    let Some(last) = revocation.valid_links.checked_sub(1) else {
+        return 0;
+    };
+    let held = links.get(&(revocation.id, last));
+    let fork = forked.get(&revocation.id).copied();
+    match held {
+        Some(link) if link.hash == revocation.head => revocation.valid_links,
+        Some(_) => fork.map_or(last, |at| last.min(at)),
+        None => fork.unwrap_or(u32::MAX).min(revocation.valid_links),
+    }
 }
 
 /// What the candidates in their order add up to. Who is `gone` witnesses and approves nothing afterwards; before that is
@@ -205,11 +244,13 @@ fn revoke(
     let mut pending = Vec::new();
     let ballot = Ballot::new(founder, links, gone);
     for candidate in candidates {
-        let Candidate { link, revocation } = candidate;
+        let Candidate {
+            link,
+            revocation,
+            end,
+        } = candidate;
         let late = counting.iter().any(|c| {
-            c.revocation.id == link.issuer
-                && c.revocation.valid_links <= link.index
-                && c.link.issuer != revocation.id
+            c.revocation.id == link.issuer && c.end <= link.index && c.link.issuer != revocation.id
         });
         if late && !ballot.is_witnessed(link) {
             continue;
@@ -231,10 +272,14 @@ fn revoke(
         counting.push(candidate);
         let end = Revoked {
             last_sequence: revocation.last_sequence,
-            valid_links: revocation.valid_links,
-            known_links: revocation.valid_links,
+            valid_links: *end,
+            known_links: *end,
             by: link.issuer,
             record: link.hash,
+            tip: Tip {
+                length: revocation.valid_links,
+                hash: revocation.head,
+            },
         };
         revoked
             .entry(revocation.id)

@@ -85,7 +85,8 @@ pub enum Refusal {
     /// it runs twice.
     Outdated(Generation),
     /// A roster record that shows why the caller is no member: the one that removed it, or who let it in; or the one that
-    /// stands here in place of one that the caller showed.
+    /// stands here in place of one that the caller showed. As a handshake shows a chain: each record behind its length of
+    /// two octets, the admissions that lead to its issuer first.
     NoMember(Vec<u8>),
 }
 

@@ -22,8 +22,8 @@ impl Sync {
         let (mut admitted, mut revoked) = (Vec::new(), Vec::new());
         let mut batch = Batch::new();
         let mut news = Vec::new();
+        let told = stores.roster.forks().len();
         for record in records {
-            let told = stores.roster.forks().len();
             match stores.roster.insert(record, stores.wall) {
                 Ok(inserted) if inserted.known => {}
                 Ok(inserted) => {
@@ -32,13 +32,14 @@ impl Sync {
                     admitted.extend(inserted.admitted);
                     revoked.extend(inserted.revoked);
                 }
-                Err(RosterError::Forked { .. }) => self.on_forks(told, stores.roster, out),
+                Err(RosterError::Forked { .. }) => {}
                 Err(e @ RosterError::OtherKeys { .. }) => self.alarm(e.to_string(), out),
                 Err(RosterError::Gap) => self.drop_for("roster record out of order"),
                 Err(RosterError::TooMany(_)) => self.drop_for("too many admissions"),
                 Err(_) => self.drop_for("bad roster record"),
             }
         }
+        self.on_forks(told, stores.roster, out);
         if news.is_empty() {
             return;
         }
@@ -142,6 +143,7 @@ impl Sync {
             let (issuer, index) = (fork.issuer, fork.index);
             self.alarm(RosterError::Forked { issuer, index }.to_string(), out);
         }
+        out.push(SyncEvent::Persist(roster.fork_rows(told)));
         let all: Vec<NodeId> = self.peers.keys().copied().collect();
         tell_forks(roster, told, &all, out);
     }

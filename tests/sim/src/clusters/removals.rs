@@ -8,7 +8,7 @@ use weft_core::catalog::Catalog;
 use weft_core::control::ErrorKind;
 use weft_core::model::{NodeId, Now};
 use weft_core::node::{Command, CommandError};
-use weft_core::roster::Roster;
+use weft_core::roster::{Roster, Standing};
 
 use super::Cluster;
 use super::people::Wish;
@@ -72,7 +72,8 @@ impl Cluster {
     pub(super) fn look_whom_that_voids(&mut self, host: usize) {
         let shell = self.world.hosts[host].machine.as_ref();
         let roster = shell.and_then(|shell| shell.node().roster());
-        let Some(digest) = roster.map(Roster::digest).filter(|_| self.may_divide()) else {
+        let may_be_void = self.may_divide() || self.ledger.divided;
+        let Some(digest) = roster.map(Roster::digest).filter(|_| may_be_void) else {
             return;
         };
         if self.rosters.insert(host, digest) != Some(digest) {
@@ -113,7 +114,8 @@ impl Cluster {
             return false;
         };
         // It may be the first to hear of it.
-        if !roster.is_member(&shell.id()) && roster.removed_above(&shell.id()).is_some() {
+        let above = roster.removed_above(&shell.id());
+        if !roster.is_member(&shell.id()) && (above.is_some() || !roster.forks().is_empty()) {
             return true;
         }
         let mut at = shell.id();
@@ -124,11 +126,15 @@ impl Cluster {
                 .running()
                 .filter(|(other, _)| !self.ledger.evicted.contains(other));
             let void = others.any(|(_, other)| {
-                let revoked = other
-                    .node()
-                    .roster()
-                    .and_then(|roster| roster.revoked().get(&issuer));
-                revoked.is_some_and(|revoked| revoked.valid_links <= index)
+                let roster = other.node().roster();
+                let revoked =
+                    roster.and_then(|roster| Some((roster, roster.revoked().get(&issuer)?)));
+                // It may have been let in by the other branch of a forked chain.
+                revoked.is_some_and(|(roster, revoked)| {
+                    revoked.valid_links <= index
+                        || (roster.knows_whom_it_let_in(&issuer)
+                            && roster.standing(&at) == Standing::Unknown)
+                })
             });
             if void {
                 return true;

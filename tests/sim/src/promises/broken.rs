@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use weft_core::model::{EndpointId, NodeId};
+use weft_core::roster::Roster;
 use weft_core::view::{Liveness, View};
 
 use super::Ledger;
@@ -198,26 +199,43 @@ fn where_they_differ(world: &World<Shell>, hosts: usize) -> Vec<String> {
     };
     let states = |shell: &Shell| Some(shell.node().catalog()?.writer_state());
     let heads = |shell: &Shell| Some(shell.node().roster()?.heads());
+    let forks = |shell: &Shell| {
+        let forks = shell.node().roster().map(Roster::forks);
+        let places = forks.into_iter().flatten().map(|f| (f.issuer, f.index));
+        places.collect::<BTreeSet<_>>()
+    };
     let mut lines = Vec::new();
     for (other, shell) in known {
-        for (writer, a) in states(first).into_iter().flatten() {
-            let b = states(shell).and_then(|states| states.get(&writer).copied());
-            if b != Some(a) {
-                lines.push(format!(
-                    "of {writer}: {one} knows {a:x?}, {other} knows {b:x?}"
-                ));
-            }
+        if forks(first) != forks(shell) {
+            let both = [first, shell].map(forks);
+            lines.push(format!("{one} and {other} know different forks: {both:?}"));
         }
-        for (issuer, a) in heads(first).into_iter().flatten() {
-            let b = heads(shell).and_then(|heads| heads.get(&issuer).copied());
-            if b != Some(a) {
-                lines.push(format!(
-                    "of {issuer}'s chain: {one} knows {a:x?}, {other} knows {b:x?}"
-                ));
-            }
-        }
+        let (a, b) = (
+            states(first).unwrap_or_default(),
+            states(shell).unwrap_or_default(),
+        );
+        lines.extend(differing(&a, &b).map(|(writer, a, b)| {
+            format!("of {writer}: {one} knows {a:x?}, {other} knows {b:x?}")
+        }));
+        let (a, b) = (
+            heads(first).unwrap_or_default(),
+            heads(shell).unwrap_or_default(),
+        );
+        lines.extend(differing(&a, &b).map(|(issuer, a, b)| {
+            format!("of {issuer}'s chain: {one} knows {a:x?}, {other} knows {b:x?}")
+        }));
     }
     lines
+}
+
+/// What two nodes know differently of anybody.
+fn differing<'a, T: PartialEq>(
+    a: &'a BTreeMap<NodeId, T>,
+    b: &'a BTreeMap<NodeId, T>,
+) -> impl Iterator<Item = (NodeId, Option<&'a T>, Option<&'a T>)> {
+    let ids: BTreeSet<NodeId> = a.keys().chain(b.keys()).copied().collect();
+    let both = ids.into_iter().map(|id| (id, a.get(&id), b.get(&id)));
+    both.filter(|(_, a, b)| a != b)
 }
 
 /// Every address outside the VIPs has exactly one owner.

@@ -9,7 +9,7 @@ use weft_core::model::NodeId;
 use weft_core::roster::Roster;
 use weft_core::value::{Grant, Kind, Object, Vote, Voters};
 
-use super::Known;
+use super::{Known, history};
 use crate::promises::Ledger;
 
 /// Looks at what a node has written since it last did, up to the sequence `seen`.
@@ -54,8 +54,9 @@ pub(super) fn inherits_by_right(
         let was_removed = roster.revoked().contains_key(&owner);
         if was_removed && !may_inherit(&me, &owner, catalog, roster) {
             let (first, last) = grant.addresses();
+            let grants = history(catalog, grant.start);
             lines.push(format!(
-                "{host} took {first}-{last} of {owner}, and no majority let it"
+                "{host} took {first}-{last} of {owner}, and no majority let it: {grants}"
             ));
         }
     }
