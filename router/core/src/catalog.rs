@@ -437,13 +437,16 @@ impl Catalog {
             .filter(|w| *w != self.me)
             .collect();
         for writer in writers {
-            let last = match roster.standing(&writer) {
+            let (last, rights) = match roster.standing(&writer) {
                 Standing::Member(_) => continue,
                 Standing::Revoked(..) if mutation::is_on(Mutation::AcceptRevoked) => continue,
-                Standing::Revoked(last, _) => last,
-                Standing::Unknown => 0,
+                Standing::Revoked(last, rights) => (last, rights),
+                Standing::Unknown => (0, Rights(0)),
             };
-            for record in self.records_after(&writer, last) {
+            // What let it in may be void by now, and its rights with it.
+            let is_void = |record: &Record| record.sequence() > last || !may_write(record, rights);
+            let held = self.records_after(&writer, 0).into_iter();
+            for record in held.filter(is_void) {
                 self.erase(&writer, &slot_of(&record), &mut batch);
             }
             if let Some(log) = self.logs.get_mut(&writer) {
@@ -626,10 +629,14 @@ fn check_writer(record: &Record, roster: &Roster) -> Result<(), DropReason> {
         Standing::Revoked(last, _) if record.sequence() > last => return Err(DropReason::Revoked),
         Standing::Revoked(_, rights) | Standing::Member(rights) => rights,
     };
-    if record.kind().scope() == Scope::Shared && !rights.has(Rights::PUBLISH) {
-        return Err(DropReason::NoRight);
+    match may_write(record, rights) {
+        true => Ok(()),
+        false => Err(DropReason::NoRight),
     }
-    Ok(())
+}
+
+fn may_write(record: &Record, rights: Rights) -> bool {
+    record.kind().scope() != Scope::Shared || rights.has(Rights::PUBLISH)
 }
 
 #[cfg(test)]

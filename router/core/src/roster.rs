@@ -568,7 +568,11 @@ impl Roster {
     /// joins.
     pub fn records(&self) -> Vec<&[u8]> {
         let mut all = self.records_after(&BTreeMap::new());
-        all.extend(self.forks.iter().map(|fork| fork.void.as_slice()));
+        let told: BTreeSet<&[u8]> = all.iter().copied().collect();
+        // Of a chain that joins on to what a handshake showed nobody else can take anything.
+        let is_told = |fork: &&Fork| self.proof_of(fork).take(1).all(|held| told.contains(held));
+        let void: Vec<&Fork> = self.forks.iter().filter(is_told).collect();
+        all.extend(void.into_iter().map(|fork| fork.void.as_slice()));
         all
     }
 

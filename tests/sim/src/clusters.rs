@@ -98,6 +98,8 @@ struct Cluster {
     in_backup: BTreeSet<NodeId>,
     /// A host came back out of it, and whom it let in since nobody knows whom it knows.
     restored_alone: bool,
+    /// Hosts that are members for nobody but themselves, and since when.
+    alone: BTreeMap<usize, Now>,
     small: bool,
     calm: bool,
     violations: Vec<String>,
@@ -188,6 +190,7 @@ impl Cluster {
             clone_told: false,
             in_backup: BTreeSet::new(),
             restored_alone: false,
+            alone: BTreeMap::new(),
             small,
             calm: true,
             violations: Vec::new(),

@@ -4,7 +4,7 @@ use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
 /// Each of these once broke a promise; what it found is mended.
-const MENDED: [(u64, usize); 75] = [
+const MENDED: [(u64, usize); 79] = [
     (40, 3),
     (275, 6),
     (365, 8),
@@ -80,6 +80,45 @@ const MENDED: [(u64, usize); 75] = [
     (1_026_264, 3),
     (1_031_120, 3),
     (1_038_596, 7),
+    (1_106_332, 7),
+    (1_107_458, 5),
+    (1_109_772, 7),
+    (1_110_762, 5),
+];
+
+/// The same, of worlds in which chains of the roster were forked and who forked them was removed.
+const FORKED: [(u64, usize); 17] = [
+    (22, 9),
+    (29, 8),
+    (30, 9),
+    (36, 7),
+    (67, 6),
+    (108, 7),
+    (124, 7),
+    (135, 10),
+    (150, 9),
+    (186, 5),
+    (546, 5),
+    (911, 10),
+    (1068, 7),
+    (1282, 5),
+    (1327, 10),
+    (2432, 3),
+    (4609, 4),
+];
+
+/// What happens in those.
+const FORKING: [Kind; 10] = [
+    Kind::Fork,
+    Kind::Remove,
+    Kind::Evict,
+    Kind::Wipe,
+    Kind::Partition,
+    Kind::Crash,
+    Kind::Restore,
+    Kind::Clone,
+    Kind::Late,
+    Kind::Leave,
 ];
 
 fn seeds(range: std::ops::Range<u64>) {
@@ -87,9 +126,13 @@ fn seeds(range: std::ops::Range<u64>) {
 }
 
 fn all(worlds: impl IntoIterator<Item = (u64, usize)>) {
+    with(&Kind::ALL, worlds);
+}
+
+fn with(kinds: &[Kind], worlds: impl IntoIterator<Item = (u64, usize)>) {
     let mut violations = Vec::new();
     for (seed, hosts) in worlds {
-        let verdict = clusters::run(seed, hosts, &Kind::ALL, false);
+        let verdict = clusters::run(seed, hosts, kinds, false);
         let lines = verdict.violations.into_iter();
         violations.extend(lines.map(|line| format!("seed {seed}, {hosts} nodes: {line}")));
     }
@@ -121,6 +164,12 @@ fn seeds_75_to_99_keep_every_promise() {
 #[test]
 fn seeds_that_broke_a_promise_once_break_none() {
     all(MENDED);
+}
+
+#[test]
+fn whoever_forked_a_chain_is_removed_and_all_agree() {
+    with(&FORKING[..6], FORKED[..10].to_vec());
+    with(&FORKING, FORKED);
 }
 
 #[test]

@@ -84,10 +84,11 @@ impl Cluster {
 
     /// This node was removed while it was off, or whoever let it in was before it did.
     fn on_removed(&mut self, now: Now, removal: Removal, record: &[u8], out: &mut Vec<Output>) {
+        self.hear_roster(now, removal.by, record);
+        // It may be a removal of somebody else, shown because it stands in place of the record that let this node in.
         if !self.is_member() || !self.roster().is_void_by(&removal, &self.me) {
             return;
         }
-        self.hear_roster(now, removal.by, record);
         // Records before that one may be missing here, and nobody tells them to a removed node.
         if self.is_member() {
             self.tell_once(self.removed_text(removal.subject, removal.by), out);

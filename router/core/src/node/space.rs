@@ -451,6 +451,7 @@ impl Cluster {
             }
             let old = endpoint.ip;
             let Some(ip) = self.another_address(&endpoint.network) else {
+                self.space.lost.insert(endpoint.id, since);
                 self.ask_for_first_space(now);
                 self.space.wake(now.plus(SETTLE));
                 continue;

@@ -12,6 +12,9 @@ use crate::nodes::Shell;
 /// Whoever was removed joins again after this.
 const BEGUN_ANEW: Duration = Duration::from_secs(5);
 
+/// That a host is alone is seen after this.
+const SEEN_ALONE: Duration = Duration::from_secs(20);
+
 impl Cluster {
     /// Members that forked their chains, according to anybody: as long as they are there the cluster may be divided.
     pub(super) fn forgers(&self) -> BTreeSet<NodeId> {
@@ -41,16 +44,54 @@ impl Cluster {
             .collect()
     }
 
-    /// Whoever hangs by too many admissions to show them in a handshake can't be told why nobody answers; people see that.
+    /// Whom the others have no place for is told so, unless it shows too long a chain of admissions to be believed, or does
+    /// not believe who removed the forger, whom the other branch let in, or knows none of them and they know nothing of it,
+    /// as a host out of a backup and whom it let in. People see that it is alone.
     fn see_who_is_alone(&mut self) {
+        let now = self.world.now;
         for host in 0..self.hosts {
-            let shell = self.world.hosts[host].machine.as_ref();
-            let roster = shell.and_then(|shell| Some((shell.id(), shell.node().roster()?)));
-            let is_deep = roster.is_some_and(|(me, roster)| {
-                roster.founder() != me && roster.chain_of(&me).is_empty()
-            });
-            if is_deep && !self.ledger.evicted.contains(&host) {
-                self.is_told_to_begin_anew(host);
+            if !self.is_alone(host) {
+                self.alone.remove(&host);
+            } else if now.since(*self.alone.entry(host).or_insert(now)) >= SEEN_ALONE {
+                self.alone.remove(&host);
+                self.world.schedule(now, Action::Wipe(host));
+                self.world.schedule(now, Action::Boot(host));
+            }
+        }
+    }
+
+    fn is_alone(&mut self, host: usize) -> bool {
+        let shell = self.world.hosts[host].machine.as_ref();
+        let known = shell.and_then(|shell| Some((shell.id(), shell.node().roster()?)));
+        let hears_nothing = known.is_some_and(|(me, roster)| roster.is_member(&me));
+        if hears_nothing {
+            self.look_who_let_in(host);
+        }
+        hears_nothing && self.ledger.evicted.contains(&host)
+    }
+
+    /// Who was let in by one branch may have removed the forger, and the other side has not heard of that.
+    fn remove_on_each_side(&mut self) {
+        if !self.removals.is_empty() {
+            return;
+        }
+        let forgers = self.forgers();
+        self.send_away(&forgers);
+        for id in forgers {
+            if (0..self.hosts).all(|host| self.id_of(host) != id) {
+                self.remove_soon(id);
+            }
+        }
+    }
+
+    /// Removes those of them that are hosts, who then join again.
+    fn send_away(&mut self, forgers: &BTreeSet<NodeId>) {
+        let anew = self.world.now.plus(BEGUN_ANEW);
+        for host in 0..self.hosts {
+            if forgers.contains(&self.id_of(host)) {
+                self.on_removal(host, 1, false);
+                self.world.schedule(anew, Action::Wipe(host));
+                self.world.schedule(anew, Action::Boot(host));
             }
         }
     }
@@ -64,17 +105,11 @@ impl Cluster {
             return;
         }
         self.ledger.divided = true;
-        let anew = self.world.now.plus(BEGUN_ANEW);
-        for host in 0..self.hosts {
-            if forgers.contains(&self.id_of(host)) {
-                self.on_removal(host, 1, false);
-                self.world.schedule(anew, Action::Wipe(host));
-                self.world.schedule(anew, Action::Boot(host));
-            }
-        }
+        self.send_away(&forgers);
         // Some begin anew on the wrong side first, and then once more.
         let whole = self.step_until(AGREE_WITHIN * 2, |cluster| {
             cluster.see_who_is_alone();
+            cluster.remove_on_each_side();
             cluster.is_settled() && cluster.forgers().is_empty() && cluster.broken().is_empty()
         });
         if whole.is_none() {

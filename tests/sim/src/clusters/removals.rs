@@ -68,6 +68,12 @@ impl Cluster {
             .push(Removal::new(id, self.world.now, people, force));
     }
 
+    /// People see that a node should go.
+    pub(super) fn remove_soon(&mut self, id: NodeId) {
+        let at = self.world.now.plus(TRY_AGAIN);
+        self.removals.push(Removal::new(id, at, 1, true));
+    }
+
     /// Of what this host has heard somebody may be no member any more.
     pub(super) fn look_whom_that_voids(&mut self, host: usize) {
         let shell = self.world.hosts[host].machine.as_ref();
@@ -83,7 +89,7 @@ impl Cluster {
 
     /// Who was let in by a removed node that had not heard of it yet is no member, and nothing that it says counts: what
     /// it was given, or gave, is its giver's again.
-    fn look_who_let_in(&mut self, host: usize) {
+    pub(super) fn look_who_let_in(&mut self, host: usize) {
         if self.ledger.evicted.contains(&host) || !self.is_void(host) {
             return;
         }
@@ -131,9 +137,7 @@ impl Cluster {
                     roster.and_then(|roster| Some((roster, roster.revoked().get(&issuer)?)));
                 // It may have been let in by the other branch of a forked chain.
                 revoked.is_some_and(|(roster, revoked)| {
-                    revoked.valid_links <= index
-                        || (roster.knows_whom_it_let_in(&issuer)
-                            && roster.standing(&at) == Standing::Unknown)
+                    revoked.valid_links <= index || roster.standing(&at) == Standing::Unknown
                 })
             });
             if void {
