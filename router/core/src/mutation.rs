@@ -45,13 +45,15 @@ pub enum Mutation {
     KeepSessions,
     /// A removal is void once its issuer is removed by somebody who had not heard of it.
     ForgetWitnesses,
+    /// The branch of a forked chain that came first stays, whatever the removal of who forked it says.
+    KeepBranch,
     /// A majority on a removal is one of the voters that there are now.
     CountThePresent,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 20] = [
+    pub const ALL: [Mutation; 21] = [
         Mutation::ActBeforePersisted,
         Mutation::AcceptStaleSequence,
         Mutation::SkipRest,
@@ -71,6 +73,7 @@ impl Mutation {
         Mutation::TellBeforeSynced,
         Mutation::KeepSessions,
         Mutation::ForgetWitnesses,
+        Mutation::KeepBranch,
         Mutation::CountThePresent,
     ];
 }

@@ -15,7 +15,9 @@ const SEEDS: u64 = 400;
 
 /// The faults under which it shows soonest, those that matter most several times, and among how many hosts.
 fn world(mutation: Mutation) -> (Vec<Kind>, usize) {
-    use Kind::{Crash, Evict, Force, Late, Liar, OneWay, Partition, Pause, Restore, Weather, Wipe};
+    use Kind::{
+        Crash, Evict, Force, Fork, Late, Liar, OneWay, Partition, Pause, Restore, Weather, Wipe,
+    };
     match mutation {
         Mutation::ActBeforePersisted | Mutation::ReuseGeneration => (vec![Crash], 3),
         Mutation::TellBeforeSynced => (vec![Crash, Partition], 4),
@@ -32,6 +34,7 @@ fn world(mutation: Mutation) -> (Vec<Kind>, usize) {
         Mutation::LastComerWins => (vec![Partition, Weather, Force], 4),
         Mutation::AcceptStaleSequence => (vec![Weather], 4),
         Mutation::ForgetWitnesses => (vec![Wipe, Wipe, Evict, Evict, Partition, Partition], 6),
+        Mutation::KeepBranch => (vec![Fork, Late], 4),
         Mutation::CountThePresent => (vec![Evict, Wipe, Partition, Late], 5),
         Mutation::SkipRest | Mutation::ForgetUsed => (vec![Weather], 3),
     }

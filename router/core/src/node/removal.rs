@@ -283,7 +283,7 @@ impl Cluster {
 
     /// Who was removed stays so. The removal may have been on a branch of a forked chain that this node has left.
     pub(super) fn keep_removed(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.ready || !self.is_member() {
+        if !self.ready || !self.is_member() || mutation::is_on(Mutation::ForgetWitnesses) {
             return;
         }
         let waits = |id: &NodeId| self.roster().pending().iter().any(|p| p.subject == *id);

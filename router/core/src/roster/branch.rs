@@ -11,6 +11,7 @@ use super::link::{Body, Link};
 use super::verdict::{Ends, Tip};
 use super::{Roster, RosterError};
 use crate::model::NodeId;
+use crate::mutation::{self, Mutation};
 use crate::store::{Batch, Stored, Table};
 
 const MAX_FORKS: usize = 64;
@@ -208,7 +209,8 @@ impl Roster {
         let Some(held) = chain.get(fork.index as usize) else {
             return false;
         };
-        if fork.left || held.previous != other.previous {
+        let stays = fork.left || mutation::is_on(Mutation::KeepBranch);
+        if stays || held.previous != other.previous {
             return false;
         }
         // Both are void; all have the same one all the same.
