@@ -5,7 +5,7 @@
 //!
 //! INVARIANT: a chain is contiguous and each record names the hash of the one before. Of a forked chain (two records of
 //! one issuer under one index) the branch that came first stays, the other is void and reported: only the issuer can
-//! make one. Its revocation names the branch that holds ([`branch`]).
+//! make one. Its revocation names the branch that holds (`branch.rs`).
 //!
 //! INVARIANT: a node's keys never change. A record that admits a known node with another noise key is refused, and with
 //! it all that its issuer says later.

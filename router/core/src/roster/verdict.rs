@@ -10,7 +10,7 @@
 //!    side of a split has seen gone must not come back. Of those whom it let in only they count of whom all of them knew:
 //!    whom it let in at last may be anybody.
 //!    A removal names the last record of the removed node's chain that its issuer knew. Where another stands in its place the
-//!    chain was forked ([`super::branch`]), and nothing behind the fork counts.
+//!    chain was forked (`branch.rs`), and nothing behind the fork counts.
 //! 3. An issuer's second revocation waits until a majority of the voters approved its first or revoked the same node, so
 //!    that one rogue can't evict all ([`super::ballot`]). Leaving, that is revoking oneself, is free.
 
