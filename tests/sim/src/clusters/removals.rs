@@ -90,9 +90,12 @@ impl Cluster {
     /// Who was let in by a removed node that had not heard of it yet is no member, and nothing that it says counts: what
     /// it was given, or gave, is its giver's again.
     pub(super) fn look_who_let_in(&mut self, host: usize) {
-        if self.ledger.evicted.contains(&host) || !self.is_void(host) {
-            return;
+        if !self.ledger.evicted.contains(&host) && self.is_void(host, false) {
+            self.leave_out(host);
         }
+    }
+
+    fn leave_out(&mut self, host: usize) {
         if let Some(id) = self.world.hosts[host].machine.as_ref().map(Shell::id) {
             let parts = self.space_of(&id);
             let gifts = self.gifts_of(&id);
@@ -113,7 +116,8 @@ impl Cluster {
         gifts.map(|(_, grant)| (grant.start, grant.last)).collect()
     }
 
-    fn is_void(&self, host: usize) -> bool {
+    /// Is this host no member for others, be they removed themselves?
+    fn is_void(&self, host: usize, for_any: bool) -> bool {
         let shell = self.world.hosts[host].machine.as_ref();
         let Some((shell, roster)) = shell.and_then(|shell| Some((shell, shell.node().roster()?)))
         else {
@@ -130,7 +134,7 @@ impl Cluster {
             let mut others = self
                 .world
                 .running()
-                .filter(|(other, _)| !self.ledger.evicted.contains(other));
+                .filter(|(other, _)| for_any || !self.ledger.evicted.contains(other));
             let void = others.any(|(_, other)| {
                 let roster = other.node().roster();
                 let revoked =
@@ -150,7 +154,10 @@ impl Cluster {
 
     /// A host says that it is no member because of who let it in: its people begin anew there.
     pub(super) fn is_told_to_begin_anew(&mut self, host: usize) -> bool {
-        self.look_who_let_in(host);
+        // Who told it so may be about to go.
+        if !self.ledger.evicted.contains(&host) && self.is_void(host, true) {
+            self.leave_out(host);
+        }
         let void = self.ledger.evicted.contains(&host);
         if void {
             let at = self.world.now.plus(TRY_AGAIN);
