@@ -322,8 +322,7 @@ impl Allocator {
     }
 
     fn is_usable(&self, ip: u32, net: &Ipv4Net) -> bool {
-        let ip = Ipv4Addr::from(ip);
-        ip != net.network() && ip != net.broadcast() && ip != self.plan.dns4()
+        self.plan.is_usable(ip.into(), net)
     }
 
     /// The first address that an endpoint may have: at most three are none.

@@ -302,7 +302,12 @@ impl AddressPlan {
     /// May a service have this address?
     pub fn is_vip(&self, ip: Ipv4Addr) -> bool {
         let vips = self.vips();
-        vips.contains(&ip) && ![vips.network(), vips.broadcast(), self.dns4()].contains(&ip)
+        vips.contains(&ip) && self.is_usable(ip, &vips)
+    }
+
+    /// May anybody have this address of `net`?
+    pub fn is_usable(&self, ip: Ipv4Addr, net: &Ipv4Net) -> bool {
+        ![net.network(), net.broadcast(), self.dns4()].contains(&ip)
     }
 
     /// Where every domain's DNS server listens, also the address a container sees when it reaches itself through a VIP.

@@ -580,14 +580,16 @@ impl Cluster {
         }
         let grants = self.catalog.grants_revision();
         let made_of = (grants, self.meta.roster.digest());
-        let is_same = self.seen_grants.replace(made_of) == Some(made_of);
-        let ring = match is_same {
-            true => self.ring.clone(),
-            false => ring_of(&self.meta, &self.catalog),
-        };
+        if self.seen_grants.replace(made_of) == Some(made_of) {
+            if self.ready && self.previous_ring != self.ring {
+                self.previous_ring = self.ring.clone();
+            }
+            return true;
+        }
+        let ring = ring_of(&self.meta, &self.catalog);
         let before = std::mem::replace(&mut self.ring, ring);
         // A start compares with what was on disk, once it may write.
-        if self.ready && self.previous_ring != before {
+        if self.ready {
             self.previous_ring = before;
         }
         true
@@ -621,7 +623,7 @@ impl Cluster {
 
 /// Who owns what, by all grants but those to nodes that never came in: whom a removed node let in at last owns nothing,
 /// and what it was given is still its giver's.
-fn ring_of(meta: &Meta, catalog: &Catalog) -> Ring {
+pub(super) fn ring_of(meta: &Meta, catalog: &Catalog) -> Ring {
     let mut grants = catalog.grants();
     grants.retain(|(giver, grant)| !meta.roster.never_came_in(&grant.to, giver));
     let mut removed: BTreeSet<NodeId> = meta.roster.revoked().keys().copied().collect();

@@ -86,11 +86,8 @@ impl Cluster {
     fn on_removed(&mut self, now: Now, removal: Removal, record: &[u8], out: &mut Vec<Output>) {
         self.hear_roster(now, removal.by, record);
         // It may be a removal of somebody else, shown because it stands in place of the record that let this node in.
-        if !self.is_member() || !self.roster().is_void_by(&removal, &self.me) {
-            return;
-        }
         // Records before that one may be missing here, and nobody tells them to a removed node.
-        if self.is_member() {
+        if self.is_member() && self.roster().is_void_by(&removal, &self.me) {
             self.tell_once(self.removed_text(removal.subject, removal.by), out);
         }
     }

@@ -21,6 +21,18 @@ impl Cluster {
         services
     }
 
+    fn tell_impossible(&mut self, out: &mut Vec<Output>) {
+        let mut services = self.catalog.services(self.wall_now());
+        services.retain(|service| !self.plan.is_vip(service.vip));
+        for Service { name, vip, .. } in services {
+            let text = format!(
+                "service \"{name}\" is ignored: a member says that its virtual address is {vip}, which no service can have; \
+                 remove it and create it anew"
+            );
+            self.tell_once(text, out);
+        }
+    }
+
     /// Is it known that no two services have one address, whoever owns it?
     pub(super) fn are_services_apart(&self, now: Now) -> bool {
         let wall = self.wall.micros(now);
@@ -33,16 +45,7 @@ impl Cluster {
         if !self.ready || self.leaving || !self.is_member() {
             return;
         }
-        for service in self.catalog.services(self.wall.micros(now)) {
-            if !self.plan.is_vip(service.vip) {
-                let text = format!(
-                    "service \"{}\" is ignored: a member says that its virtual address is {}, which no service can have; \
-                     remove it and create it anew",
-                    service.name, service.vip
-                );
-                self.tell_once(text, out);
-            }
-        }
+        self.tell_impossible(out);
         let in_common = self.catalog.services_in_common(self.wall.micros(now));
         self.services_apart = in_common.is_empty();
         for (first, service) in in_common {
