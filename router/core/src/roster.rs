@@ -29,12 +29,12 @@ use crate::model::{ClusterId, NodeId, NodeName, WallMicros};
 use crate::store::{Batch, Stored, Table};
 
 pub use branch::Fork;
-pub use link::MAX_LINK;
 pub(crate) use link::reencode;
 use link::{Admission, Approval, Body, Link, Revocation};
+pub use link::{MAX_LINK, Tip};
 pub use trust::Removal;
 use verdict::{Links, Verdict};
-pub use verdict::{MemberKeys, Revoked, Tip};
+pub use verdict::{MemberKeys, Revoked};
 
 /// Longest chain shown in a handshake.
 pub const MAX_CHAIN: usize = 3;
@@ -277,18 +277,15 @@ impl Roster {
         }
         let before = self.member_ids();
         let checked = self.check(&link);
-        let mut batch = Batch::new();
         match checked.and_then(|()| self.check_intake(&link, wall)) {
-            Ok(()) => {
-                batch.append(self.append(link));
-                self.judge();
-            }
+            Ok(()) => Ok(self.take(link, &before)),
             // It may be what shows that the other branch of a fork is the right one.
-            Err(error) if !self.is_astray() && self.member_ids() == before => return Err(error),
-            Err(_) => {}
+            Err(_) if self.is_astray() || self.member_ids() != before => {
+                let batch = self.follow_removers();
+                Ok(self.changed_since(&before, batch))
+            }
+            Err(error) => Err(error),
         }
-        batch.append(self.follow_removers());
-        Ok(self.changed_since(&before, batch))
     }
 
     /// Admits a node, or issues a known one's admission anew, one link away from this node.
@@ -337,8 +334,10 @@ impl Roster {
         let revocation = Revocation {
             id,
             last_sequence,
-            valid_links: chain.map_or(0, |c| c.len() as u32),
-            head: chain.and_then(|c| c.last()).map_or([0; 32], |l| l.hash),
+            tip: Tip {
+                length: chain.map_or(0, |c| c.len() as u32),
+                hash: chain.and_then(|c| c.last()).map_or([0; 32], |l| l.hash),
+            },
             voters: self.voters_besides(&id),
         };
         self.issue(identity, Body::Revoke(revocation))
@@ -435,10 +434,11 @@ impl Roster {
 
     /// Of a revoked node: are all its records here that count?
     pub fn knows_whom_it_let_in(&self, revoked: &NodeId) -> bool {
-        let end = self.verdict.revoked.get(revoked);
-        let wrong = self.forks.iter().any(|fork| fork.issuer == *revoked)
-            && end.is_some_and(|end| !self.leads_to(revoked, end.tip));
-        end.is_none_or(|end| self.chain_len(revoked) >= end.valid_links) && !wrong
+        let Some(end) = self.verdict.revoked.get(revoked) else {
+            return true;
+        };
+        let is_right = self.fork_of(revoked).is_none() || self.leads_to(revoked, end.tip);
+        is_right && self.chain_len(revoked) >= end.valid_links
     }
 
     /// The record that revokes a node; of several the one that leaves least of its chain: whom the node let in afterwards
@@ -447,12 +447,12 @@ impl Roster {
         let revoked = self.verdict.revoked.get(id)?;
         let records = self.chains.values().flatten();
         let leaving = records.filter_map(|link| match &link.body {
-            Body::Revoke(r) if r.id == *id && r.valid_links >= revoked.valid_links => {
-                Some((r.valid_links, link.bytes.as_slice()))
+            Body::Revoke(r) if r.id == *id && r.tip.length >= revoked.valid_links => {
+                Some((r.tip.length, link.bytes.as_slice()))
             }
             _ => None,
         });
-        let least = leaving.min_by_key(|(valid_links, _)| *valid_links);
+        let least = leaving.min_by_key(|(length, _)| *length);
         least.map(|(_, record)| record)
     }
 
@@ -571,8 +571,7 @@ impl Roster {
         let told: BTreeSet<&[u8]> = all.iter().copied().collect();
         // Of a chain that joins on to what a handshake showed nobody else can take anything.
         let is_told = |fork: &&Fork| self.proof_of(fork).take(1).all(|held| told.contains(held));
-        let void: Vec<&Fork> = self.forks.iter().filter(is_told).collect();
-        all.extend(void.into_iter().map(|fork| fork.void.as_slice()));
+        all.extend(self.forks.iter().filter(is_told).map(Fork::void));
         all
     }
 
@@ -641,18 +640,18 @@ impl Roster {
         );
         self.check(&link)?;
         let bytes = link.bytes.clone();
+        let before = self.member_ids();
         Ok(Issued {
             bytes,
-            change: self.take(link),
+            change: self.take(link, &before),
         })
     }
 
-    fn take(&mut self, link: Link) -> Inserted {
-        let before = self.member_ids();
+    fn take(&mut self, link: Link, before: &BTreeSet<NodeId>) -> Inserted {
         let mut batch = self.append(link);
         self.judge();
         batch.append(self.follow_removers());
-        self.changed_since(&before, batch)
+        self.changed_since(before, batch)
     }
 
     fn member_ids(&self) -> BTreeSet<NodeId> {

@@ -4,7 +4,7 @@ use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
 /// Each of these once broke a promise; what it found is mended.
-const MENDED: [(u64, usize); 79] = [
+const MENDED: [(u64, usize); 84] = [
     (40, 3),
     (275, 6),
     (365, 8),
@@ -84,6 +84,11 @@ const MENDED: [(u64, usize); 79] = [
     (1_107_458, 5),
     (1_109_772, 7),
     (1_110_762, 5),
+    (1215041, 4),
+    (1216431, 10),
+    (1221693, 8),
+    (1223820, 7),
+    (1224582, 9),
 ];
 
 /// The same, of worlds in which chains of the roster were forked and who forked them was removed.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, ring_of};
 use super::gifts::Wish;
 use super::io::Output;
 use crate::ipam::subtract;
@@ -157,7 +157,17 @@ impl Cluster {
             }
         }
         lost.retain(|part| !self.gave_away_since(*part));
-        for (start, last) in lost.into_iter().take(CLAIMS) {
+        self.claim(now, lost.into_iter().take(CLAIMS), out);
+    }
+
+    /// Writes that these parts are this node's.
+    fn claim(
+        &mut self,
+        now: Now,
+        parts: impl IntoIterator<Item = Interval>,
+        out: &mut Vec<Output>,
+    ) {
+        for (start, last) in parts {
             let grant = self.ring.takeover(start, last, self.me, false);
             let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
         }
@@ -196,10 +206,7 @@ impl Cluster {
         if self.sync.agreed().is_none() {
             return self.space.wake(now.plus(SETTLE));
         }
-        for (start, last) in parts {
-            let grant = self.ring.takeover(start, last, me, false);
-            let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
-        }
+        self.claim(now, parts, out);
     }
 
     /// Honours the sets of voters that other nodes recorded.
@@ -302,17 +309,15 @@ impl Cluster {
             let Some(allowed) = self.free_of(&subject) else {
                 continue;
             };
-            for (start, last) in allowed {
-                let grant = self.ring.takeover(start, last, self.me, false);
-                let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
-            }
+            self.claim(now, allowed, out);
         }
     }
 
-    /// Takes all that a removed node left, by force.
+    /// Takes all that a removed node left, by force. Its removal may just have made earlier takeovers count.
     pub(super) fn take_by_force(&mut self, now: Now, subject: &NodeId, out: &mut Vec<Output>) {
-        for (start, last) in self.ring.parts(subject) {
-            let grant = self.ring.takeover(start, last, self.me, true);
+        let ring = ring_of(&self.meta, &self.catalog);
+        for (start, last) in ring.parts(subject) {
+            let grant = ring.takeover(start, last, self.me, true);
             let _ = self.put(now, &Object::Grant(grant), Vec::new(), out);
         }
     }

@@ -3,12 +3,12 @@
 //! The branch that was heard first holds, so one cluster may hold both. Once the issuer is removed the branch holds that
 //! its remover knew: the removal names its last record. Who has the other one leaves it, and all agree again.
 //!
-//! INVARIANT: a branch that was left is never taken again.
+//! INVARIANT: for one remover's word no branch is taken again that was left.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::link::{Body, Link};
-use super::verdict::{Ends, Tip};
+use super::link::{Body, Link, Tip};
+use super::verdict::{Ends, common_with};
 use super::{Roster, RosterError};
 use crate::model::NodeId;
 use crate::mutation::{self, Mutation};
@@ -25,17 +25,18 @@ pub struct Fork {
     pub issuer: NodeId,
     /// Where.
     pub index: u32,
-    /// The record that is void here: with the one in the chain it proves the fork.
-    pub void: Vec<u8>,
-    /// This node had the branch that begins with it, and left it.
-    left: bool,
+    /// With the one in the chain it proves the fork.
+    void: Link,
+    /// The ends of the branches for which this node left the one that it held.
+    left_for: BTreeSet<Tip>,
     /// A record came that continues another branch than the one held here.
     outgrown: bool,
 }
 
 impl Fork {
-    fn short_hash(&self) -> u64 {
-        Link::parse(&self.void).map_or(0, |link| link.short_hash())
+    /// The record that is void here.
+    pub fn void(&self) -> &[u8] {
+        &self.void.bytes
     }
 }
 
@@ -49,9 +50,13 @@ impl Roster {
     pub(crate) fn fork_rows(&self, told: usize) -> Batch {
         let mut batch = Batch::new();
         for fork in self.forks.iter().skip(told) {
-            batch.put(void_row(&fork.issuer), fork.void.clone());
+            batch.put(void_row(&fork.issuer), fork.void());
         }
         batch
+    }
+
+    pub(super) fn fork_of(&self, issuer: &NodeId) -> Option<&Fork> {
+        self.forks.iter().find(|fork| fork.issuer == *issuer)
     }
 
     /// Forks as they were on disk.
@@ -67,7 +72,7 @@ impl Roster {
     /// Both records of a fork, the one that holds here first.
     pub(crate) fn proof_of<'a>(&'a self, fork: &'a Fork) -> impl Iterator<Item = &'a [u8]> {
         let holds = self.records_from(&fork.issuer, fork.index).take(1);
-        holds.chain(std::iter::once(fork.void.as_slice()))
+        holds.chain(std::iter::once(fork.void()))
     }
 
     /// Another record stands in this one's place: is it a fork?
@@ -95,15 +100,15 @@ impl Roster {
         let fork = Fork {
             issuer: link.issuer,
             index: link.index,
-            void: link.bytes.clone(),
-            left: false,
+            void: link.clone(),
+            left_for: BTreeSet::new(),
             outgrown: false,
         };
         match forks.find(|known| known.issuer == link.issuer) {
             Some(known) if known.index <= link.index => return,
             Some(known) => {
                 let later = std::mem::replace(known, fork);
-                self.digest ^= later.short_hash();
+                self.digest ^= later.void.short_hash();
             }
             None if is_full => return,
             None => self.forks.push(fork),
@@ -121,20 +126,17 @@ impl Roster {
 
     /// Does it begin a branch that is void here?
     pub(super) fn is_void_branch(&self, link: &Link) -> bool {
-        let mut forks = self.forks.iter();
-        forks.any(|fork| fork.void == link.bytes)
+        let fork = self.fork_of(&link.issuer);
+        fork.is_some_and(|fork| fork.void.hash == link.hash)
     }
 
     /// A record does not join on to the chain that is held here: of a forked one it continues the other branch.
     pub(super) fn note_outgrown(&mut self, link: &Link) {
-        if !self.forks.iter().any(|fork| fork.issuer == link.issuer)
-            || link.index != self.chain_len(&link.issuer)
-            || !link.verify(&self.cluster)
-        {
-            return;
-        }
-        for fork in &mut self.forks {
-            fork.outgrown |= fork.issuer == link.issuer;
+        let is_next = link.index == self.chain_len(&link.issuer);
+        let mut forks = self.forks.iter_mut();
+        let fork = forks.find(|fork| fork.issuer == link.issuer && is_next);
+        if let Some(fork) = fork.filter(|_| link.verify(&self.cluster)) {
+            fork.outgrown = true;
         }
     }
 
@@ -151,16 +153,8 @@ impl Roster {
 
     /// So many records of a chain that ends so are in the one held here, or may be.
     pub(super) fn common_with(&self, issuer: &NodeId, tip: Tip) -> u32 {
-        let fork = self.forks.iter().find(|fork| fork.issuer == *issuer);
-        let last = tip.length.saturating_sub(1);
-        if self.leads_to(issuer, tip) {
-            return tip.length;
-        }
-        match (fork, self.chain_len(issuer) < tip.length) {
-            (Some(fork), _) => tip.length.min(fork.index),
-            (None, true) => tip.length,
-            (None, false) => last,
-        }
+        let held = |index: u32| self.chains.get(issuer)?.get(index as usize);
+        common_with(tip, held, self.fork_of(issuer).map(|fork| fork.index))
     }
 
     /// Leaves the branches that the removers of their issuers did not know. To be written.
@@ -199,23 +193,17 @@ impl Roster {
 
     /// Is the branch that is held here not the one that the issuer's remover knew?
     fn is_wrong(&self, fork: &Fork) -> bool {
-        let (Some(revoked), Some(chain), Some(other)) = (
-            self.verdict.revoked.get(&fork.issuer),
-            self.chains.get(&fork.issuer),
-            Link::parse(&fork.void),
-        ) else {
+        let revoked = self.verdict.revoked.get(&fork.issuer);
+        let (Some(revoked), Some(held)) = (revoked, self.branch_off(&fork.void)) else {
             return false;
         };
-        let Some(held) = chain.get(fork.index as usize) else {
-            return false;
-        };
-        let stays = fork.left || mutation::is_on(Mutation::KeepBranch);
-        if stays || held.previous != other.previous {
+        let stays = fork.left_for.contains(&revoked.tip) || mutation::is_on(Mutation::KeepBranch);
+        if stays || held.previous != fork.void.previous {
             return false;
         }
         // Both are void; all have the same one all the same.
         if revoked.tip.length <= fork.index {
-            return other.hash < held.hash;
+            return fork.void.hash < held.hash;
         }
         let is_short = self.chain_len(&fork.issuer) < revoked.tip.length;
         match is_short {
@@ -234,30 +222,24 @@ impl Roster {
         last.is_some_and(|link| link.hash == tip.hash)
     }
 
-    /// The void record of a fork comes into the chain, for all from there on. The hashes of what left it.
+    /// The void record of a fork comes into the chain, for all from there on. The hashes of what left it. The chain is that
+    /// long: both records were looked at ([`Self::is_wrong`]).
     fn change_branch(&mut self, at: usize, batch: &mut Batch) -> BTreeSet<[u8; 32]> {
-        let Some(fork) = self.forks.get_mut(at) else {
-            return BTreeSet::new();
-        };
-        fork.left = true;
-        let (issuer, index) = (fork.issuer, fork.index);
-        let (Some(chain), Some(other)) = (self.chains.get_mut(&issuer), Link::parse(&fork.void))
-        else {
-            return BTreeSet::new();
-        };
-        let left = chain.split_off((index as usize).min(chain.len()));
+        let fork = &mut self.forks[at];
+        let tip = self.verdict.revoked.get(&fork.issuer).map(|end| end.tip);
+        let chain = self.chains.entry(fork.issuer).or_default();
+        let left = chain.split_off(fork.index as usize);
         for link in &left {
             batch.delete(row_of(link));
             self.digest ^= link.short_hash();
         }
-        if let Some(first) = left.first() {
-            fork.void = first.bytes.clone();
-            self.digest ^= first.short_hash();
-        }
-        // It counted as the void one before.
-        batch.put(row_of(&other), other.bytes.clone());
-        chain.push(other);
-        batch.put(void_row(&issuer), fork.void.clone());
+        // Of the two records that prove the fork both count in the digest, as before.
+        self.digest ^= left[0].short_hash();
+        let holds = std::mem::replace(&mut fork.void, left[0].clone());
+        fork.left_for.extend(tip);
+        batch.put(row_of(&holds), holds.bytes.clone());
+        batch.put(void_row(&fork.issuer), fork.void());
+        chain.push(holds);
         left.iter().map(|link| link.hash).collect()
     }
 
@@ -311,7 +293,7 @@ impl Roster {
         }
         let of_it = |fork: &mut Fork| fork.issuer == *issuer;
         for fork in self.forks.extract_if(.., of_it) {
-            self.digest ^= fork.short_hash();
+            self.digest ^= fork.void.short_hash();
         }
         chain
     }
@@ -319,17 +301,20 @@ impl Roster {
     /// Admissions from handshakes that may count. Of an issuer that somebody says is removed only the one that the removal
     /// names: what else it signed may be younger than that.
     pub(super) fn loose_that_count(&self) -> impl Iterator<Item = &Link> {
-        let mut ends: BTreeMap<NodeId, BTreeSet<(u32, [u8; 32])>> = BTreeMap::new();
+        let mut tips: BTreeMap<NodeId, BTreeSet<Tip>> = BTreeMap::new();
         for link in self.chains.values().flatten() {
             if let Body::Revoke(revocation) = &link.body {
-                let tips = ends.entry(revocation.id).or_default();
-                tips.insert((revocation.valid_links, revocation.head));
+                let named = tips.entry(revocation.id).or_default();
+                named.insert(revocation.tip);
             }
         }
         self.loose.values().filter(move |link| {
-            let place = (link.index.saturating_add(1), link.hash);
-            ends.get(&link.issuer)
-                .is_none_or(|tips| tips.contains(&place))
+            let tip = Tip {
+                length: link.index.saturating_add(1),
+                hash: link.hash,
+            };
+            let named = tips.get(&link.issuer);
+            named.is_none_or(|named| named.contains(&tip))
         })
     }
 }

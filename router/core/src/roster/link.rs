@@ -57,9 +57,17 @@ pub(crate) struct Admission {
 pub(crate) struct Revocation {
     pub(crate) id: NodeId,
     pub(crate) last_sequence: u64,
-    pub(crate) valid_links: u32,
-    pub(crate) head: [u8; 32],
+    pub(crate) tip: Tip,
     pub(crate) voters: u32,
+}
+
+/// The end of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tip {
+    /// So many records.
+    pub length: u32,
+    /// The hash of the last of them; zeros if there is none.
+    pub hash: [u8; 32],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,8 +185,10 @@ impl Body {
             3 => Body::Revoke(Revocation {
                 id: NodeId(take(rest)?),
                 last_sequence: be_u64(&take::<8>(rest)?),
-                valid_links: u32::from_be_bytes(take(rest)?),
-                head: take(rest)?,
+                tip: Tip {
+                    length: u32::from_be_bytes(take(rest)?),
+                    hash: take(rest)?,
+                },
                 voters: u32::from_be_bytes(take(rest)?),
             }),
             4 => Body::Approve(Approval {
@@ -206,8 +216,8 @@ impl Body {
                 out.push(3);
                 out.extend_from_slice(&revocation.id.0);
                 out.extend_from_slice(&revocation.last_sequence.to_be_bytes());
-                out.extend_from_slice(&revocation.valid_links.to_be_bytes());
-                out.extend_from_slice(&revocation.head);
+                out.extend_from_slice(&revocation.tip.length.to_be_bytes());
+                out.extend_from_slice(&revocation.tip.hash);
                 out.extend_from_slice(&revocation.voters.to_be_bytes());
             }
             Body::Approve(approval) => {

@@ -180,8 +180,10 @@ fn who_says_that_it_knows_nobody_needs_the_others_all_the_same() {
         let revocation = Revocation {
             id: id(subject),
             last_sequence: 0,
-            valid_links: 0,
-            head: [0; 32],
+            tip: Tip {
+                length: 0,
+                hash: [0; 32],
+            },
             voters: 1,
         };
         roster

@@ -58,10 +58,7 @@ impl Roster {
         (may && link.verify(&self.cluster)).then_some(Removal {
             subject,
             by,
-            tip: Tip {
-                length: revocation.valid_links,
-                hash: revocation.head,
-            },
+            tip: revocation.tip,
         })
     }
 

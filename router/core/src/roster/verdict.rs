@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use crate::model::{NodeId, NodeName};
 
 use super::ballot::Ballot;
-use super::link::{Body, Link, Revocation};
+use super::link::{Body, Link, Revocation, Tip};
 use super::{PendingRevocation, Rights};
 
 /// Keys and rights of an admitted node.
@@ -57,15 +57,6 @@ pub struct Revoked {
     pub tip: Tip,
 }
 
-/// The end of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tip {
-    /// So many records.
-    pub length: u32,
-    /// The hash of the last of them; zeros if there is none.
-    pub hash: [u8; 32],
-}
-
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     /// All that were ever admitted by a record that counts, the revoked ones included.
@@ -94,6 +85,30 @@ struct Candidate<'a> {
     end: u32,
 }
 
+/// What candidates add up to.
+struct Outcome<'a> {
+    counting: Vec<&'a Candidate<'a>>,
+    revoked: Revocations,
+    pending: Vec<PendingRevocation>,
+}
+
+impl Outcome<'_> {
+    /// Which branch of a forked chain holds somebody says who is a member whatever branch it is, if there is such a one:
+    /// others may not even know who else says so.
+    fn revoked_as_seen_by(&self, admitted: &BTreeMap<NodeId, MemberKeys>) -> Revocations {
+        let mut revoked = self.revoked.clone();
+        for (id, end) in &mut revoked {
+            let by_member = |c: &&&Candidate<'_>| {
+                c.revocation.id == *id && admitted.contains_key(&c.link.issuer)
+            };
+            if let Some(candidate) = self.counting.iter().find(by_member) {
+                end.tip = candidate.revocation.tip;
+            }
+        }
+        revoked
+    }
+}
+
 impl Candidate<'_> {
     /// Does its issuer revoke itself?
     fn is_leave(&self) -> bool {
@@ -112,9 +127,11 @@ pub(super) fn judge(founder: &NodeId, links: &Links<'_>, forked: &Ends) -> Verdi
         };
     }
     loop {
-        let (sure, _) = revoke(&candidates, founder, links, None);
-        let (revoked, pending) = revoke(&candidates, founder, links, Some(&sure));
-        let admitted = admit(founder, links, &ends_of(&revoked));
+        let sure = revoke(&candidates, founder, links, None);
+        let outcome = revoke(&candidates, founder, links, Some(&sure.revoked));
+        let admitted = admit(founder, links, &ends_of(&outcome.revoked));
+        let revoked = outcome.revoked_as_seen_by(&admitted);
+        let pending = outcome.pending;
         let before = candidates.len();
         let ballot = LazyCell::new(|| Ballot::new(founder, links, Some(&revoked)));
         candidates.retain(|c| admitted.contains_key(&c.link.issuer) || ballot.is_witnessed(c.link));
@@ -219,26 +236,36 @@ fn candidates<'a>(
 /// So many of a revoked node's records count by this word. Of a chain that was forked, or must have been, those behind the
 /// fork only where it is the branch that the word's issuer knew.
 fn end_by(revocation: &Revocation, links: &Links<'_>, forked: &Ends) -> u32 {
-    let Some(last) = revocation.valid_links.checked_sub(1) else {
+    let Revocation { id, tip, .. } = revocation;
+    let held = |index| links.get(&(*id, index)).copied();
+    common_with(*tip, held, forked.get(id).copied())
+}
+
+/// So many records of a chain that ends so are in the one that is `held`, or may be, if it was forked at `fork`.
+pub(super) fn common_with<'a>(
+    tip: Tip,
+    held: impl FnOnce(u32) -> Option<&'a Link>,
+    fork: Option<u32>,
+) -> u32 {
+    let Some(last) = tip.length.checked_sub(1) else {
         return 0;
     };
-    let held = links.get(&(revocation.id, last));
-    let fork = forked.get(&revocation.id).copied();
-    match held {
-        Some(link) if link.hash == revocation.head => revocation.valid_links,
-        Some(_) => fork.map_or(last, |at| last.min(at)),
-        None => fork.unwrap_or(u32::MAX).min(revocation.valid_links),
-    }
+    let most = match held(last) {
+        Some(link) if link.hash == tip.hash => return tip.length,
+        Some(_) => last,
+        None => tip.length,
+    };
+    fork.map_or(most, |at| most.min(at))
 }
 
 /// What the candidates in their order add up to. Who is `gone` witnesses and approves nothing afterwards; before that is
 /// known nobody witnesses.
-fn revoke(
-    candidates: &[Candidate<'_>],
+fn revoke<'a>(
+    candidates: &'a [Candidate<'a>],
     founder: &NodeId,
     links: &Links<'_>,
     gone: Option<&Revocations>,
-) -> (Revocations, Vec<PendingRevocation>) {
+) -> Outcome<'a> {
     let mut counting: Vec<&Candidate<'_>> = Vec::new();
     let mut revoked = Revocations::new();
     let mut pending = Vec::new();
@@ -276,10 +303,7 @@ fn revoke(
             known_links: *end,
             by: link.issuer,
             record: link.hash,
-            tip: Tip {
-                length: revocation.valid_links,
-                hash: revocation.head,
-            },
+            tip: revocation.tip,
         };
         revoked
             .entry(revocation.id)
@@ -290,5 +314,9 @@ fn revoke(
             })
             .or_insert(end);
     }
-    (revoked, pending)
+    Outcome {
+        counting,
+        revoked,
+        pending,
+    }
 }

@@ -139,9 +139,11 @@ impl Cluster {
                 let roster = other.node().roster();
                 let revoked =
                     roster.and_then(|roster| Some((roster, roster.revoked().get(&issuer)?)));
-                // It may have been let in by the other branch of a forked chain.
+                // It may have been let in by the other branch of a forked chain; who has not heard of it says nothing.
                 revoked.is_some_and(|(roster, revoked)| {
-                    revoked.valid_links <= index || roster.standing(&at) == Standing::Unknown
+                    let mut held = roster.records_from(&issuer, index);
+                    let is_other = roster.standing(&at) == Standing::Unknown;
+                    revoked.valid_links <= index || (held.next().is_some() && is_other)
                 })
             });
             if void {

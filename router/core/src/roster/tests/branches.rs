@@ -67,6 +67,22 @@ fn of_two_removers_that_knew_different_branches_none_lets_anybody_in() {
 }
 
 #[test]
+fn who_is_in_by_one_branch_alone_does_not_say_which_one_holds() {
+    let (mut one, mut other) = forked(4, 1, 1);
+    talk(&mut one, &mut other);
+    let removal = other.revoke(&identity(20), id(2), 0).unwrap();
+    let record = crypto::sha256(&removal.bytes);
+    other.witness(&identity(4), record).unwrap();
+    // Its remover comes last.
+    admit(&mut one, 3, 30, Rights::ALL).unwrap();
+    admit(&mut one, 30, 31, Rights::ALL).unwrap();
+    one.revoke(&identity(31), id(2), 0).unwrap();
+    talk(&mut one, &mut other);
+    agree(&one, &other);
+    assert!(one.is_member(&id(10)) && !one.is_member(&id(20)));
+}
+
+#[test]
 fn who_removed_before_the_fork_leaves_both_branches_void_and_all_alike() {
     let mut third = cluster(4);
     third.revoke(&identity(3), id(2), 0).unwrap();
