@@ -37,11 +37,11 @@ impl Roster {
         if !link.verify(&self.cluster) {
             return Err(RosterError::Bad);
         }
-        let late = self
-            .verdict
-            .revoked
-            .get(&link.issuer)
-            .map(|r| r.known_links.saturating_add(MAX_LATE_LINKS));
+        let late = self.verdict.revoked.get(&link.issuer).map(|r| {
+            r.known_links
+                .max(r.tip.length)
+                .saturating_add(MAX_LATE_LINKS)
+        });
         if length >= late.unwrap_or(MAX_LINKS).min(MAX_LINKS) {
             return Err(RosterError::TooMany(link.issuer));
         }

@@ -10,7 +10,8 @@
 //!    side of a split has seen gone must not come back. Of those whom it let in only they count of whom all of them knew:
 //!    whom it let in at last may be anybody.
 //!    A removal names the last record of the removed node's chain that its issuer knew. Where another stands in its place the
-//!    chain was forked (`branch.rs`), and nothing behind the fork counts.
+//!    chain was forked (`branch.rs`), and nothing behind the fork counts. What the removed node approved and witnessed behind
+//!    a fork never does: which of its removers counts must not depend on the branch.
 //! 3. An issuer's second revocation waits until a majority of the voters approved its first or revoked the same node, so
 //!    that one rogue can't evict all ([`super::ballot`]). Leaving, that is revoking oneself, is free.
 
@@ -81,8 +82,10 @@ pub(super) fn ends_of(revoked: &Revocations) -> Ends {
 struct Candidate<'a> {
     link: &'a Link,
     revocation: &'a Revocation,
-    /// So many of the revoked node's records count.
+    /// So many of the revoked node's records let others in.
     end: u32,
+    /// So many of them say what it approved and heard of: those that all have, whichever branch of its chain they hold.
+    known: u32,
 }
 
 /// What candidates add up to.
@@ -219,12 +222,16 @@ fn candidates<'a>(
             let issuer = everybody.get(&link.issuer)?;
             let may = issuer.rights.has(Rights::REVOKE) || revocation.id == link.issuer;
             let end = end_by(revocation, links, forked);
+            let known = forked
+                .get(&revocation.id)
+                .map_or(end, |fork| end.min(*fork));
             may.then_some((
                 issuer.depth,
                 Candidate {
                     link,
                     revocation,
                     end,
+                    known,
                 },
             ))
         })
@@ -275,6 +282,7 @@ fn revoke<'a>(
             link,
             revocation,
             end,
+            known,
         } = candidate;
         let late = counting.iter().any(|c| {
             c.revocation.id == link.issuer && c.end <= link.index && c.link.issuer != revocation.id
@@ -300,7 +308,7 @@ fn revoke<'a>(
         let end = Revoked {
             last_sequence: revocation.last_sequence,
             valid_links: *end,
-            known_links: *end,
+            known_links: *known,
             by: link.issuer,
             record: link.hash,
             tip: revocation.tip,

@@ -127,6 +127,7 @@ fn what_a_branch_left_is_left_on_disk_too_and_it_is_never_taken_again() {
     for record in &left {
         assert!(other.insert(record, WALL).is_err());
     }
+    assert_eq!(one.insert(&left[0], WALL).unwrap_err(), fork);
     let restored = Roster::restore(other.cluster(), &stored).unwrap();
     for roster in [&restored, &other] {
         assert_eq!(roster.forks().len(), 1);
