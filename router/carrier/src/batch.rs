@@ -13,7 +13,7 @@ use weft_core::crypto::TAG_LEN;
 use weft_core::session::transport::Transport;
 use weft_core::wire::{DATA_HEADER, FrameKind, OVERHEAD};
 
-use crate::bundle::{ITEM_HEAD, write_head};
+use crate::bundle::{ITEM_HEAD, MAX_ITEM, write_head};
 use crate::counters::Dropped;
 use crate::shared::{CarrierEvent, Shared};
 use crate::table::Peer;
@@ -64,11 +64,30 @@ impl Load {
     }
 }
 
+/// A packet that is to be written behind what is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packet {
+    /// Its length.
+    pub(crate) len: usize,
+    /// Is its transport checksum yet to be filled in?
+    pub(crate) partial: bool,
+}
+
+impl Packet {
+    fn kind(self) -> FrameKind {
+        match self.partial {
+            true => FrameKind::Partial,
+            false => FrameKind::Packet,
+        }
+    }
+}
+
 /// A frame that more packets may be added to.
 #[derive(Clone, Copy, Debug)]
 struct Bundle {
     /// Kind and body so far.
     frame: usize,
+    first: Packet,
     load: Load,
 }
 
@@ -93,22 +112,23 @@ impl Batch {
         }
     }
 
-    /// Adds a packet of `len` octets, which `write` puts where it is told to.
+    /// Adds a packet, which `write` puts where it is told to.
     pub(crate) fn add(
         &mut self,
         way: Way<'_>,
         shared: &Shared,
         wire: &impl Wire,
-        len: usize,
+        packet: Packet,
         write: impl FnOnce(&mut [u8]),
     ) {
+        let len = packet.len;
         // Two of them must fit, or a bundle only costs.
-        if (len + ITEM_HEAD) * 2 <= way.peer.mtu {
-            self.add_to_bundle(way, shared, wire, len, write);
+        if (len + ITEM_HEAD) * 2 <= way.peer.mtu && len <= MAX_ITEM {
+            self.add_to_bundle(way, shared, wire, packet, write);
         } else {
             self.close_bundle(way, shared, wire);
             let frame = self.end + DATA_HEADER;
-            self.buffer[frame] = FrameKind::Packet as u8;
+            self.buffer[frame] = packet.kind() as u8;
             write(&mut self.buffer[frame + 1..frame + 1 + len]);
             let load = Load {
                 packets: 1,
@@ -123,19 +143,21 @@ impl Batch {
         way: Way<'_>,
         shared: &Shared,
         wire: &impl Wire,
-        len: usize,
+        packet: Packet,
         write: impl FnOnce(&mut [u8]),
     ) {
+        let len = packet.len;
         let full = |bundle: &Bundle| bundle.frame + ITEM_HEAD + len > 1 + way.peer.mtu;
         if self.bundle.as_ref().is_some_and(full) {
             self.close_bundle(way, shared, wire);
         }
         let bundle = self.bundle.get_or_insert(Bundle {
             frame: 1,
+            first: packet,
             load: Load::default(),
         });
         let item = self.end + DATA_HEADER + bundle.frame;
-        write_head(&mut self.buffer[item..], len);
+        write_head(&mut self.buffer[item..], len, packet.partial);
         let start = item + ITEM_HEAD;
         write(&mut self.buffer[start..start + len]);
         bundle.frame += ITEM_HEAD + len;
@@ -153,7 +175,7 @@ impl Batch {
         let mut len = bundle.frame;
         if bundle.load.packets == 1 {
             // Alone it needs no length.
-            self.buffer[frame] = FrameKind::Packet as u8;
+            self.buffer[frame] = bundle.first.kind() as u8;
             let item = frame + 1 + ITEM_HEAD..frame + len;
             self.buffer.copy_within(item, frame + 1);
             len -= ITEM_HEAD;

@@ -1,13 +1,28 @@
-//! Several small packets in one frame: a length of 16 bits, little-endian, before each.
+//! Several small packets in one frame: before each 16 bits, little-endian, of which the highest says that the packet's
+//! transport checksum is not filled in, and the others its length.
 
 use std::ops::Range;
 
 /// Octets before each packet.
 pub(crate) const ITEM_HEAD: usize = 2;
 
-/// Writes `len` before a packet that begins [`ITEM_HEAD`] behind the beginning of `out`.
-pub(crate) fn write_head(out: &mut [u8], len: usize) {
-    out[..ITEM_HEAD].copy_from_slice(&(len as u16).to_le_bytes());
+/// Set in the length of a packet whose transport checksum is not filled in. No path takes bundles of packets this long.
+const PARTIAL: u16 = 1 << 15;
+/// The longest packet that fits in a bundle.
+pub(crate) const MAX_ITEM: usize = PARTIAL as usize - 1;
+
+/// A packet's place in a bundle's body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Item {
+    pub(crate) range: Range<usize>,
+    /// Is its transport checksum yet to be filled in?
+    pub(crate) partial: bool,
+}
+
+/// Writes what stands before a packet of `len` octets, which begins [`ITEM_HEAD`] behind the beginning of `out`.
+pub(crate) fn write_head(out: &mut [u8], len: usize, partial: bool) {
+    let flag = if partial { PARTIAL } else { 0 };
+    out[..ITEM_HEAD].copy_from_slice(&(len as u16 | flag).to_le_bytes());
 }
 
 /// Where the packets of a bundle lie in its body. Ends with an error where the body ends within an item; the packets
@@ -26,20 +41,24 @@ impl<'a> Items<'a> {
         Self { body, at: 0 }
     }
 
-    fn take(&mut self) -> Option<Range<usize>> {
+    fn take(&mut self) -> Option<Item> {
         let head = self.body.get(self.at..)?.first_chunk::<ITEM_HEAD>()?;
+        let head = u16::from_le_bytes(*head);
         let start = self.at + ITEM_HEAD;
-        let end = start + usize::from(u16::from_le_bytes(*head));
+        let end = start + usize::from(head & !PARTIAL);
         if end == start || end > self.body.len() {
             return None;
         }
         self.at = end;
-        Some(start..end)
+        Some(Item {
+            range: start..end,
+            partial: head & PARTIAL != 0,
+        })
     }
 }
 
 impl Iterator for Items<'_> {
-    type Item = Result<Range<usize>, Torn>;
+    type Item = Result<Item, Torn>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.at >= self.body.len() {
@@ -61,7 +80,11 @@ mod tests {
     fn a_torn_bundle_gives_what_came_before_the_tear() {
         let body = [1, 0, 7, 9, 0, 1, 2];
         let items: Vec<_> = Items::new(&body).collect();
-        assert_eq!(items, [Ok(2..3), Err(Torn)]);
+        let first = Item {
+            range: 2..3,
+            partial: false,
+        };
+        assert_eq!(items, [Ok(first), Err(Torn)]);
         assert_eq!(
             Items::new(&[0, 0, 1, 0, 5]).collect::<Vec<_>>(),
             [Err(Torn)]
@@ -76,18 +99,20 @@ mod tests {
             let mut body = Vec::new();
             for packet in &packets {
                 let mut head = [0; ITEM_HEAD];
-                write_head(&mut head, packet.len());
+                write_head(&mut head, packet.len(), packet[0] & 1 == 0);
                 body.extend_from_slice(&head);
                 body.extend_from_slice(packet);
             }
-            let out: Vec<_> = Items::new(&body).map(|r| body[r.unwrap()].to_vec()).collect();
+            let items: Vec<_> = Items::new(&body).map(Result::unwrap).collect();
+            let out: Vec<_> = items.iter().map(|item| body[item.range.clone()].to_vec()).collect();
+            prop_assert!(items.iter().zip(&packets).all(|(item, packet)| item.partial == (packet[0] & 1 == 0)));
             prop_assert_eq!(out, packets);
         }
 
         #[test]
         fn no_octets_make_it_panic_or_overlap(body in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut last = 0;
-            for range in Items::new(&body).flatten() {
+            for Item { range, .. } in Items::new(&body).flatten() {
                 prop_assert!(range.start >= last + ITEM_HEAD && range.end <= body.len());
                 last = range.end;
             }

@@ -1,25 +1,30 @@
-//! Consecutive TCP segments of one flow, joined into the super-packet they were cut from: one write to the TAP and one
-//! walk through the kernel instead of forty.
+//! Consecutive TCP segments or UDP datagrams of one flow, joined into the super-packet they were cut from: one write to the
+//! TAP and one walk through the kernel instead of forty.
 //!
 //! INVARIANT: packets of one flow keep their order. A packet that can't join the flow's open group closes it.
 //! INVARIANT: the receiver's kernel is told that a group's checksum is yet to be filled in, so it will not check the
-//! payload again. Therefore only segments whose checksums were found right are joined; all others go as they came.
+//! payload again. Therefore only packets are joined whose checksums were found right, or that were sealed by the host they
+//! began on without having one; all others go as they came.
 
 use std::io::IoSlice;
 
 use crate::checksum::{Sum, pseudo_header};
-use crate::inner::{Inner, TCP};
-use crate::segment::{addresses, fill_v4_checksum};
+use crate::counters::Dropped;
+use crate::inner::{Inner, TCP, UDP};
+use crate::segment::{addresses, checksum_offset, fill_v4_checksum};
 use crate::vnet::{
-    ETHERNET_LEN, FRAME_HEAD, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, VNET_LEN, VnetHeader, ether_type,
+    ETHERNET_LEN, FRAME_HEAD, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET_LEN,
+    VnetHeader, ether_type,
 };
 
 /// Flows joined at a time; of more, the oldest is closed. A batch rarely holds more, and each packet is compared to all.
 const MAX_OPEN: usize = 8;
 /// Segments of one group: what one vectored write takes is far more.
 const MAX_SEGMENTS: usize = 64;
-/// Ethernet and virtio headers, IPv6 or IPv4 without options, TCP with all options.
-const MAX_HEAD: usize = FRAME_HEAD + 40 + 60;
+/// Ethernet and virtio headers, IPv4 and TCP with all options.
+const MAX_HEAD: usize = FRAME_HEAD + 60 + 60;
+/// Octets of a UDP header.
+const UDP_LEN: usize = 8;
 
 const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
@@ -47,14 +52,18 @@ enum Item {
 struct Group {
     from: usize,
     first: Span,
+    protocol: u8,
+    /// Does the first one come without a checksum?
+    partial: bool,
     transport: usize,
     headers: usize,
     /// Payload of each segment but the last.
     size: usize,
+    /// Of TCP.
     next_sequence: u32,
     /// Payload of all segments.
     payload: usize,
-    /// Has the first segment been verified? Not before a second one comes: most groups stay alone.
+    /// Is the first segment known to be right? It is not looked at before a second one comes: most groups stay alone.
     verified: bool,
     ends_with_push: bool,
     spans: Vec<Span>,
@@ -63,6 +72,8 @@ struct Group {
 /// Gathers the packets of one batch. `from` is whatever the caller tells peers apart by.
 #[derive(Debug, Default)]
 pub(crate) struct Coalescer {
+    /// Does the TAP take several datagrams at a time?
+    joins_datagrams: bool,
     items: Vec<Item>,
     /// The first `used` are of this batch; the others are kept for their room.
     groups: Vec<Group>,
@@ -70,30 +81,44 @@ pub(crate) struct Coalescer {
     open: Vec<usize>,
 }
 
-/// A TCP segment as far as joining takes it apart.
+/// A packet as far as joining takes it apart: a TCP segment or a UDP datagram.
 #[derive(Clone, Copy)]
 struct Segment<'a> {
     packet: &'a [u8],
+    protocol: u8,
     transport: usize,
+    /// Where the payload begins.
     headers: usize,
+    /// Has it no checksum yet?
+    partial: bool,
 }
 
 impl<'a> Segment<'a> {
-    fn read(packet: &'a [u8], inner: &Inner) -> Option<Self> {
-        if inner.protocol != TCP || inner.fragment {
-            return None;
-        }
-        let words = usize::from(*packet.get(inner.transport + 12)? >> 4);
-        let headers = inner.transport + words * 4;
-        let fits = words >= 5 && headers <= packet.len();
-        fits.then_some(Self {
+    fn read(packet: &'a [u8], inner: &Inner, partial: bool) -> Option<Self> {
+        let at = inner.transport;
+        let (headers, fits) = match inner.protocol {
+            TCP => {
+                let words = usize::from(*packet.get(at + 12)? >> 4);
+                (at + words * 4, words >= 5)
+            }
+            UDP => {
+                let len = packet.get(at + 4..at + 6)?;
+                let len = usize::from(u16::from_be_bytes([len[0], len[1]]));
+                (at + UDP_LEN, len == packet.len() - at)
+            }
+            _ => return None,
+        };
+        (fits && headers <= packet.len() && !inner.fragment).then_some(Self {
             packet,
-            transport: inner.transport,
+            protocol: inner.protocol,
+            transport: at,
             headers,
+            partial,
         })
     }
 
-    fn tcp(&self) -> &'a [u8] {
+    /// The transport's header.
+    fn head(&self) -> &'a [u8] {
         &self.packet[self.transport..self.headers]
     }
 
@@ -101,13 +126,14 @@ impl<'a> Segment<'a> {
         self.packet.len() - self.headers
     }
 
+    /// Of TCP; in UDP's header the same octets say something else.
     fn sequence(&self) -> u32 {
-        let tcp = self.tcp();
-        u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]])
+        let head = self.head();
+        u32::from_be_bytes([head[4], head[5], head[6], head[7]])
     }
 
-    fn flags(&self) -> u8 {
-        self.tcp()[13]
+    fn is_pushed(&self) -> bool {
+        self.protocol == TCP && self.head()[13] & PSH != 0
     }
 
     fn is_v6(&self) -> bool {
@@ -121,12 +147,19 @@ impl<'a> Segment<'a> {
         } else {
             self.transport == 20
         };
-        plain && self.payload() > 0 && self.flags() & !PSH == ACK
+        let head = self.head();
+        let fits = match self.protocol {
+            TCP => head[13] & !PSH == ACK,
+            // Without a checksum on purpose (RFC 768) it would get one.
+            _ => self.partial || head[6..8] != [0, 0],
+        };
+        plain && self.payload() > 0 && fits
     }
 
     fn same_flow(&self, other: &Self) -> bool {
         self.packet[0] >> 4 == other.packet[0] >> 4
-            && self.tcp()[..4] == other.tcp()[..4]
+            && self.protocol == other.protocol
+            && self.head()[..4] == other.head()[..4]
             && addresses(self.packet) == addresses(other.packet)
     }
 
@@ -141,7 +174,10 @@ impl<'a> Segment<'a> {
         } else {
             a[..2] == b[..2] && a[6..10] == b[6..10] && self.id_follows(first, place)
         };
-        let (a, b) = (self.tcp(), first.tcp());
+        if self.protocol == UDP {
+            return same_ip;
+        }
+        let (a, b) = (self.head(), first.head());
         same_ip
             && a[8..13] == b[8..13]
             && (a[13] ^ b[13]) & !PSH == 0
@@ -158,10 +194,8 @@ impl<'a> Segment<'a> {
     fn is_intact(&self) -> bool {
         let (header, rest) = self.packet.split_at(self.transport);
         let ip_good = self.is_v6() || Sum::default().add(header).is_good();
-        ip_good
-            && pseudo_header(addresses(header), TCP, rest.len())
-                .add(rest)
-                .is_good()
+        let sum = || pseudo_header(addresses(header), self.protocol, rest.len()).add(rest);
+        ip_good && (self.partial || sum().is_good())
     }
 }
 
@@ -169,8 +203,10 @@ impl Group {
     fn first_of<'a>(&self, octets: &'a [u8]) -> Segment<'a> {
         Segment {
             packet: self.first.of(octets),
+            protocol: self.protocol,
             transport: self.transport,
             headers: self.headers,
+            partial: self.partial,
         }
     }
 
@@ -182,7 +218,7 @@ impl Group {
             && self.headers + self.payload + payload <= usize::from(u16::MAX)
             && self.spans.len() < MAX_SEGMENTS;
         let follows = segment.may_join()
-            && segment.sequence() == self.next_sequence
+            && (segment.protocol == UDP || segment.sequence() == self.next_sequence)
             && segment.same_headers(&first, self.spans.len());
         if !(fits && follows) {
             return false;
@@ -200,7 +236,7 @@ impl Group {
         });
         self.payload += payload;
         self.next_sequence = self.next_sequence.wrapping_add(payload as u32);
-        self.ends_with_push = segment.flags() & PSH != 0;
+        self.ends_with_push = segment.is_pushed();
         true
     }
 
@@ -218,13 +254,19 @@ impl Group {
     ) -> ([u8; MAX_HEAD], usize) {
         let first = self.first_of(octets);
         let mut head = [0; MAX_HEAD];
+        let (gso_type, gso_size) = match (self.spans.len(), self.protocol) {
+            (..=1, _) => (GSO_NONE, 0),
+            (_, UDP) => (GSO_UDP_L4, self.size as u16),
+            _ if first.is_v6() => (GSO_TCPV6, self.size as u16),
+            _ => (GSO_TCPV4, self.size as u16),
+        };
         let vnet = VnetHeader {
             flags: NEEDS_CSUM,
-            gso_type: if first.is_v6() { GSO_TCPV6 } else { GSO_TCPV4 },
+            gso_type,
             hdr_len: (ETHERNET_LEN + self.headers) as u16,
-            gso_size: self.size as u16,
+            gso_size,
             csum_start: (ETHERNET_LEN + self.transport) as u16,
-            csum_offset: 16,
+            csum_offset: self.checksum_offset() as u16,
         };
         write_frame_head(&mut head, vnet, first.packet[0], from_mac, to_mac);
         let len = FRAME_HEAD + self.headers;
@@ -232,6 +274,10 @@ impl Group {
         packet.copy_from_slice(&first.packet[..self.headers]);
         self.fix(packet, first.is_v6());
         (head, len)
+    }
+
+    fn checksum_offset(&self) -> usize {
+        checksum_offset(self.protocol).unwrap_or_default()
     }
 
     fn fix(&self, packet: &mut [u8], is_v6: bool) {
@@ -242,11 +288,15 @@ impl Group {
             packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
             fill_v4_checksum(&mut packet[..self.transport]);
         }
-        let sum = pseudo_header(addresses(packet), TCP, len - self.transport).partial();
-        let tcp = &mut packet[self.transport..];
-        tcp[16..18].copy_from_slice(&sum);
-        if self.ends_with_push {
-            tcp[13] |= PSH;
+        let rest = len - self.transport;
+        let sum = pseudo_header(addresses(packet), self.protocol, rest).partial();
+        let head = &mut packet[self.transport..];
+        let field = self.checksum_offset();
+        head[field..field + 2].copy_from_slice(&sum);
+        if self.protocol == UDP {
+            head[4..6].copy_from_slice(&(rest as u16).to_be_bytes());
+        } else if self.ends_with_push {
+            head[13] |= PSH;
         }
     }
 }
@@ -260,14 +310,36 @@ fn write_frame_head(head: &mut [u8], vnet: VnetHeader, first: u8, from: [u8; 6],
 }
 
 impl Coalescer {
-    /// Takes the packet at `span` of `octets`; `inner` was read from it and fills it.
-    pub(crate) fn push(&mut self, octets: &[u8], span: Span, from: usize, inner: &Inner) {
-        let Some(segment) = Segment::read(span.of(octets), inner) else {
-            return self.single(span, from);
-        };
-        if let Some(place) = self.find(octets, from, &segment) {
+    /// For a TAP that takes several datagrams at a time, or does not.
+    pub(crate) fn new(joins_datagrams: bool) -> Self {
+        Self {
+            joins_datagrams,
+            ..Self::default()
+        }
+    }
+
+    /// Takes the packet at `span` of `octets`; `inner` was read from it and fills it. Refuses one without a checksum
+    /// (`partial`) whose checksum nobody could fill in.
+    pub(crate) fn push(
+        &mut self,
+        octets: &[u8],
+        span: Span,
+        from: usize,
+        inner: &Inner,
+        partial: bool,
+    ) -> Result<(), Dropped> {
+        match Segment::read(span.of(octets), inner, partial) {
+            Some(segment) => self.push_segment(octets, span, from, &segment),
+            None if partial => return Err(Dropped::Malformed),
+            None => self.single(span, from),
+        }
+        Ok(())
+    }
+
+    fn push_segment(&mut self, octets: &[u8], span: Span, from: usize, segment: &Segment<'_>) {
+        if let Some(place) = self.find(octets, from, segment) {
             let index = self.open[place];
-            let joined = self.groups[index].join(octets, span, &segment);
+            let joined = self.groups[index].join(octets, span, segment);
             if !joined || self.groups[index].is_complete() {
                 self.open.remove(place);
             }
@@ -275,8 +347,11 @@ impl Coalescer {
                 return;
             }
         }
-        if segment.may_join() && segment.flags() & PSH == 0 {
-            self.begin(span, from, &segment);
+        let may_grow = segment.may_join()
+            && !segment.is_pushed()
+            && (self.joins_datagrams || segment.protocol != UDP);
+        if may_grow || segment.partial {
+            self.begin(span, from, segment, may_grow);
         } else {
             self.single(span, from);
         }
@@ -293,7 +368,7 @@ impl Coalescer {
         self.items.push(Item::Single { packet, from });
     }
 
-    fn begin(&mut self, span: Span, from: usize, segment: &Segment<'_>) {
+    fn begin(&mut self, span: Span, from: usize, segment: &Segment<'_>, may_grow: bool) {
         let mut spans = match self.groups.get_mut(self.used) {
             Some(old) => std::mem::take(&mut old.spans),
             None => Vec::with_capacity(MAX_SEGMENTS),
@@ -307,23 +382,27 @@ impl Coalescer {
         let group = Group {
             from,
             first: span,
+            protocol: segment.protocol,
+            partial: segment.partial,
             transport: segment.transport,
             headers: segment.headers,
             size: payload,
             next_sequence: segment.sequence().wrapping_add(payload as u32),
             payload,
             verified: false,
-            ends_with_push: false,
+            ends_with_push: segment.is_pushed(),
             spans,
         };
         match self.groups.get_mut(self.used) {
             Some(old) => *old = group,
             None => self.groups.push(group),
         }
-        if self.open.len() == MAX_OPEN {
-            self.open.remove(0);
+        if may_grow {
+            if self.open.len() == MAX_OPEN {
+                self.open.remove(0);
+            }
+            self.open.push(self.used);
         }
-        self.open.push(self.used);
         self.items.push(Item::Group(self.used));
         self.used += 1;
     }
@@ -345,7 +424,7 @@ impl Coalescer {
                 Item::Group(index) => {
                     let group = &self.groups[*index];
                     let mac = mac_of(group.from);
-                    if group.spans.len() == 1 {
+                    if group.spans.len() == 1 && !group.partial {
                         write_single(group.first.of(octets), mac, to_mac, &mut write);
                     } else {
                         write_group(group, octets, mac, to_mac, &mut write);

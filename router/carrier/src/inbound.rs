@@ -19,6 +19,7 @@ use crate::table::{Receiver, Table};
 
 const PACKET: u8 = FrameKind::Packet as u8;
 const BUNDLE: u8 = FrameKind::Bundle as u8;
+const PARTIAL: u8 = FrameKind::Partial as u8;
 /// From here on, kinds are not packets.
 const CONTROL: u8 = FrameKind::Control as u8;
 
@@ -32,10 +33,11 @@ pub(crate) struct Inbound {
 }
 
 impl Inbound {
-    pub(crate) fn new() -> Self {
+    /// For a TAP that takes several datagrams at a time (`joins_datagrams`), or does not.
+    pub(crate) fn new(joins_datagrams: bool) -> Self {
         Self {
             gate: HandshakeGate::new(Instant::now()),
-            coalescer: Coalescer::default(),
+            coalescer: Coalescer::new(joins_datagrams),
         }
     }
 
@@ -120,7 +122,8 @@ impl Inbound {
             len: body.len(),
         };
         match kind {
-            PACKET => self.packet(table, octets, place, receiver),
+            PACKET => self.packet(table, octets, place, receiver, false),
+            PARTIAL => self.packet(table, octets, place, receiver, true),
             BUNDLE => self.bundle(table, shared, octets, place, receiver),
             // What is not packets the core knows better.
             CONTROL.. => {
@@ -147,11 +150,11 @@ impl Inbound {
         for item in Items::new(&octets[body.start..body.start + body.len]) {
             let item = item.map_err(|Torn| Dropped::Malformed)?;
             let span = Span {
-                start: body.start + item.start,
-                len: item.len(),
+                start: body.start + item.range.start,
+                len: item.range.len(),
             };
             // One bad packet does not spoil the others.
-            if let Err(reason) = self.packet(table, octets, span, receiver) {
+            if let Err(reason) = self.packet(table, octets, span, receiver, item.partial) {
                 shared.drops.count(reason);
             }
         }
@@ -164,13 +167,14 @@ impl Inbound {
         octets: &[u8],
         span: Span,
         receiver: &Receiver,
+        partial: bool,
     ) -> Result<(), Dropped> {
         let place = receiver.peer.ok_or(Dropped::UnknownPeer)?;
         let peer = &table.peers[place];
         let packet = &octets[span.start..span.start + span.len];
         let inner = inner::police(packet, &table.plan, &peer.sources)?;
+        self.coalescer.push(octets, span, place, &inner, partial)?;
         peer.state.traffic.received(span.len);
-        self.coalescer.push(octets, span, place, &inner);
         Ok(())
     }
 

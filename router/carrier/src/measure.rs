@@ -108,7 +108,7 @@ impl Path {
         let (far, far_table) = side(theirs, NEAR);
         Self {
             near: (near, near_table, Outbound::new()),
-            far: (far, far_table, Inbound::new()),
+            far: (far, far_table, Inbound::new(true)),
             wire: Memory::default(),
             ours,
         }

@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use weft_core::layout;
 
-use crate::batch::{Batch, Way, Wire};
+use crate::batch::{Batch, Packet, Way, Wire};
 use crate::counters::Dropped;
 use crate::inner;
-use crate::segment;
+use crate::segment::{self, Prepared};
 use crate::shared::{CarrierEvent, Shared};
 use crate::table::{Peer, Table};
 use crate::vnet::{FRAME_HEAD, VNET_LEN, VnetHeader, ether_type};
@@ -84,17 +84,22 @@ impl Outbound {
             return self.wait(peer, shared, frame);
         };
         let packet = &mut frame[FRAME_HEAD..FRAME_HEAD + inner.len];
-        let cut = segment::prepare(&vnet, packet, &inner)?;
+        let prepared = segment::prepare(&vnet, packet, &inner)?;
         let batch = self.batch_for(place, table, shared, wire);
-        match cut {
-            None => batch.add(way, shared, wire, packet.len(), |out| {
-                out.copy_from_slice(packet);
-            }),
-            Some(cut) => {
+        match prepared {
+            Prepared::Single { partial } => {
+                let len = packet.len();
+                batch.add(way, shared, wire, Packet { len, partial }, |out| {
+                    out.copy_from_slice(packet);
+                });
+            }
+            Prepared::Super(cut) => {
                 for n in 0..cut.count() {
-                    batch.add(way, shared, wire, cut.length(n), |out| {
-                        cut.write(packet, n, out);
-                    });
+                    let slice = Packet {
+                        len: cut.length(n),
+                        partial: cut.is_partial(),
+                    };
+                    batch.add(way, shared, wire, slice, |out| cut.write(packet, n, out));
                 }
             }
         }

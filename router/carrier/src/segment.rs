@@ -1,4 +1,6 @@
-//! What the kernel leaves to the device: cutting super-packets (TSO, USO) into packets, and completing checksums.
+//! What the kernel leaves to the device: cutting super-packets (TSO, USO) into packets, and completing checksums. That
+//! goes on to the far end, whose kernel knows best whether anybody still needs one: the seal says more than a checksum.
+//! What came with a whole checksum keeps it.
 
 use crate::checksum::{Sum, pseudo_header};
 use crate::counters::Dropped;
@@ -24,21 +26,64 @@ pub(crate) struct Cut {
     size: usize,
     /// Length of the super-packet.
     len: usize,
+    /// Can the far end tell where the checksums belong?
+    partial: bool,
 }
 
-/// Completes `packet` if it is one, or says how to cut it. `packet` is exactly what `inner` was read from.
+/// What is to be done with what came from the TAP.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Prepared {
+    /// It goes as it is. If it is `partial` its transport checksum is not filled in.
+    Single { partial: bool },
+    /// It is to be cut.
+    Super(Cut),
+}
+
+/// Says what is to be done with `packet`, and completes it where the far end could not. `packet` is exactly what `inner`
+/// was read from.
 pub(crate) fn prepare(
     vnet: &VnetHeader,
     packet: &mut [u8],
     inner: &Inner,
-) -> Result<Option<Cut>, Dropped> {
-    if vnet.gso_type == GSO_NONE {
-        if vnet.flags & NEEDS_CSUM != 0 {
-            complete(vnet, packet, inner)?;
-        }
-        return Ok(None);
+) -> Result<Prepared, Dropped> {
+    let needs_sum = vnet.flags & NEEDS_CSUM != 0;
+    if vnet.gso_type != GSO_NONE {
+        let cut = cut(vnet, packet, inner).ok_or(Dropped::Malformed)?;
+        return Ok(Prepared::Super(cut));
     }
-    cut(vnet, packet, inner).map(Some).ok_or(Dropped::Malformed)
+    let partial = needs_sum && is_plain(vnet, inner);
+    if needs_sum && !partial {
+        complete(vnet, packet, inner)?;
+    }
+    Ok(Prepared::Single { partial })
+}
+
+/// Where the transport checksum of a protocol stands behind the beginning of its header.
+pub(crate) fn checksum_offset(protocol: u8) -> Option<usize> {
+    match protocol {
+        TCP => Some(16),
+        UDP => Some(6),
+        _ => None,
+    }
+}
+
+/// Is the checksum that is missing TCP's or UDP's right behind the IP header, where the far end will look for it?
+fn is_plain(vnet: &VnetHeader, inner: &Inner) -> bool {
+    let offset = checksum_offset(inner.protocol);
+    let start = usize::from(vnet.csum_start);
+    start == ETHERNET_LEN + inner.transport
+        && offset == Some(usize::from(vnet.csum_offset))
+        && transport_end(inner).is_some_and(|end| end <= inner.len)
+        && !inner.fragment
+}
+
+/// Where the least header of its transport ends.
+fn transport_end(inner: &Inner) -> Option<usize> {
+    match inner.protocol {
+        TCP => Some(inner.transport + 20),
+        UDP => Some(inner.transport + 8),
+        _ => None,
+    }
 }
 
 /// The checksum's field holds the sum of the pseudo-header; the rest is added here.
@@ -94,6 +139,7 @@ fn cut(vnet: &VnetHeader, packet: &[u8], inner: &Inner) -> Option<Cut> {
         headers,
         size: usize::from(vnet.gso_size),
         len: packet.len(),
+        partial: transport == inner.transport && inner.protocol == protocol,
     };
     (headers >= least && headers <= packet.len() && cut.size > 0).then_some(cut)
 }
@@ -102,6 +148,11 @@ impl Cut {
     /// How many packets it makes.
     pub(crate) fn count(&self) -> usize {
         (self.len - self.headers).div_ceil(self.size).max(1)
+    }
+
+    /// Is the transport checksum of the packets yet to be filled in?
+    pub(crate) fn is_partial(&self) -> bool {
+        self.partial
     }
 
     /// Length of packet `n`.
@@ -152,6 +203,9 @@ impl Cut {
         if n > 0 {
             tcp[13] &= !CWR;
         }
+        if self.partial {
+            return;
+        }
         tcp[16..18].fill(0);
         let sum = self.transport_sum(packet).finish();
         packet[self.transport + 16..self.transport + 18].copy_from_slice(&sum);
@@ -161,6 +215,9 @@ impl Cut {
         let len = packet.len() - self.transport;
         let udp = &mut packet[self.transport..];
         udp[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+        if self.partial {
+            return;
+        }
         udp[6..8].fill(0);
         let sum = match self.transport_sum(packet).finish() {
             [0, 0] => [0xff, 0xff],

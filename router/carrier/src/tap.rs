@@ -19,7 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The TAP, read and written by any thread.
 #[derive(Debug)]
-pub(crate) struct Tap(File);
+pub(crate) struct Tap {
+    file: File,
+    takes_datagrams: bool,
+}
 
 impl Tap {
     /// Opens the TAP `name` in the namespace `domain`; one that is there already goes on as it is.
@@ -43,18 +46,23 @@ impl Tap {
 
     /// Reads one frame with its virtio header.
     pub(crate) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
-        (&self.0).read(frame)
+        (&self.file).read(frame)
     }
 
     /// Writes one frame, virtio header first.
     pub(crate) fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        (&self.0).write_vectored(pieces)
+        (&self.file).write_vectored(pieces)
+    }
+
+    /// Does it take and give several UDP datagrams of one flow as one frame?
+    pub(crate) fn takes_datagrams(&self) -> bool {
+        self.takes_datagrams
     }
 }
 
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 
@@ -81,14 +89,17 @@ fn open_here(name: &str, mtu: u32) -> Result<Tap, CarrierError> {
     .map_err(failed("attach: does another weft use it?"))?;
     sys::set_persistent(file.as_fd()).map_err(failed("make persistent"))?;
     sys::set_vnet_length(file.as_fd(), VNET_LEN as libc::c_int).map_err(failed("header length"))?;
-    set_offloads(file.as_fd()).map_err(failed("offloads"))?;
+    let takes_datagrams = set_offloads(file.as_fd()).map_err(failed("offloads"))?;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).map_err(failed("socket"))?;
     sys::set_mac(socket.as_fd(), name, UDP_CARRIER_MAC).map_err(failed("MAC"))?;
     sys::set_mtu(socket.as_fd(), name, mtu).map_err(failed("MTU"))?;
     sys::set_up(socket.as_fd(), name).map_err(failed("up"))?;
     // A little later than the link: until then the kernel drops what is routed over it.
     until(|| sys::is_running(socket.as_fd(), name)).map_err(failed("run"))?;
-    Ok(Tap(file))
+    Ok(Tap {
+        file,
+        takes_datagrams,
+    })
 }
 
 /// Asks until the answer is yes, for [`PATIENCE`] and no longer.
@@ -103,9 +114,11 @@ fn until(mut done: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
     Ok(())
 }
 
-fn set_offloads(tap: BorrowedFd<'_>) -> io::Result<()> {
+/// Is UDP segmentation among them? It came with Linux 6.2, both versions of IP or none.
+fn set_offloads(tap: BorrowedFd<'_>) -> io::Result<bool> {
     let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
-    // UDP segmentation came with Linux 6.2; both versions of IP or none.
-    sys::set_offloads(tap, tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6)
-        .or_else(|_| sys::set_offloads(tap, tcp))
+    if sys::set_offloads(tap, tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6).is_ok() {
+        return Ok(true);
+    }
+    sys::set_offloads(tap, tcp).map(|()| false)
 }

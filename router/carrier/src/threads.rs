@@ -134,7 +134,7 @@ pub(crate) fn receive_loop(
         (Family::V6, Some(socket)) => socket,
         (Family::V6, None) => return,
     };
-    let mut inbound = Inbound::new();
+    let mut inbound = Inbound::new(tap.takes_datagrams());
     let mut octets = vec![0; BATCH_SIZE * RECEIVE_BUFFER].into_boxed_slice();
     let mut meta = [RecvMeta::default(); BATCH_SIZE];
     while !shared.stop.load(Ordering::Relaxed) {

@@ -98,10 +98,11 @@ impl DatagramType {
 pub enum FrameKind {
     /// One inner IP packet.
     Packet = 1,
-    /// Several.
+    /// Several, complete or partial.
     Bundle = 2,
-    /// One TCP super-packet.
-    Run = 3,
+    /// One inner TCP or UDP packet whose transport checksum is not filled in: the seal stands for it on the way, and the
+    /// kernel at the far end fills it in where anybody still needs it.
+    Partial = 3,
     /// A [`Message`].
     Control = 16,
     /// An echo request or reply.
@@ -114,7 +115,7 @@ impl FrameKind {
         match kind {
             1 => Some(Self::Packet),
             2 => Some(Self::Bundle),
-            3 => Some(Self::Run),
+            3 => Some(Self::Partial),
             16 => Some(Self::Control),
             17 => Some(Self::Probe),
             _ => None,

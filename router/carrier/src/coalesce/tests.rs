@@ -1,15 +1,21 @@
 use super::*;
 use crate::inner;
-use crate::segment::tests::{checksums_are_right, cut_all, cut_tcp, tcp, udp};
+use crate::segment::tests::{checksums_are_right, cut_all, cut_tcp, cut_udp, tcp, udp};
 use proptest::prelude::*;
 
 const TO: [u8; 6] = [2; 6];
 
-/// Runs one batch; `packets` come with who sent them. Gives the frames written.
+/// Runs one batch; `packets` come with who sent them, and with their checksums. Gives the frames written.
 fn run(coalescer: &mut Coalescer, packets: &[(usize, Vec<u8>)]) -> Vec<Vec<u8>> {
+    let complete = packets.iter().map(|(from, p)| (*from, p.clone(), false));
+    run_mixed(coalescer, &complete.collect::<Vec<_>>())
+}
+
+/// The same; some may lack their checksums.
+fn run_mixed(coalescer: &mut Coalescer, packets: &[(usize, Vec<u8>, bool)]) -> Vec<Vec<u8>> {
     let mut octets = Vec::new();
     let mut spans = Vec::new();
-    for (from, packet) in packets {
+    for (from, packet, partial) in packets {
         // As in the receive buffer, something else lies between.
         octets.extend_from_slice(&[0xee; 17]);
         spans.push((
@@ -18,12 +24,13 @@ fn run(coalescer: &mut Coalescer, packets: &[(usize, Vec<u8>)]) -> Vec<Vec<u8>> 
                 start: octets.len(),
                 len: packet.len(),
             },
+            *partial,
         ));
         octets.extend_from_slice(packet);
     }
-    for (from, span) in spans {
+    for (from, span, partial) in spans {
         let inner = inner::parse(span.of(&octets)).unwrap();
-        coalescer.push(&octets, span, from, &inner);
+        let _ = coalescer.push(&octets, span, from, &inner, partial);
     }
     let mut frames = Vec::new();
     coalescer.drain(
@@ -157,6 +164,117 @@ fn more_than_an_ip_packet_holds_is_two_frames() {
     let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
     assert_eq!(out.len(), packets.len());
     assert!(out.iter().all(|p| checksums_are_right(p)));
+}
+
+/// Takes the transport checksum out of a packet.
+fn without_checksum(packet: &[u8]) -> Vec<u8> {
+    let inner = inner::parse(packet).unwrap();
+    let field = inner.transport + checksum_offset(inner.protocol).unwrap();
+    let mut packet = packet.to_vec();
+    packet[field..field + 2].copy_from_slice(&[0xab, 0xcd]);
+    packet
+}
+
+#[test]
+fn what_has_no_checksum_is_joined_and_left_to_the_kernel() {
+    let streams = [
+        stream(false, 30_000, 1400),
+        stream(true, 30_000, 1400),
+        cut_udp(&udp(false, &[7; 30_000]), 1000),
+        cut_udp(&udp(true, &[7; 30_500]), 1000),
+    ];
+    for whole in streams {
+        let partial: Vec<_> = whole
+            .iter()
+            .map(|p| (1, without_checksum(p), true))
+            .collect();
+        let frames = run_mixed(&mut Coalescer::new(true), &partial);
+        assert_eq!(frames.len(), 1);
+        assert_eq!(recut(&frames[0]), whole);
+    }
+}
+
+#[test]
+fn a_lone_packet_without_a_checksum_gets_one_from_the_kernel() {
+    let packets = [
+        tcp(false, 9, 0x02, &[2; 40], &[]),
+        tcp(true, 9, 0x11, &[], b"and farewell"),
+        tcp(false, 9, 0x18, &[1; 12], b"pushed"),
+        udp(false, &[]),
+        udp(true, &[3; 1]),
+    ];
+    for packet in packets {
+        for joins in [false, true] {
+            let partial = [(1, without_checksum(&packet), true)];
+            let frames = run_mixed(&mut Coalescer::new(joins), &partial);
+            let vnet = VnetHeader::parse(&frames[0]).unwrap();
+            assert_eq!((vnet.flags, vnet.gso_type), (NEEDS_CSUM, GSO_NONE));
+            assert_eq!(recut(&frames[0]), std::slice::from_ref(&packet));
+        }
+    }
+}
+
+#[test]
+fn with_and_without_a_checksum_is_one_stream() {
+    let whole = stream(false, 8400, 1400);
+    let mixed: Vec<_> = whole
+        .iter()
+        .enumerate()
+        .map(|(n, p)| match n % 2 {
+            0 => (1, p.clone(), false),
+            _ => (1, without_checksum(p), true),
+        })
+        .collect();
+    let frames = run_mixed(&mut Coalescer::default(), &mixed);
+    assert_eq!(frames.len(), 1);
+    assert_eq!(recut(&frames[0]), whole);
+}
+
+#[test]
+fn nothing_stands_for_a_checksum_that_has_no_place() {
+    let icmp = inner::tests::ip(
+        "10.32.0.1".parse().unwrap(),
+        "10.33.0.1".parse().unwrap(),
+        1,
+        &[0; 40],
+    );
+    let mut fragment = tcp(false, 1, 0x10, &[], &[1; 100]);
+    fragment[6] = 0x20;
+    let mut long_header = tcp(false, 1, 0x10, &[], &[]);
+    long_header[32] = 0xf0;
+    let mut short_datagram = udp(false, &[1; 10]);
+    short_datagram[25] = 17;
+    for packet in [icmp, fragment, long_header, short_datagram] {
+        let inner = inner::parse(&packet).unwrap();
+        let span = Span {
+            start: 0,
+            len: packet.len(),
+        };
+        let refused = Coalescer::default().push(&packet, span, 1, &inner, true);
+        assert_eq!(refused, Err(Dropped::Malformed));
+        assert_eq!(run(&mut Coalescer::default(), &[(1, packet)]).len(), 1);
+    }
+}
+
+#[test]
+fn datagrams_of_one_length_are_joined_where_the_kernel_parts_them_again() {
+    let mut packets = cut_udp(&udp(false, &[5; 10_300]), 1000);
+    assert_eq!(packets.len(), 11);
+    // Nothing goes behind a shorter one.
+    packets.extend(cut_udp(&udp(false, &[6; 2000]), 1000));
+    let frames = run(&mut Coalescer::new(true), &of_one(packets.clone()));
+    assert_eq!(frames.len(), 2);
+    let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
+    assert_eq!(out, packets);
+}
+
+#[test]
+fn a_datagram_that_was_sent_without_a_checksum_keeps_having_none() {
+    let mut packets = cut_udp(&udp(false, &[5; 4000]), 1000);
+    packets.iter_mut().for_each(|p| p[26..28].fill(0));
+    let frames = run(&mut Coalescer::new(true), &of_one(packets.clone()));
+    let out: Vec<_> = frames.iter().map(|f| f[FRAME_HEAD..].to_vec()).collect();
+    assert_eq!(out, packets);
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn rig(known: bool) -> Rig {
     Rig {
         shared: Shared::new(Box::new(move |event| drop(sender.send(event)))),
         table: Table::new(table(vec![peer], vec![near]), &mut States::new()),
-        inbound: Inbound::new(),
+        inbound: Inbound::new(true),
         events,
         far,
     }
@@ -51,7 +51,7 @@ fn bundle(packets: &[Vec<u8>]) -> Vec<u8> {
     let mut body = Vec::new();
     for packet in packets {
         let mut head = [0; ITEM_HEAD];
-        write_head(&mut head, packet.len());
+        write_head(&mut head, packet.len(), false);
         body.extend_from_slice(&head);
         body.extend_from_slice(packet);
     }
@@ -152,11 +152,26 @@ fn who_is_no_peer_yet_can_talk_but_not_send_packets() {
 #[test]
 fn kinds_of_a_later_version_are_counted() {
     let mut rig = rig(true);
-    assert!(
-        rig.take_frame(FrameKind::Run, &packet("10.33.0.9"))
-            .is_empty()
-    );
+    let mut datagram = rig.sealed(FrameKind::Packet, &[]);
+    datagram.truncate(DATA_HEADER);
+    let body = packet("10.33.0.9");
+    datagram.push(15);
+    datagram.extend_from_slice(&body);
+    datagram.resize(datagram.len() + weft_core::crypto::TAG_LEN, 0);
+    rig.far
+        .seal_in_place(&mut datagram, 1 + body.len())
+        .unwrap();
+    assert!(rig.take(&datagram, home()).is_empty());
     assert_eq!(rig.drops(), [(Dropped::UnknownFrame, 1)]);
+}
+
+#[test]
+fn a_packet_without_a_place_for_its_checksum_is_dropped() {
+    let mut rig = rig(true);
+    // ICMP.
+    let body = packet("10.33.0.9");
+    assert!(rig.take_frame(FrameKind::Partial, &body).is_empty());
+    assert_eq!(rig.drops(), [(Dropped::Malformed, 1)]);
 }
 
 #[test]
@@ -242,7 +257,7 @@ proptest! {
     #[test]
     fn no_body_of_a_peer_makes_it_panic(kind in 0usize..3, body in proptest::collection::vec(any::<u8>(), 0..300)) {
         let mut rig = rig(true);
-        let kind = [FrameKind::Packet, FrameKind::Bundle, FrameKind::Run][kind];
+        let kind = [FrameKind::Packet, FrameKind::Bundle, FrameKind::Partial][kind];
         rig.take_frame(kind, &body);
     }
 }

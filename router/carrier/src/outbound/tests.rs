@@ -122,7 +122,8 @@ impl Rig {
                 let (kind, body) = self.far.open(&mut datagram).unwrap();
                 if kind == FrameKind::Bundle as u8 {
                     for item in Items::new(body) {
-                        packets.push((to.port(), FrameKind::Bundle, body[item.unwrap()].to_vec()));
+                        let item = item.unwrap();
+                        packets.push((to.port(), FrameKind::Bundle, body[item.range].to_vec()));
                     }
                 } else {
                     packets.push((to.port(), FrameKind::Packet, body.to_vec()));

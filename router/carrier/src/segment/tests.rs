@@ -83,18 +83,47 @@ fn super_header(is_v6: bool, gso_type: u8, size: u16) -> VnetHeader {
     }
 }
 
+/// Fills in the transport checksum, as the far end's kernel will.
+fn filled(mut packet: Vec<u8>) -> Vec<u8> {
+    let is_v6 = packet[0] >> 4 == 6;
+    let (at, protocol) = if is_v6 {
+        (40, packet[6])
+    } else {
+        (20, packet[9])
+    };
+    let field = at + checksum_offset(protocol).unwrap();
+    packet[field..field + 2].fill(0);
+    let mut sum = !naive(&pseudo(&packet, protocol));
+    if sum == 0 && protocol == UDP {
+        sum = 0xffff;
+    }
+    packet[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// The packets that a frame stands for, with their checksums.
 pub(crate) fn cut_all(vnet: &VnetHeader, packet: &mut [u8]) -> Result<Vec<Vec<u8>>, Dropped> {
     let inner = inner::parse(packet)?;
-    let Some(cut) = prepare(vnet, packet, &inner)? else {
-        return Ok(vec![packet.to_vec()]);
+    let finish = |packet: Vec<u8>, partial| match partial {
+        true => filled(packet),
+        false => packet,
+    };
+    let cut = match prepare(vnet, packet, &inner)? {
+        Prepared::Single { partial } => return Ok(vec![finish(packet.to_vec(), partial)]),
+        Prepared::Super(cut) => cut,
     };
     Ok((0..cut.count())
         .map(|n| {
             let mut out = vec![0; cut.length(n)];
             cut.write(packet, n, &mut out);
-            out
+            finish(out, cut.is_partial())
         })
         .collect())
+}
+
+pub(crate) fn cut_udp(packet: &[u8], size: u16) -> Vec<Vec<u8>> {
+    let is_v6 = packet[0] >> 4 == 6;
+    cut_all(&super_header(is_v6, GSO_UDP_L4, size), &mut packet.to_vec()).unwrap()
 }
 
 pub(crate) fn cut_tcp(packet: &mut [u8], size: u16) -> Vec<Vec<u8>> {
@@ -127,6 +156,39 @@ fn ids_and_sequence_numbers_wrap() {
 fn an_empty_super_packet_is_one_packet() {
     let mut whole = tcp(true, 1, 0x10, &[], &[]);
     assert_eq!(cut_tcp(&mut whole, 100).len(), 1);
+}
+
+/// An IPv6 packet with an extension header before its UDP, as from a socket with `IPV6_DSTOPTS`.
+fn behind_options(payload: &[u8]) -> Vec<u8> {
+    let (src, dst) = ends(true);
+    let mut rest = vec![UDP, 0, 1, 4, 0, 0, 0, 0];
+    rest.extend_from_slice(&udp(true, payload)[40..]);
+    ip(src, dst, 60, &rest)
+}
+
+#[test]
+fn where_the_far_end_would_not_look_for_it_a_checksum_is_completed_here() {
+    let good = behind_options(b"some payload!");
+    let mut partial = good.clone();
+    let sum = pseudo_header(addresses(&good), UDP, good.len() - 48).partial();
+    partial[54..56].copy_from_slice(&sum);
+    let mut vnet = super_header(true, GSO_UDP_L4, 0);
+    (vnet.gso_type, vnet.csum_start) = (GSO_NONE, ETHERNET_LEN as u16 + 48);
+    let inner = inner::parse(&partial).unwrap();
+    let prepared = prepare(&vnet, &mut partial, &inner).unwrap();
+    assert!(matches!(prepared, Prepared::Single { partial: false }));
+    assert_eq!(partial, good);
+    let mut whole = behind_options(&[1; 3000]);
+    (vnet.gso_type, vnet.gso_size) = (GSO_UDP_L4, 1000);
+    let inner = inner::parse(&whole).unwrap();
+    let Prepared::Super(cut) = prepare(&vnet, &mut whole, &inner).unwrap() else {
+        panic!("it is one");
+    };
+    assert!(!cut.is_partial());
+    let mut out = vec![0; cut.length(1)];
+    cut.write(&whole, 1, &mut out);
+    let alone = [&out[..6], &[UDP], &out[7..40], &out[48..]].concat();
+    assert_eq!(naive(&pseudo(&alone, UDP)), 0xffff);
 }
 
 #[test]

@@ -379,12 +379,12 @@ impl Sessions {
                     out.push(SessionEvent::Lost { peer });
                 }
             }
-            Some(FrameKind::Packet | FrameKind::Bundle) => {
+            Some(FrameKind::Packet | FrameKind::Bundle | FrameKind::Partial) => {
                 link.on_wanted(now);
                 let body = body.to_vec();
                 out.push(SessionEvent::Packet { peer, kind, body });
             }
-            Some(FrameKind::Run) | None => return Err(DropReason::UnknownKind),
+            None => return Err(DropReason::UnknownKind),
         }
         Ok(())
     }
