@@ -432,6 +432,13 @@ impl Roster {
         &self.verdict.revoked
     }
 
+    /// Did this node revoke that one, whether it counts or not?
+    pub fn has_revoked(&self, issuer: &NodeId, subject: &NodeId) -> bool {
+        let chain = self.chains.get(issuer).into_iter().flatten();
+        let mut bodies = chain.map(|link| &link.body);
+        bodies.any(|body| matches!(body, Body::Revoke(r) if r.id == *subject))
+    }
+
     /// Of a revoked node: are all its records here that count?
     pub fn knows_whom_it_let_in(&self, revoked: &NodeId) -> bool {
         let Some(end) = self.verdict.revoked.get(revoked) else {

@@ -198,11 +198,16 @@ impl Cluster {
     }
 
     fn violation(&mut self, line: String) {
-        if self.violations.len() < MAX_VIOLATIONS {
+        if !self.is_lost() {
             self.world.note(0, &format!("VIOLATION {line}"));
             let at = self.world.now.0.as_secs_f64();
             self.violations.push(format!("at {at:.3} s: {line}"));
         }
+    }
+
+    /// So much is wrong that more of it would tell nothing: a world may go wrong faster and faster.
+    fn is_lost(&self) -> bool {
+        self.violations.len() >= MAX_VIOLATIONS
     }
 
     fn found_and_join(&mut self) {
@@ -240,7 +245,7 @@ impl Cluster {
         }
         let end = from.plus(self.plan.end.0);
         self.calm = false;
-        while self.world.now < end {
+        while self.world.now < end && !self.is_lost() {
             self.work();
             self.step();
         }
@@ -322,7 +327,7 @@ impl Cluster {
     ) -> Option<Duration> {
         let start = self.world.now;
         while !done(self) {
-            if self.world.now.since(start) >= limit {
+            if self.world.now.since(start) >= limit || self.is_lost() {
                 return None;
             }
             self.step();

@@ -20,6 +20,9 @@ use crate::promises::Ledger;
 use crate::world::{Key, World};
 use logs::{Newest, Start};
 
+/// No node has that much to say of others within one world, unless nodes provoke each other without end.
+const MAX_CHAIN: u32 = 300;
+
 /// A member, and what it knows.
 #[derive(Clone, Copy)]
 struct Known<'a> {
@@ -284,6 +287,13 @@ pub fn sizes(world: &World<Shell>) -> Vec<String> {
         lines.extend(
             over.map(|(what, size, most)| format!("{host}: {size} {what}, at most {most}")),
         );
+    }
+    let rosters = world
+        .running()
+        .filter_map(|(_, shell)| shell.node().roster());
+    let longest = rosters.flat_map(|roster| roster.heads().into_values().map(|head| head.length));
+    if let Some(length) = longest.max().filter(|length| *length > MAX_CHAIN) {
+        lines.push(format!("a chain of {length} roster records"));
     }
     if world.largest > MAX_DATAGRAM {
         lines.push(format!("a datagram of {} octets", world.largest));

@@ -281,7 +281,8 @@ impl Cluster {
         self.space.witnessed = Some(self.roster().digest());
     }
 
-    /// Who was removed stays so. The removal may have been on a branch of a forked chain that this node has left.
+    /// Who was removed stays so. The removal may have been on a branch of a forked chain that this node has left. To say it
+    /// twice would change nothing.
     pub(super) fn keep_removed(&mut self, now: Now, out: &mut Vec<Output>) {
         if !self.ready || !self.is_member() || mutation::is_on(Mutation::ForgetWitnesses) {
             return;
@@ -290,6 +291,7 @@ impl Cluster {
         let seen = self.space.seen_removed.iter();
         let back: Vec<NodeId> = seen
             .filter(|id| **id != self.me && self.roster().is_member(id) && !waits(id))
+            .filter(|id| !self.roster().has_revoked(&self.me, id))
             .copied()
             .collect();
         for id in back {

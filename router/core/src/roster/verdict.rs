@@ -16,7 +16,7 @@
 //!    that one rogue can't evict all ([`super::ballot`]). Leaving, that is revoking oneself, is free.
 
 use std::cell::LazyCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{NodeId, NodeName};
 
@@ -129,12 +129,16 @@ pub(super) fn judge(founder: &NodeId, links: &Links<'_>, forked: &Ends) -> Verdi
             ..Verdict::default()
         };
     }
+    let mut approved = BTreeSet::new();
     loop {
-        let sure = revoke(&candidates, founder, links, None);
-        let outcome = revoke(&candidates, founder, links, Some(&sure.revoked));
+        let sure = revoke(&candidates, founder, links, None, &approved);
+        let outcome = revoke(&candidates, founder, links, Some(&sure.revoked), &approved);
         let admitted = admit(founder, links, &ends_of(&outcome.revoked));
         let revoked = outcome.revoked_as_seen_by(&admitted);
         let pending = outcome.pending;
+        // One that has its majority only where a void one counts as well keeps it: dropping that one would
+        // take the majority away, and its issuer would be admitted again.
+        approved.extend(outcome.counting.iter().map(|c| c.link.hash));
         let before = candidates.len();
         let ballot = LazyCell::new(|| Ballot::new(founder, links, Some(&revoked)));
         candidates.retain(|c| admitted.contains_key(&c.link.issuer) || ballot.is_witnessed(c.link));
@@ -266,12 +270,13 @@ pub(super) fn common_with<'a>(
 }
 
 /// What the candidates in their order add up to. Who is `gone` witnesses and approves nothing afterwards; before that is
-/// known nobody witnesses.
+/// known nobody witnesses. The `approved` have their majorities.
 fn revoke<'a>(
     candidates: &'a [Candidate<'a>],
     founder: &NodeId,
     links: &Links<'_>,
     gone: Option<&Revocations>,
+    approved: &BTreeSet<[u8; 32]>,
 ) -> Outcome<'a> {
     let mut counting: Vec<&Candidate<'_>> = Vec::new();
     let mut revoked = Revocations::new();
@@ -294,7 +299,9 @@ fn revoke<'a>(
             .iter()
             .rfind(|c| c.link.issuer == link.issuer && !c.is_leave());
         let waits = before.filter(|before| {
-            !candidate.is_leave() && !ballot.is_approved((before.link, before.revocation), &revoked)
+            !candidate.is_leave()
+                && !approved.contains(&link.hash)
+                && !ballot.is_approved((before.link, before.revocation), &revoked)
         });
         if let Some(first) = waits {
             pending.push(PendingRevocation {
