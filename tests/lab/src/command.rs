@@ -178,6 +178,12 @@ impl Spawned {
         self::signal(self.pid(), signal);
     }
 
+    /// Asks it to end and gives it `limit` for that.
+    pub fn terminate(&mut self, limit: Duration) {
+        self.signal(Signal::SIGTERM);
+        let _ = wait(&mut self.child, limit);
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self, limit: Duration) -> i32 {

@@ -192,6 +192,13 @@ impl Lab {
         subnet
     }
 
+    /// A namespace of its own, connected to nothing.
+    pub fn space(&self, name: &str) -> Netns {
+        let space = Netns::create(self.number, name);
+        self.inner().spaces.push(space.clone());
+        space
+    }
+
     /// A host on `subnet`: addresses, default routes through the router, forwarding off, its own directories.
     pub fn host(&self, name: &str, subnet: &Subnet) -> Host {
         let space = Netns::create(self.number, name);
