@@ -10,6 +10,7 @@ use weft_core::model::{AddressPlan, EndpointId};
 
 use super::apply::Namespace;
 use super::domain::Domain;
+use super::gather::gather;
 use super::netns::inside;
 use super::rtnl::{Rtnl, VethEnd};
 use super::sysctl;
@@ -114,7 +115,9 @@ impl Domain {
     fn furnish_far_end(&self, spec: &LegSpec<'_>, leg: &str, ipv6: bool) -> Result<()> {
         self.with(|ns| {
             leg_switches(leg, ipv6).doing(|| format!("set the switches of {leg}"))?;
-            up(&ns.rtnl, leg).doing(|| format!("set {leg} up for {}", spec.ip))
+            up(&ns.rtnl, leg).doing(|| format!("set {leg} up for {}", spec.ip))?;
+            gather(leg);
+            Ok(())
         })
     }
 

@@ -41,6 +41,25 @@ fn two_containers_and_their_host_reach_each_other_on_both_families() {
 }
 
 #[test]
+fn datagrams_are_gathered_on_a_thread_of_each_leg() {
+    on_a_host(|lab| {
+        let a = lab.container([10, 32, 0, 2]);
+        let attached = lab.attach(&a).unwrap();
+        lab.bring_up();
+        for leg in [attached.leg.as_str(), "wh0"] {
+            let features = lab.in_domain(&format!("ethtool -k {leg}"));
+            for feature in ["generic-receive-offload", "rx-udp-gro-forwarding"] {
+                assert!(features.contains(&format!("{feature}: on")), "{features}");
+            }
+            let switch = format!("/sys/class/net/{leg}/threaded");
+            let show = format!("mount -t sysfs own /sys && cat {switch}");
+            let own = format!("unshare --mount --propagation slave sh -c '{show}'");
+            assert_eq!(lab.in_domain(&own).trim(), "1");
+        }
+    });
+}
+
+#[test]
 fn a_second_reconciliation_finds_nothing_to_do() {
     on_a_host(|lab| {
         let a = lab.container([10, 32, 0, 2]);

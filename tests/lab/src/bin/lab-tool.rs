@@ -2,6 +2,7 @@
 //! source port, senders of bad datagrams, a resolver that knows two names. One small program, so that the lab needs no
 //! interpreter and no netcat dialect.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Error, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ const USAGE: &str = "usage:
   lab-tool ask tcp|udp ADDR:PORT [--from ADDR:PORT] [--text T] [--wait SECS]
   lab-tool hold ADDR:PORT [--from ADDR:PORT]    one TCP connection, a question every 100 ms, for ever
   lab-tool count ADDR:PORT N [--text T]         N numbered datagrams, no answer awaited
+  lab-tool throw ADDR:PORT N                    N datagrams of all lengths, some in a row of one length
+  lab-tool catch PORT N                         takes those of `throw`; prints `N whole, B broken, late: [], lost: []`
   lab-tool garbage ADDR:PORT N SEED             N random datagrams; prints how many answers came back
   lab-tool replay FILE [--flip]                 sends recorded IPv4 packets again as they are, or with one bit changed
   lab-tool dns ADDR:PORT                        a resolver: nx* does not exist, all else is 198.18.0.1";
@@ -43,6 +46,8 @@ fn run(words: &[&str]) -> Result<()> {
         ["count", to, n, rest @ ..] => {
             count(to.parse()?, n.parse()?, flag(rest, "--text").unwrap_or("n"))
         }
+        ["throw", to, n] => throw(to.parse()?, n.parse()?),
+        ["catch", port, n] => catch(port.parse()?, n.parse()?),
         ["garbage", to, n, seed] => garbage(to.parse()?, n.parse()?, seed.parse()?),
         ["replay", file, rest @ ..] => replay(file, rest.contains(&"--flip")),
         ["dns", at] => dns(at.parse()?),
@@ -243,6 +248,61 @@ fn count(to: SocketAddr, n: u32, text: &str) -> Result<()> {
         socket.send_to(format!("{text}-{i}").as_bytes(), to)?;
         std::thread::sleep(Duration::from_millis(1));
     }
+    Ok(())
+}
+
+/// Datagram `n` of those that are thrown: its number, then octets that no other one has. Seven in a row are of one length,
+/// from one that shares its packet with others to one that nearly fills it (a longer one the kernel would send in fragments,
+/// which overtake others).
+fn ball(n: u32) -> Vec<u8> {
+    let length = 4 + (n / 7).wrapping_mul(389) % 1380;
+    let fill = (4..length).map(|at| (n.wrapping_mul(31) ^ at.wrapping_mul(7)) as u8);
+    n.to_be_bytes().into_iter().chain(fill).collect()
+}
+
+fn throw(to: SocketAddr, n: u32) -> Result<()> {
+    let socket = udp_socket(to, None)?;
+    for i in 0..n {
+        socket.send_to(&ball(i), to)?;
+        // As fast as they go, but no more than a receiver's buffer holds.
+        if i % 32 == 31 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    Ok(())
+}
+
+fn catch(port: u16, n: u32) -> Result<()> {
+    let socket = UdpSocket::from(dual_stack(Type::DGRAM, port)?);
+    say("ready");
+    let (mut whole, mut late) = (BTreeSet::new(), Vec::new());
+    let (mut broken, mut next) = (0, 0);
+    let mut buffer = [0u8; 65536];
+    while whole.len() < usize::try_from(n)? {
+        let length = match socket.recv(&mut buffer) {
+            Err(e) if would_block(&e) => break,
+            other => other?,
+        };
+        // From the first one on; how long that takes is the scenario's affair.
+        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let number = buffer[..length]
+            .first_chunk()
+            .map(|b| u32::from_be_bytes(*b));
+        let Some(number) = number.filter(|number| buffer[..length] == ball(*number)) else {
+            broken += 1;
+            continue;
+        };
+        whole.insert(number);
+        if number < next {
+            late.push(number);
+        }
+        next = number + 1;
+    }
+    let lost: Vec<u32> = (0..n).filter(|number| !whole.contains(number)).collect();
+    let count = whole.len();
+    say(&format!(
+        "{count} whole, {broken} broken, late: {late:?}, lost: {lost:?}"
+    ));
     Ok(())
 }
 

@@ -335,3 +335,28 @@ fn a_container_reaches_nothing_of_its_host_but_names() {
     }
     a.run(&["dig", "+short", "a.weft.internal"]).ok();
 }
+
+/// Datagrams are gathered, bundled, joined and parted again on the way, and their checksums left to the last kernel.
+#[test]
+fn datagrams_keep_their_boundaries_their_octets_and_their_order() {
+    const COUNT: u32 = 5000;
+    let lab = Lab::new("datagrams");
+    let [h1, h2] = lab.pair();
+    let thrower = h1.serve("thrower", &[]);
+    let tool = Host::binary("lab-tool");
+    for family in ["v4", "v6"] {
+        let name = format!("catcher-{family}");
+        let command = [tool.as_str(), "catch", "4000", &COUNT.to_string()];
+        let catcher = Container::start(&h2, &name, &[], &command);
+        let to = match family {
+            "v4" => format!("{}:4000", catcher.ip()),
+            _ => format!("[{}]:4000", catcher.ip6()),
+        };
+        thrower.tool(&["throw", &to, &COUNT.to_string()]).ok();
+        let all = format!("{COUNT} whole, 0 broken, late: [], lost: []");
+        lab.wait("all datagrams are there", 20, || {
+            catcher.heard().contains("whole")
+        });
+        assert!(catcher.heard().contains(&all), "{}", catcher.heard());
+    }
+}
