@@ -75,10 +75,12 @@ impl Results {
         };
         let best = |round: usize| {
             let all = self.peers().filter_map(|peer| figures[peer][round].0);
-            match self.metrics[metric].more_is_better {
+            let best = match self.metrics[metric].more_is_better {
                 true => all.reduce(f64::max),
                 false => all.reduce(f64::min),
-            }
+            };
+            // Nothing can be so many times nothing.
+            best.filter(|best| *best > 0.0)
         };
         let rounds = figures[ours].iter().enumerate();
         let ratios =

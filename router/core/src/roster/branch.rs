@@ -237,6 +237,8 @@ impl Roster {
         self.digest ^= left[0].short_hash();
         let holds = std::mem::replace(&mut fork.void, left[0].clone());
         fork.left_for.extend(tip);
+        // What came before continued the branch that is held now.
+        fork.outgrown = false;
         batch.put(row_of(&holds), holds.bytes.clone());
         batch.put(void_row(&fork.issuer), fork.void());
         chain.push(holds);
