@@ -18,6 +18,7 @@ use weft_core::model::{AddressPlan, EndpointId, Label, NodeId, Now};
 use weft_core::roster::Roster;
 use weft_core::store::{Batch, Stored, Table};
 use weft_core::value::{Kind as RecordKind, endpoint_key};
+use weft_core::view::ADDRESS_REST;
 
 use crate::faults::{Action, Kind, Plan};
 use crate::members::Verdict;
@@ -32,8 +33,9 @@ use removals::Removal;
 const STEP: Duration = Duration::from_millis(100);
 /// All must have joined within this when nothing goes wrong.
 const JOINED_WITHIN: Duration = Duration::from_secs(60);
-/// After the last fault all must agree within this.
-const AGREE_WITHIN: Duration = Duration::from_secs(60);
+/// After the last fault all must agree within this: services that share an address wait for a free one, and where there is
+/// none that is one that rests.
+const AGREE_WITHIN: Duration = ADDRESS_REST.saturating_add(Duration::from_secs(15));
 /// Scarce invitations are made by one of the first so many hosts.
 const ISSUERS: usize = 2;
 /// In worlds with a small range addresses run out, and that is no fault.
