@@ -73,6 +73,8 @@ pub struct LbPlan {
     pub ipv6: bool,
     /// Peers that connections can come through.
     pub peers: BTreeSet<PeerNumber>,
+    /// The MACs under which some of them come over the `vxlan` carrier, too; `None` where the host has no such carrier.
+    pub vxlan: Option<BTreeMap<[u8; 6], PeerNumber>>,
     /// Ports of VIPs that have a live backend.
     pub services: BTreeMap<Frontend, Balance>,
     /// Published ports served here, and what they stand for.
@@ -115,6 +117,7 @@ pub fn plan(view: &View, local: &LocalFacts) -> LbPlan {
         plan: view.plan,
         ipv6: local.ipv6,
         peers: peers(view),
+        vxlan: vxlan(view),
         services: services(view),
         published: published(view, local),
         host_addrs: local.host_addrs.iter().copied().collect(),
@@ -127,6 +130,12 @@ pub fn plan(view: &View, local: &LocalFacts) -> LbPlan {
 fn peers(view: &View) -> BTreeSet<PeerNumber> {
     let others = view.members.iter().filter(|m| m.id != view.me);
     others.map(|m| m.number).filter(|n| n.0 != 0).collect()
+}
+
+fn vxlan(view: &View) -> Option<BTreeMap<[u8; 6], PeerNumber>> {
+    let vxlan = view.vxlan.as_ref()?;
+    let numbered = vxlan.peers.iter().filter(|peer| peer.number.0 != 0);
+    Some(numbered.map(|peer| (peer.mac, peer.number)).collect())
 }
 
 fn ports(view: &View) -> impl Iterator<Item = (&Service, &ServicePort)> {

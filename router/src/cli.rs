@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ipnet::{IpNet, Ipv4Net};
 use weft_core::model::{EndpointId, Label, NetworkName, NodeName, ServiceName};
+use weft_core::underlay::{Dscp, Offload};
 
 const OVERVIEW: &str = "\
 Getting started:
@@ -53,6 +54,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start weft on this host: found a cluster, join one, or return to one
     Up(Box<UpArgs>),
+    /// Replace the running daemon by a new one, this program: for an upgrade, or to read the configuration again
+    Restart(RestartArgs),
     /// Stop weft and remove everything it made in the kernel; its state is kept
     Down(StateArgs),
     /// Leave the cluster for good: its addresses go to the others, everything weft made is removed, its state forgotten
@@ -117,6 +120,7 @@ Examples:
   weft up                                  found a cluster, or return to the one this host is in
   weft up --join weft1_...                 join with a token printed by `weft token`
   weft up --join @/root/token              read the token from a file; `-` reads standard input
+  weft up --trusted-subnet 10.9.0.0/24     plain VXLAN, not encrypted, to hosts there that say the same
   weft up --advertise 203.0.113.7          be found at this address, for example behind a port forward
   weft up --foreground                     for a service manager or a container
 
@@ -144,7 +148,10 @@ pub(crate) struct UpArgs {
     /// Range of the containers' addresses, when founding [default: 10.32.0.0/12]
     #[arg(long, value_name = "CIDR", env = "WEFT_RANGE", hide_env_values = true)]
     pub(crate) range: Option<Ipv4Net>,
-    /// Underlay subnet where plain VXLAN may be used, once a later release has it; until then all is encrypted
+    /// Pass nothing on between members that can't reach each other directly
+    #[arg(long)]
+    pub(crate) no_relay: bool,
+    /// Underlay network that nobody else can reach: to hosts that list theirs, too, packets go NOT ENCRYPTED, as VXLAN (may be repeated)
     #[arg(
         long = "trusted-subnet",
         value_name = "CIDR",
@@ -153,6 +160,23 @@ pub(crate) struct UpArgs {
         value_delimiter = ','
     )]
     pub(crate) trusted_subnets: Vec<IpNet>,
+    /// What the underlay sees of the packets' classes of service: `clear` or `copy` [default: clear]
+    #[arg(
+        long,
+        value_name = "clear|copy",
+        env = "WEFT_DSCP",
+        hide_env_values = true
+    )]
+    pub(crate) dscp: Option<Dscp>,
+    /// Do without offloads that this host's kernel or card has broken: gso, gro, tso, uso, csum (may be repeated)
+    #[arg(
+        long = "no-offload",
+        value_name = "OFFLOAD",
+        env = "WEFT_NO_OFFLOAD",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub(crate) no_offload: Vec<Offload>,
     /// Accept a state directory that was made on another machine, because this one replaces it
     #[arg(long)]
     pub(crate) rebind: bool,
@@ -167,6 +191,22 @@ pub(crate) struct UpArgs {
     /// Log lines as JSON
     #[arg(long)]
     pub(crate) log_json: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The new daemon takes over what the running one has open: no connection of the network breaks, and hardly a packet is lost.
+It starts with the flags and the environment that the running one was started with, and the configuration file as it is
+now. If it does not come up, the old one goes on.
+
+What runs under a service manager is restarted there (systemctl restart weft), with the same effect where the unit has
+FileDescriptorStoreMax=, as examples/weft.service does.
+
+Examples:
+  install weft-new /usr/local/bin/weft && weft restart")]
+pub(crate) struct RestartArgs {
     #[command(flatten)]
     pub(crate) json: JsonFlag,
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use weft_core::model::{AddressPlan, ClusterId, Label, NodeName};
+use weft_core::underlay::{Dscp, Offload};
 
 /// Where the file is looked for when nobody says otherwise.
 pub(crate) const DEFAULT_FILE: &str = "/etc/weft/weft.toml";
@@ -58,8 +59,14 @@ pub(crate) struct UpConfig {
     pub(crate) advertise: Vec<SocketAddr>,
     /// The range asked for; the default when founding, and must agree with the cluster's otherwise.
     pub(crate) range: Option<Ipv4Net>,
-    /// Underlay subnets where plain VXLAN may be used once that carrier exists.
+    /// Pass on datagrams between members that don't reach each other.
+    pub(crate) relay: bool,
+    /// Underlay subnets where plain VXLAN is used towards peers that list theirs, too.
     pub(crate) trusted_subnets: Vec<IpNet>,
+    /// What the underlay sees of the packets' classes of service.
+    pub(crate) dscp: Dscp,
+    /// Offloads that are not to be used.
+    pub(crate) no_offload: Vec<Offload>,
     /// Accept a state directory that was made on another machine.
     pub(crate) rebind: bool,
     /// Identity and store.
@@ -72,6 +79,10 @@ pub(crate) struct UpConfig {
     pub(crate) log: String,
     /// Log lines as JSON.
     pub(crate) log_json: bool,
+    /// Take the place of the daemon that runs.
+    pub(crate) take_over: bool,
+    /// What this was made of beside the configuration file, for whoever starts it again.
+    pub(crate) asked: RawUp,
 }
 
 impl UpConfig {
@@ -81,10 +92,15 @@ impl UpConfig {
     }
 }
 
-/// `weft up`'s flags and environment as clap left them: `None` and empty mean "not said".
-#[derive(Clone, Debug, Default)]
+/// `weft up`'s flags and environment as clap left them: `None` and empty mean "not said". A later version may know more of
+/// them, an earlier one fewer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct RawUp {
-    /// `--join`.
+    /// `--config`.
+    pub(crate) file: Option<PathBuf>,
+    /// `--join`. A secret, and of use once only: it is not told.
+    #[serde(skip)]
     pub(crate) join: Option<String>,
     /// `--name`.
     pub(crate) name: Option<NodeName>,
@@ -94,8 +110,14 @@ pub(crate) struct RawUp {
     pub(crate) advertise: Vec<String>,
     /// `--range`.
     pub(crate) range: Option<Ipv4Net>,
+    /// `--no-relay`.
+    pub(crate) no_relay: bool,
     /// `--trusted-subnet`.
     pub(crate) trusted_subnets: Vec<IpNet>,
+    /// `--dscp`.
+    pub(crate) dscp: Option<Dscp>,
+    /// `--no-offload`.
+    pub(crate) no_offload: Vec<Offload>,
     /// `--rebind`.
     pub(crate) rebind: bool,
     /// `--state-dir`.
@@ -118,7 +140,10 @@ pub(crate) struct FileConfig {
     port: Option<u16>,
     advertise: Vec<String>,
     range: Option<Ipv4Net>,
+    relay: Option<bool>,
     trusted_subnets: Vec<IpNet>,
+    dscp: Option<Dscp>,
+    no_offload: Vec<Offload>,
     /// As in the flags.
     pub(crate) state_dir: Option<PathBuf>,
     /// As in the flags.
@@ -156,6 +181,11 @@ impl FileConfig {
 impl RawUp {
     /// Lays the flags over the file over the defaults, and checks it all.
     pub(crate) fn check(self, file: FileConfig, hostname: &str) -> anyhow::Result<UpConfig> {
+        let mut asked = RawUp {
+            join: None,
+            rebind: false,
+            ..self.clone()
+        };
         let name = match (self.name, file.name) {
             (Some(name), _) => Some(name),
             (None, Some(text)) => Some(Label::parse(&text).context("name")?),
@@ -177,6 +207,11 @@ impl RawUp {
         for subnet in &trusted_subnets {
             check_subnet(subnet)?;
         }
+        let state_dir = directory(self.state_dir.or(file.state_dir), DEFAULT_STATE_DIR)?;
+        let run_dir = directory(self.run_dir.or(file.run_dir), DEFAULT_RUN_DIR)?;
+        // Whoever starts it again may do so from another directory, and must find the same ones.
+        asked.state_dir = Some(state_dir.clone());
+        asked.run_dir = Some(run_dir.clone());
         Ok(UpConfig {
             join: self.join.as_deref().map(resolve_token).transpose()?,
             name,
@@ -184,16 +219,21 @@ impl RawUp {
             port,
             advertise,
             range,
+            relay: !self.no_relay && file.relay.unwrap_or(true),
             trusted_subnets,
+            dscp: self.dscp.or(file.dscp).unwrap_or_default(),
+            no_offload: first_said(self.no_offload, file.no_offload),
             rebind: self.rebind,
-            state_dir: directory(self.state_dir.or(file.state_dir), DEFAULT_STATE_DIR)?,
-            run_dir: directory(self.run_dir.or(file.run_dir), DEFAULT_RUN_DIR)?,
+            state_dir,
+            run_dir,
             foreground: self.foreground,
             log: self
                 .log
                 .or(file.log)
                 .unwrap_or_else(|| DEFAULT_LOG.to_owned()),
             log_json: self.log_json || file.log_json.unwrap_or(false),
+            take_over: false,
+            asked,
         })
     }
 }

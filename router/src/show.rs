@@ -1,11 +1,14 @@
 //! How things look to people: aligned tables, units, and `--json` beside each.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use serde::Serialize;
+use weft_core::carriers::Why;
 use weft_core::control::{
     Attached, EndpointRow, NameRow, NetworkRow, NodeRow, PeerRow, ServiceRow, Status,
 };
+use weft_core::underlay::{Offload, OffloadState};
 use weft_core::view::{EndpointKind, Liveness};
 
 use crate::background::{Origin, Summary};
@@ -116,6 +119,8 @@ pub(crate) fn peers(rows: &[PeerRow]) -> String {
         "MTU",
         "SENT",
         "RECEIVED",
+        "DROPPED",
+        "OFFLOADS",
     ];
     let cells = rows.iter().map(|row| {
         vec![
@@ -123,7 +128,10 @@ pub(crate) fn peers(rows: &[PeerRow]) -> String {
             row.node.clone(),
             liveness(row.liveness).to_owned(),
             row.carrier.clone(),
-            or_dash(row.path),
+            match &row.relay {
+                Some(relay) => format!("through {relay}"),
+                None => or_dash(row.path),
+            },
             row.rtt_ms
                 .map_or("-".to_owned(), |ms| format!("{ms:.1} ms")),
             row.handshake_age_secs
@@ -131,10 +139,78 @@ pub(crate) fn peers(rows: &[PeerRow]) -> String {
             or_dash(row.mtu),
             octets(row.tx_bytes),
             octets(row.rx_bytes),
+            row.drops.values().sum::<u64>().to_string(),
+            offloads(&row.offloads),
         ]
     });
-    table(&head, cells)
-        .unwrap_or_else(|| "no other nodes yet; invite one with: weft token".to_owned())
+    let Some(text) = table(&head, cells) else {
+        return "no other nodes yet; invite one with: weft token".to_owned();
+    };
+    let reasons: String = rows.iter().filter_map(why_not_better).collect();
+    let reasons = reasons + &carriers(rows);
+    match reasons.is_empty() {
+        true => text,
+        false => format!("{text}\n{reasons}"),
+    }
+}
+
+/// Why a peer is reached through somebody else, or not at all.
+fn why_not_better(row: &PeerRow) -> Option<String> {
+    let is_direct = row.path.is_some();
+    if is_direct || row.paths.is_empty() {
+        return None;
+    }
+    let name = &row.name;
+    let what = match &row.relay {
+        Some(relay) => format!("{name} is reached through {relay}"),
+        None => format!("{name} is not reached"),
+    };
+    let tried: Vec<String> = row
+        .paths
+        .iter()
+        .filter(|path| !path.in_use)
+        .map(|path| {
+            let way = match &path.relay {
+                Some(relay) => format!("through {relay}"),
+                None => or_dash(path.path),
+            };
+            let outcome = match (path.unanswered, path.answered) {
+                (0, true) => "answers".to_owned(),
+                (0, false) => "not tried yet".to_owned(),
+                (n, _) => format!("{n} times no answer"),
+            };
+            format!("{way} ({outcome})")
+        })
+        .collect();
+    match tried.is_empty() {
+        true => Some(format!("{what}: nobody knows an address of it\n")),
+        false => Some(format!("{what}; also tried: {}\n", tried.join(", "))),
+    }
+}
+
+/// `all`, or those that are not in use and why.
+fn offloads(states: &BTreeMap<Offload, OffloadState>) -> String {
+    let off = states
+        .iter()
+        .filter(|(_, state)| **state != OffloadState::On);
+    let off: Vec<String> = off
+        .map(|(offload, state)| format!("no {offload} ({})", state.name()))
+        .collect();
+    match (states.is_empty(), off.is_empty()) {
+        (true, _) => "-".to_owned(),
+        (false, true) => "all".to_owned(),
+        (false, false) => off.join(", "),
+    }
+}
+
+/// Why each peer has the carrier that it has; nothing where `udp` is the only one that this host would use.
+fn carriers(rows: &[PeerRow]) -> String {
+    let alone = Why::NoTrustedSubnet.to_string();
+    let told = rows
+        .iter()
+        .filter(|row| row.carrier != "-" && row.carrier_why != alone);
+    told.map(|row| format!("{}: {}, {}\n", row.name, row.carrier, row.carrier_why))
+        .collect()
 }
 
 /// `weft ps`.
@@ -455,6 +531,15 @@ mod tests {
         assert!(endpoints(&[]).contains("nothing is attached"));
         assert!(services(&[]).contains("no services"));
         assert!(nodes(&[]).contains("no nodes"));
+    }
+
+    #[test]
+    fn offloads_that_are_not_in_use_are_named_with_the_reason() {
+        let mut states: BTreeMap<_, _> = Offload::ALL.map(|o| (o, OffloadState::On)).into();
+        assert_eq!(offloads(&states), "all");
+        states.insert(Offload::Gso, OffloadState::Failing);
+        states.insert(Offload::Uso, OffloadState::SwitchedOff);
+        assert_eq!(offloads(&states), "no gso (failing), no uso (switched off)");
     }
 
     #[test]

@@ -290,6 +290,16 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
+fn what_does_not_run_can_t_be_restarted() {
+    let host = Host::new();
+    let text = one_line(&host.weft(&["restart"]), 1);
+    assert!(
+        text.contains("not running") && text.contains("weft up"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_bad_configuration_file_is_told_by_name_and_line() {
     let host = Host::new();
     let file = host.path("weft.toml");

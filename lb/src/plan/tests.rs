@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use weft_core::model::{ClusterId, EndpointId, Generation, Label, NodeId};
 use weft_core::view::{
     Endpoint, EndpointKind, Liveness, Member, Method, Publish, PublishConflict, ServicePort,
+    VxlanPeer, VxlanView,
 };
 
 use super::*;
@@ -224,4 +225,35 @@ fn text_holds_no_name_and_no_address_family_that_is_off() {
     assert!(!text.contains("fdab:") && !text.contains("ip6 to"));
     assert!(text.contains("set published6 {"), "declared all the same");
     assert!(text.contains("ip daddr 192.0.2.53 ") && !text.contains("127.0.0.53"));
+}
+
+#[test]
+fn a_peer_is_told_by_its_mac_on_either_carrier_and_has_one_number() {
+    let mut view = View::empty(
+        NodeId([1; 32]),
+        ClusterId([7; 16]),
+        AddressPlan::new(AddressPlan::DEFAULT_RANGE, &ClusterId([7; 16])).unwrap(),
+    );
+    view.members = vec![member(1, 0), member(2, 5)];
+    let sealed = domain_fragment(&plan(&view, &LocalFacts::default()));
+    assert!(!sealed.contains("wx0"), "{sealed}");
+    assert!(sealed.contains("elements = { 02:77:01:00:00:05 : 5 }"));
+    let open = |id: u8, number: u16| VxlanPeer {
+        id: NodeId([id; 32]),
+        number: PeerNumber(number),
+        mac: [6, id, 0, 0, 0, 0],
+        addr: [192, 0, 2, id].into(),
+        carries: false,
+        mtu: 1450,
+    };
+    // The second is no member any more.
+    let peers = vec![open(2, 5), open(3, 6)];
+    let mac = [6; 6];
+    view.vxlan = Some(VxlanView { mac, peers });
+    let both = domain_fragment(&plan(&view, &LocalFacts::default()));
+    assert!(both.contains("elements = { 02:77:01:00:00:05 : 5, 06:02:00:00:00:00 : 5 }"));
+    assert!(both.contains("06:02:00:00:00:00 : goto lb_from_5"));
+    assert!(
+        both.contains("iifname { \"wu0\", \"wx0\" } ip saddr != 10.32.0.0/12 ct original zone set")
+    );
 }

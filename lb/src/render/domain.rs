@@ -11,9 +11,10 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use weft_core::layout::{
-    HOST_LEG_FAR, LEG_PREFIX, PEER_MARK_MASK, UDP_CARRIER, mac_text, peer_mac,
+    HOST_LEG_FAR, LEG_PREFIX, PEER_MARK_MASK, carriers_text, mac_text, peer_mac,
 };
 use weft_core::model::Proto;
+use weft_core::view::PeerNumber;
 
 use super::{base_chain, chain, collection};
 use crate::plan::{Balance, Frontend, LbPlan};
@@ -72,19 +73,20 @@ fn peers(plan: &LbPlan, out: &mut String) {
     let keep = !PEER_MARK_MASK;
     let mut zones = Vec::new();
     let mut marks = Vec::new();
-    for peer in &plan.peers {
-        let (mac, number) = (mac_text(peer_mac(*peer)), peer.0);
-        zones.push(format!("{mac} : {number}"));
-        marks.push(format!("{mac} : goto lb_from_{number}"));
+    for PeerNumber(number) in &plan.peers {
         let rule = format!("ct mark set ct mark and {keep:#x} or {number:#x}");
         chain(out, &format!("lb_from_{number}"), &[rule]);
+    }
+    for (mac, number) in macs(plan) {
+        zones.push(format!("{mac} : {number}"));
+        marks.push(format!("{mac} : goto lb_from_{number}"));
     }
     collection(out, "map lb_zones", "typeof ether saddr : ct zone", &zones);
     collection(out, "map lb_peers", "type ether_addr : verdict", &marks);
 
     let foreign: Vec<String> = foreign_sources(plan)
         .iter()
-        .map(|source| format!("iifname \"{UDP_CARRIER}\" {source}"))
+        .map(|source| format!("iifname {} {source}", carriers_text(plan.vxlan.is_some())))
         .collect();
     let zone: Vec<String> = foreign
         .iter()
@@ -104,6 +106,15 @@ fn peers(plan: &LbPlan, out: &mut String) {
         "filter hook prerouting priority mangle",
         &mark,
     );
+}
+
+/// The MACs that peers come under, on whichever carrier.
+fn macs(plan: &LbPlan) -> impl Iterator<Item = (String, u16)> + '_ {
+    let sealed = plan.peers.iter().map(|peer| (peer_mac(*peer), *peer));
+    let plain = plan.vxlan.iter().flatten();
+    let plain = plain.map(|(mac, peer)| (*mac, *peer));
+    let known = sealed.chain(plain.filter(|(_, peer)| plan.peers.contains(peer)));
+    known.map(|(mac, peer)| (mac_text(mac), peer.0))
 }
 
 fn foreign_sources(plan: &LbPlan) -> Vec<String> {
@@ -234,7 +245,7 @@ fn dns_rules(plan: &LbPlan) -> Vec<String> {
 fn unserved(plan: &LbPlan, out: &mut String) {
     let refuse = [
         "ct state invalid drop".to_owned(),
-        format!("iifname \"{UDP_CARRIER}\" drop"),
+        format!("iifname {} drop", carriers_text(plan.vxlan.is_some())),
         "meta l4proto tcp reject with tcp reset".to_owned(),
         "reject with icmpx port-unreachable".to_owned(),
     ];

@@ -5,30 +5,66 @@
 //! | sealed | sealed | sealed | header, kind, packets of the open bundle ...        |
 //! |<------- the run ------->|end                                                    |
 //! ```
+//!
+//! What goes through a member between is sealed twice in place: room for the outer header, kind and relay head is left
+//! before it.
 
 use std::io;
 use std::net::SocketAddr;
 
 use weft_core::crypto::TAG_LEN;
-use weft_core::session::transport::Transport;
-use weft_core::wire::{DATA_HEADER, FrameKind, OVERHEAD};
+use weft_core::session::transport::{SealError, Transport};
+use weft_core::underlay::{Offload, OffloadState};
+use weft_core::wire::{DATA_HEADER, FrameKind, OVERHEAD, RELAY_OVERHEAD, RelayHead};
 
 use crate::bundle::{ITEM_HEAD, MAX_ITEM, write_head};
 use crate::counters::Dropped;
+use crate::relay::Relayed;
 use crate::shared::{CarrierEvent, Shared};
-use crate::table::Peer;
+use crate::table::{Peer, Route};
 
 /// Most octets of one run: what UDP takes, less a little.
 const MAX_RUN_BYTES: usize = 65_000;
 /// A run, and one more datagram with the largest packet that there is.
-const ROOM: usize = MAX_RUN_BYTES + DATA_HEADER + 1 + 40 + 65_535 + TAG_LEN;
+const ROOM: usize = MAX_RUN_BYTES + DATA_HEADER + 1 + 40 + 65_535 + TAG_LEN + RELAY_OVERHEAD;
+/// What stands before a datagram that is passed on.
+const RELAY_LEAD: usize = DATA_HEADER + 1 + RelayHead::LEN;
+
+/// Datagrams that one system call sends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run<'a> {
+    /// One behind the other.
+    pub(crate) octets: &'a [u8],
+    /// Length of each; the last may be shorter.
+    pub(crate) stride: usize,
+    /// Class of service and congestion field of their outer headers.
+    pub(crate) tos: u8,
+}
+
+impl Run<'_> {
+    /// Is it more than one datagram?
+    pub(crate) fn is_many(&self) -> bool {
+        self.octets.len() > self.stride
+    }
+}
+
+/// How a run went out.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// At once.
+    Whole,
+    /// The kernel declined to cut it, and took it in single datagrams.
+    OneByOne,
+}
 
 /// Where runs go.
 pub(crate) trait Wire {
     /// Datagrams that one run may have.
     fn max_run(&self, to: SocketAddr) -> usize;
-    /// Sends a run of datagrams of `stride` octets, the last perhaps shorter.
-    fn send(&self, to: SocketAddr, run: &[u8], stride: usize) -> io::Result<()>;
+    /// Sends a run.
+    fn send(&self, to: SocketAddr, run: Run<'_>) -> io::Result<Sent>;
+    /// Does too much wait on the way there? Says so once for each packet that is to be marked or dropped for it.
+    fn take_congestion(&self, to: SocketAddr) -> bool;
 }
 
 /// How packets get to a peer at this moment.
@@ -37,16 +73,68 @@ pub(crate) struct Way<'a> {
     pub(crate) peer: &'a Peer,
     pub(crate) transport: &'a Transport,
     pub(crate) to: SocketAddr,
+    relay: Option<(&'a Transport, RelayHead)>,
 }
 
 impl<'a> Way<'a> {
     pub(crate) fn to(peer: &'a Peer) -> Option<Self> {
-        let (transport, to) = peer.way()?;
+        let Route {
+            transport,
+            to,
+            relay,
+        } = peer.route()?;
         Some(Self {
             peer,
             transport,
             to,
+            relay,
         })
+    }
+
+    /// Is nobody between?
+    pub(crate) fn is_direct(&self) -> bool {
+        self.relay.is_none()
+    }
+
+    /// Octets before the datagram for the peer itself.
+    fn lead(&self) -> usize {
+        self.relay.map_or(0, |_| RELAY_LEAD)
+    }
+
+    /// Octets around an inner packet.
+    fn overhead(&self) -> usize {
+        OVERHEAD + self.relay.map_or(0, |_| RELAY_OVERHEAD)
+    }
+
+    /// Seals the frame that stands in `room` behind the lead and a header. Gives the datagram's length.
+    fn seal(&self, room: &mut [u8], frame: usize) -> Result<usize, SealError> {
+        let lead = self.lead();
+        let len = self.transport.seal_in_place(&mut room[lead..], frame)?;
+        match self.relay {
+            None => Ok(len),
+            Some((relay, head)) => seal_relayed(relay, head, room, len),
+        }
+    }
+}
+
+/// Seals the datagram of `len` octets that stands behind the lead for the member that passes it on.
+fn seal_relayed(
+    relay: &Transport,
+    head: RelayHead,
+    room: &mut [u8],
+    len: usize,
+) -> Result<usize, SealError> {
+    room[DATA_HEADER] = FrameKind::Relay as u8;
+    room[DATA_HEADER + 1..RELAY_LEAD].copy_from_slice(&head.to_bytes());
+    relay.seal_in_place(room, RELAY_LEAD - DATA_HEADER + len)
+}
+
+/// How many datagrams may go to the peer at once.
+fn max_run(way: Way<'_>, shared: &Shared, wire: &impl Wire) -> usize {
+    if shared.offloads.is_on(Offload::Gso) && way.peer.state.gso.is_on() {
+        wire.max_run(way.to)
+    } else {
+        1
     }
 }
 
@@ -71,6 +159,9 @@ pub(crate) struct Packet {
     pub(crate) len: usize,
     /// Is its transport checksum yet to be filled in?
     pub(crate) partial: bool,
+    /// What the outer header says for it. Packets that differ here share neither a datagram nor a run, each of which has
+    /// one outer header, or one for all.
+    pub(crate) tos: u8,
 }
 
 impl Packet {
@@ -95,6 +186,8 @@ pub(crate) struct Batch {
     buffer: Box<[u8]>,
     end: usize,
     stride: usize,
+    /// Of all that is in it.
+    tos: u8,
     count: usize,
     load: Load,
     bundle: Option<Bundle>,
@@ -106,6 +199,7 @@ impl Batch {
             buffer: vec![0; ROOM].into_boxed_slice(),
             end: 0,
             stride: 0,
+            tos: 0,
             count: 0,
             load: Load::default(),
             bundle: None,
@@ -122,12 +216,16 @@ impl Batch {
         write: impl FnOnce(&mut [u8]),
     ) {
         let len = packet.len;
+        if packet.tos != self.tos {
+            self.flush(way, shared, wire);
+            self.tos = packet.tos;
+        }
         // Two of them must fit, or a bundle only costs.
         if (len + ITEM_HEAD) * 2 <= way.peer.mtu && len <= MAX_ITEM {
             self.add_to_bundle(way, shared, wire, packet, write);
         } else {
             self.close_bundle(way, shared, wire);
-            let frame = self.end + DATA_HEADER;
+            let frame = self.end + way.lead() + DATA_HEADER;
             self.buffer[frame] = packet.kind() as u8;
             write(&mut self.buffer[frame + 1..frame + 1 + len]);
             let load = Load {
@@ -156,7 +254,7 @@ impl Batch {
             first: packet,
             load: Load::default(),
         });
-        let item = self.end + DATA_HEADER + bundle.frame;
+        let item = self.end + way.lead() + DATA_HEADER + bundle.frame;
         write_head(&mut self.buffer[item..], len, packet.partial);
         let start = item + ITEM_HEAD;
         write(&mut self.buffer[start..start + len]);
@@ -171,7 +269,7 @@ impl Batch {
         let Some(bundle) = self.bundle.take() else {
             return;
         };
-        let frame = self.end + DATA_HEADER;
+        let frame = self.end + way.lead() + DATA_HEADER;
         let mut len = bundle.frame;
         if bundle.load.packets == 1 {
             // Alone it needs no length.
@@ -187,14 +285,42 @@ impl Batch {
 
     fn seal(&mut self, way: Way<'_>, shared: &Shared, wire: &impl Wire, frame: usize, load: Load) {
         let room = &mut self.buffer[self.end..];
-        match way.transport.seal_in_place(room, frame) {
+        match way.seal(room, frame) {
             Ok(len) => self.join_run(way, shared, wire, len, load),
             Err(_) => {
-                shared.drops.count_many(Dropped::SealRefused, load.packets);
+                shared.drop_of(way.peer, Dropped::SealRefused, load.packets);
                 if way.peer.state.wanted.is_due(shared.now_ms()) {
                     shared.tell(CarrierEvent::Wanted(way.peer.number));
                 }
             }
+        }
+    }
+
+    /// Adds a datagram that is to be passed on by, or to, the peer at the end of `way`.
+    pub(crate) fn pass_on(
+        &mut self,
+        way: Way<'_>,
+        shared: &Shared,
+        wire: &impl Wire,
+        Relayed {
+            head,
+            datagram,
+            tos,
+        }: Relayed<'_>,
+    ) {
+        if tos != self.tos {
+            self.flush(way, shared, wire);
+            self.tos = tos;
+        }
+        let start = self.end + RELAY_LEAD;
+        let Some(room) = self.buffer.get_mut(start..start + datagram.len()) else {
+            return shared.drops.count(Dropped::TooBig);
+        };
+        room.copy_from_slice(datagram);
+        let room = &mut self.buffer[self.end..];
+        match seal_relayed(way.transport, head, room, datagram.len()) {
+            Ok(len) => self.join_run(way, shared, wire, len, Load::default()),
+            Err(_) => shared.drops.count(Dropped::SealRefused),
         }
     }
 
@@ -208,7 +334,7 @@ impl Batch {
         load: Load,
     ) {
         // What is larger than the path is said to take goes alone: the kernel shall refuse it, and nothing else with it.
-        let is_large = len > way.peer.mtu + OVERHEAD;
+        let is_large = len > way.peer.mtu + way.overhead();
         let joins = len <= self.stride && self.end + len <= MAX_RUN_BYTES && !is_large;
         if self.count > 0 && !joins {
             let start = self.end;
@@ -222,7 +348,7 @@ impl Batch {
         self.count += 1;
         self.load.add(load);
         // The last of a run is the only one that may be shorter.
-        if len < self.stride || is_large || self.count >= wire.max_run(way.to) {
+        if len < self.stride || is_large || self.count >= max_run(way, shared, wire) {
             self.send_run(way, shared, wire);
         }
     }
@@ -237,14 +363,24 @@ impl Batch {
         if self.count == 0 {
             return;
         }
-        let result = wire.send(way.to, &self.buffer[..self.end], self.stride);
+        let run = Run {
+            octets: &self.buffer[..self.end],
+            stride: self.stride,
+            tos: self.tos,
+        };
+        let result = wire.send(way.to, run);
         let load = std::mem::take(&mut self.load);
         self.end = 0;
         self.count = 0;
         match result {
-            Ok(()) => way.peer.state.traffic.sent(load.packets, load.bytes),
+            Ok(sent) => {
+                way.peer.state.traffic.sent(load.packets, load.bytes);
+                if let Sent::OneByOne = sent {
+                    way.peer.state.gso.set(OffloadState::Refused);
+                }
+            }
             Err(err) if err.raw_os_error() == Some(libc::EMSGSIZE) => {
-                shared.drops.count_many(Dropped::TooBig, load.packets);
+                shared.drop_of(way.peer, Dropped::TooBig, load.packets);
                 if way.peer.state.too_big.is_due(shared.now_ms()) {
                     shared.tell(CarrierEvent::TooBig {
                         number: way.peer.number,
@@ -252,7 +388,44 @@ impl Batch {
                     });
                 }
             }
-            Err(_) => shared.drops.count_many(Dropped::SendFailed, load.packets),
+            Err(_) => shared.drop_of(way.peer, Dropped::SendFailed, load.packets),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+
+    /// Keeps what is sent, or refuses it.
+    #[derive(Default)]
+    pub(crate) struct Kept {
+        pub(crate) runs: RefCell<Vec<(SocketAddr, Vec<Vec<u8>>)>>,
+        /// Of each run.
+        pub(crate) tos: RefCell<Vec<u8>>,
+        pub(crate) refuse: Option<i32>,
+        pub(crate) congested: Cell<bool>,
+    }
+
+    impl Wire for Kept {
+        fn max_run(&self, _: SocketAddr) -> usize {
+            64
+        }
+
+        fn take_congestion(&self, _: SocketAddr) -> bool {
+            self.congested.take()
+        }
+
+        fn send(&self, to: SocketAddr, run: Run<'_>) -> io::Result<Sent> {
+            if let Some(errno) = self.refuse {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            let datagrams = run.octets.chunks(run.stride).map(<[u8]>::to_vec).collect();
+            self.runs.borrow_mut().push((to, datagrams));
+            self.tos.borrow_mut().push(run.tos);
+            Ok(Sent::Whole)
         }
     }
 }

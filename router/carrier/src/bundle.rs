@@ -25,10 +25,10 @@ pub(crate) fn write_head(out: &mut [u8], len: usize, partial: bool) {
     out[..ITEM_HEAD].copy_from_slice(&(len as u16 | flag).to_le_bytes());
 }
 
-/// Where the packets of a bundle lie in its body. Ends with an error where the body ends within an item; the packets
-/// before it stand.
-pub(crate) struct Items<'a> {
-    body: &'a [u8],
+/// Finds one packet of a bundle after the other. Ends with an error where the body ends within an item; the packets before
+/// it stand.
+#[derive(Debug, Default)]
+pub(crate) struct Items {
     at: usize,
 }
 
@@ -36,17 +36,24 @@ pub(crate) struct Items<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Torn;
 
-impl<'a> Items<'a> {
-    pub(crate) fn new(body: &'a [u8]) -> Self {
-        Self { body, at: 0 }
+impl Items {
+    /// Where the next one lies in `body`, which is the same each time as far as it was not looked at yet.
+    pub(crate) fn next_in(&mut self, body: &[u8]) -> Option<Result<Item, Torn>> {
+        if self.at >= body.len() {
+            return None;
+        }
+        Some(self.take(body).ok_or_else(|| {
+            self.at = body.len();
+            Torn
+        }))
     }
 
-    fn take(&mut self) -> Option<Item> {
-        let head = self.body.get(self.at..)?.first_chunk::<ITEM_HEAD>()?;
+    fn take(&mut self, body: &[u8]) -> Option<Item> {
+        let head = body.get(self.at..)?.first_chunk::<ITEM_HEAD>()?;
         let head = u16::from_le_bytes(*head);
         let start = self.at + ITEM_HEAD;
         let end = start + usize::from(head & !PARTIAL);
-        if end == start || end > self.body.len() {
+        if end == start || end > body.len() {
             return None;
         }
         self.at = end;
@@ -57,40 +64,29 @@ impl<'a> Items<'a> {
     }
 }
 
-impl Iterator for Items<'_> {
-    type Item = Result<Item, Torn>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.at >= self.body.len() {
-            return None;
-        }
-        Some(self.take().ok_or_else(|| {
-            self.at = self.body.len();
-            Torn
-        }))
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// All packets of a bundle.
+    pub(crate) fn items(body: &[u8]) -> Vec<Result<Item, Torn>> {
+        let mut items = Items::default();
+        std::iter::from_fn(|| items.next_in(body)).collect()
+    }
 
     #[test]
     fn a_torn_bundle_gives_what_came_before_the_tear() {
         let body = [1, 0, 7, 9, 0, 1, 2];
-        let items: Vec<_> = Items::new(&body).collect();
+        let items = items(&body);
         let first = Item {
             range: 2..3,
             partial: false,
         };
         assert_eq!(items, [Ok(first), Err(Torn)]);
-        assert_eq!(
-            Items::new(&[0, 0, 1, 0, 5]).collect::<Vec<_>>(),
-            [Err(Torn)]
-        );
-        assert_eq!(Items::new(&[5]).collect::<Vec<_>>(), [Err(Torn)]);
-        assert_eq!(Items::new(&[]).count(), 0);
+        assert_eq!(super::tests::items(&[0, 0, 1, 0, 5]), [Err(Torn)]);
+        assert_eq!(super::tests::items(&[5]), [Err(Torn)]);
+        assert_eq!(super::tests::items(&[]), []);
     }
 
     proptest! {
@@ -103,7 +99,7 @@ mod tests {
                 body.extend_from_slice(&head);
                 body.extend_from_slice(packet);
             }
-            let items: Vec<_> = Items::new(&body).map(Result::unwrap).collect();
+            let items: Vec<_> = items(&body).into_iter().map(Result::unwrap).collect();
             let out: Vec<_> = items.iter().map(|item| body[item.range.clone()].to_vec()).collect();
             prop_assert!(items.iter().zip(&packets).all(|(item, packet)| item.partial == (packet[0] & 1 == 0)));
             prop_assert_eq!(out, packets);
@@ -112,7 +108,7 @@ mod tests {
         #[test]
         fn no_octets_make_it_panic_or_overlap(body in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut last = 0;
-            for Item { range, .. } in Items::new(&body).flatten() {
+            for Item { range, .. } in items(&body).into_iter().flatten() {
                 prop_assert!(range.start >= last + ITEM_HEAD && range.end <= body.len());
                 last = range.end;
             }

@@ -1,16 +1,19 @@
 //! The handle: starts the threads, gives them their table, and stops them.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use weft_core::layout;
+use weft_core::underlay::{Dscp, Offload};
 
-use crate::counters::Counters;
+use crate::counters::{Counters, PeerTraffic};
+use crate::descriptors::Descriptors;
 use crate::error::CarrierError;
+use crate::offload::Offloads;
 use crate::shared::{CarrierEvent, Shared};
 use crate::table::{PeerTable, States, Table};
 use crate::tap::Tap;
@@ -32,6 +35,12 @@ pub struct CarrierConfig {
     pub bind_v4: Ipv4Addr,
     /// Local IPv6 address; unspecified takes all.
     pub bind_v6: Ipv6Addr,
+    /// What the underlay sees of the inner packets' classes of service.
+    pub dscp: Dscp,
+    /// Offloads that are not to be used.
+    pub no_offload: Vec<Offload>,
+    /// Of a carrier that has stopped. What of it does not fit the above is closed, and opened anew.
+    pub given: Descriptors,
 }
 
 impl CarrierConfig {
@@ -44,6 +53,9 @@ impl CarrierConfig {
             port,
             bind_v4: Ipv4Addr::UNSPECIFIED,
             bind_v6: Ipv6Addr::UNSPECIFIED,
+            dscp: Dscp::default(),
+            no_offload: Vec::new(),
+            given: Descriptors::default(),
         }
     }
 }
@@ -57,6 +69,7 @@ struct Worker {
 pub struct Carrier {
     shared: Arc<Shared>,
     underlay: Arc<Underlay>,
+    tap: Arc<Tap>,
     states: Mutex<States>,
     workers: Vec<Worker>,
 }
@@ -76,20 +89,36 @@ impl Carrier {
         config: CarrierConfig,
         events: Box<dyn Fn(CarrierEvent) + Send + Sync>,
     ) -> Result<Self, CarrierError> {
-        let underlay = Arc::new(Underlay::bind(config.port, config.bind_v4, config.bind_v6)?);
-        let tap = Arc::new(Tap::open(&config.domain, &config.tap_name, config.mtu)?);
+        let Descriptors { tap, v4, v6 } = config.given;
+        let addresses = (config.bind_v4, config.bind_v6);
+        let underlay = Underlay::bind(config.port, addresses, (v4, v6))?;
+        let tap = Tap::open(&config.domain, &config.tap_name, config.mtu, tap)?;
+        let offloads = Offloads::new(&config.no_offload);
+        underlay.use_offloads(&offloads);
+        tap.use_offloads(&offloads)?;
         let mut carrier = Self {
-            shared: Arc::new(Shared::new(events)),
-            underlay,
+            shared: Arc::new(Shared::new(events, config.dscp, offloads)),
+            underlay: Arc::new(underlay),
+            tap: Arc::new(tap),
             states: Mutex::default(),
             workers: Vec::new(),
         };
-        carrier.spawn_threads(&tap)?;
+        carrier.spawn_threads()?;
         Ok(carrier)
     }
 
-    fn spawn_threads(&mut self, tap: &Arc<Tap>) -> Result<(), CarrierError> {
-        let (sender_tap, sender_underlay) = (tap.clone(), self.underlay.clone());
+    /// What the next one can be given, once this one has stopped.
+    pub fn descriptors(&self) -> io::Result<Descriptors> {
+        let (v4, v6) = self.underlay.sockets()?;
+        Ok(Descriptors {
+            tap: Some(self.tap.queue()?),
+            v4: Some(v4),
+            v6,
+        })
+    }
+
+    fn spawn_threads(&mut self) -> Result<(), CarrierError> {
+        let (sender_tap, sender_underlay) = (self.tap.clone(), self.underlay.clone());
         self.spawn("weft-send", move |shared, waker| {
             send_loop(shared, &sender_tap, &sender_underlay, waker);
         })?;
@@ -98,7 +127,7 @@ impl Carrier {
             (Family::V6, "weft-receive6", self.underlay.v6.is_some()),
         ];
         for (family, name, _) in receivers.into_iter().filter(|(_, _, exists)| *exists) {
-            let (tap, underlay) = (tap.clone(), self.underlay.clone());
+            let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
             self.spawn(name, move |shared, waker| {
                 receive_loop(shared, &tap, &underlay, family, waker);
             })?;
@@ -128,6 +157,7 @@ impl Carrier {
         // Still under the lock, so that the last to lay out is the last to be stored.
         self.shared.table.store(Arc::new(table));
         drop(states);
+        self.shared.has_table.store(true, Ordering::Release);
         self.wake();
     }
 
@@ -139,6 +169,11 @@ impl Carrier {
     /// MTU of the underlay's route to `to`, outer IP header included; "packet too big" messages count.
     pub fn path_mtu(&self, to: SocketAddr) -> Option<u16> {
         self.underlay.path_mtu(to)
+    }
+
+    /// The host's own address from which it sends to `to`, as far as the route says.
+    pub fn path_source(&self, to: SocketAddr) -> Option<IpAddr> {
+        self.underlay.path_source(to)
     }
 
     /// The UDP port in use.
@@ -156,10 +191,14 @@ impl Carrier {
         let table = self.shared.table.load();
         Counters {
             drops: self.shared.drops.read(),
+            offloads: self.shared.offloads.read(),
             peers: table
                 .peers
                 .iter()
-                .map(|peer| peer.state.traffic.read(peer.number))
+                .map(|peer| PeerTraffic {
+                    gso: peer.state.gso.state(),
+                    ..peer.state.traffic.read(peer.number)
+                })
                 .collect(),
         }
     }

@@ -6,28 +6,30 @@
 //! payload again. Therefore only packets are joined whose checksums were found right, or that were sealed by the host they
 //! began on without having one; all others go as they came.
 
+mod frames;
+
 use std::io::IoSlice;
 
 use crate::checksum::{Sum, pseudo_header};
 use crate::counters::Dropped;
 use crate::inner::{Inner, TCP, UDP};
-use crate::segment::{addresses, checksum_offset, fill_v4_checksum};
-use crate::vnet::{
-    ETHERNET_LEN, FRAME_HEAD, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VNET_LEN,
-    VnetHeader, ether_type,
-};
+use crate::offload::Joins;
+use crate::segment::addresses;
+
+pub(crate) use frames::Frame;
+use frames::Writer;
 
 /// Flows joined at a time; of more, the oldest is closed. A batch rarely holds more, and each packet is compared to all.
 const MAX_OPEN: usize = 8;
 /// Segments of one group: what one vectored write takes is far more.
 const MAX_SEGMENTS: usize = 64;
-/// Ethernet and virtio headers, IPv4 and TCP with all options.
-const MAX_HEAD: usize = FRAME_HEAD + 60 + 60;
 /// Octets of a UDP header.
 const UDP_LEN: usize = 8;
 
+/// Set in TCP's flags where nothing should wait behind a segment.
 const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
+const ECE: u8 = 0x40;
 
 /// Where a piece lies in the receive buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ struct Group {
     protocol: u8,
     /// Does the first one come without a checksum?
     partial: bool,
+    /// Which of them do, one bit each.
+    partials: u64,
     transport: usize,
     headers: usize,
     /// Payload of each segment but the last.
@@ -70,10 +74,9 @@ struct Group {
 }
 
 /// Gathers the packets of one batch. `from` is whatever the caller tells peers apart by.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Coalescer {
-    /// Does the TAP take several datagrams at a time?
-    joins_datagrams: bool,
+    joins: Joins,
     items: Vec<Item>,
     /// The first `used` are of this batch; the others are kept for their room.
     groups: Vec<Group>,
@@ -149,7 +152,8 @@ impl<'a> Segment<'a> {
         };
         let head = self.head();
         let fits = match self.protocol {
-            TCP => head[13] & !PSH == ACK,
+            // The echo of a mark (RFC 3168 §6.1.3) stands in every segment until it is answered.
+            TCP => head[13] & !(PSH | ECE) == ACK,
             // Without a checksum on purpose (RFC 768) it would get one.
             _ => self.partial || head[6..8] != [0, 0],
         };
@@ -230,6 +234,7 @@ impl Group {
         if !segment.is_intact() {
             return false;
         }
+        self.partials |= u64::from(segment.partial) << self.spans.len();
         self.spans.push(Span {
             start: span.start + segment.headers,
             len: payload,
@@ -244,78 +249,22 @@ impl Group {
     fn is_complete(&self) -> bool {
         self.ends_with_push || self.spans.last().is_some_and(|last| last.len < self.size)
     }
-
-    /// The headers of the super-packet, with what is to be done to it before them.
-    fn write_head(
-        &self,
-        octets: &[u8],
-        from_mac: [u8; 6],
-        to_mac: [u8; 6],
-    ) -> ([u8; MAX_HEAD], usize) {
-        let first = self.first_of(octets);
-        let mut head = [0; MAX_HEAD];
-        let (gso_type, gso_size) = match (self.spans.len(), self.protocol) {
-            (..=1, _) => (GSO_NONE, 0),
-            (_, UDP) => (GSO_UDP_L4, self.size as u16),
-            _ if first.is_v6() => (GSO_TCPV6, self.size as u16),
-            _ => (GSO_TCPV4, self.size as u16),
-        };
-        let vnet = VnetHeader {
-            flags: NEEDS_CSUM,
-            gso_type,
-            hdr_len: (ETHERNET_LEN + self.headers) as u16,
-            gso_size,
-            csum_start: (ETHERNET_LEN + self.transport) as u16,
-            csum_offset: self.checksum_offset() as u16,
-        };
-        write_frame_head(&mut head, vnet, first.packet[0], from_mac, to_mac);
-        let len = FRAME_HEAD + self.headers;
-        let packet = &mut head[FRAME_HEAD..len];
-        packet.copy_from_slice(&first.packet[..self.headers]);
-        self.fix(packet, first.is_v6());
-        (head, len)
-    }
-
-    fn checksum_offset(&self) -> usize {
-        checksum_offset(self.protocol).unwrap_or_default()
-    }
-
-    fn fix(&self, packet: &mut [u8], is_v6: bool) {
-        let len = self.headers + self.payload;
-        if is_v6 {
-            packet[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes());
-        } else {
-            packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
-            fill_v4_checksum(&mut packet[..self.transport]);
-        }
-        let rest = len - self.transport;
-        let sum = pseudo_header(addresses(packet), self.protocol, rest).partial();
-        let head = &mut packet[self.transport..];
-        let field = self.checksum_offset();
-        head[field..field + 2].copy_from_slice(&sum);
-        if self.protocol == UDP {
-            head[4..6].copy_from_slice(&(rest as u16).to_be_bytes());
-        } else if self.ends_with_push {
-            head[13] |= PSH;
-        }
-    }
-}
-
-/// Writes virtio and Ethernet headers to the first [`FRAME_HEAD`] octets of `head`.
-fn write_frame_head(head: &mut [u8], vnet: VnetHeader, first: u8, from: [u8; 6], to: [u8; 6]) {
-    head[..VNET_LEN].copy_from_slice(&vnet.to_bytes());
-    head[VNET_LEN..VNET_LEN + 6].copy_from_slice(&to);
-    head[VNET_LEN + 6..VNET_LEN + 12].copy_from_slice(&from);
-    head[VNET_LEN + 12..FRAME_HEAD].copy_from_slice(&ether_type(first));
 }
 
 impl Coalescer {
-    /// For a TAP that takes several datagrams at a time, or does not.
-    pub(crate) fn new(joins_datagrams: bool) -> Self {
+    pub(crate) fn new(joins: Joins) -> Self {
         Self {
-            joins_datagrams,
-            ..Self::default()
+            joins,
+            items: Vec::new(),
+            groups: Vec::new(),
+            used: 0,
+            open: Vec::new(),
         }
+    }
+
+    /// What may be left to the kernel from now on. Only while nothing is gathered.
+    pub(crate) fn set_joins(&mut self, joins: Joins) {
+        self.joins = joins;
     }
 
     /// Takes the packet at `span` of `octets`; `inner` was read from it and fills it. Refuses one without a checksum
@@ -349,7 +298,10 @@ impl Coalescer {
         }
         let may_grow = segment.may_join()
             && !segment.is_pushed()
-            && (self.joins_datagrams || segment.protocol != UDP);
+            && match segment.protocol {
+                UDP => self.joins.udp,
+                _ => self.joins.tcp,
+            };
         if may_grow || segment.partial {
             self.begin(span, from, segment, may_grow);
         } else {
@@ -384,6 +336,7 @@ impl Coalescer {
             first: span,
             protocol: segment.protocol,
             partial: segment.partial,
+            partials: segment.partial.into(),
             transport: segment.transport,
             headers: segment.headers,
             size: payload,
@@ -407,57 +360,41 @@ impl Coalescer {
         self.used += 1;
     }
 
-    /// Hands out everything gathered, in order, each as the pieces of one frame, and begins anew. `mac_of` gives the
-    /// source MAC for a `from`.
+    /// Hands out everything gathered, in order, and begins anew. `mac_of` gives the source MAC for a `from`. A super-packet
+    /// that `write` says no to is handed out again in its parts.
     pub(crate) fn drain(
         &mut self,
         octets: &[u8],
-        to_mac: [u8; 6],
+        to: [u8; 6],
         mac_of: impl Fn(usize) -> [u8; 6],
-        mut write: impl FnMut(&[IoSlice<'_>]),
+        mut write: impl FnMut(Frame<'_>) -> bool,
     ) {
         for item in &self.items {
+            let from = match item {
+                Item::Single { from, .. } => *from,
+                Item::Group(index) => self.groups[*index].from,
+            };
+            let mut writer = Writer {
+                octets,
+                macs: (mac_of(from), to),
+                checksums: self.joins.checksums,
+                write: |pieces: &[IoSlice<'_>], offload| {
+                    write(Frame {
+                        from,
+                        pieces,
+                        offload,
+                    })
+                },
+            };
             match item {
-                Item::Single { packet, from } => {
-                    write_single(packet.of(octets), mac_of(*from), to_mac, &mut write);
-                }
-                Item::Group(index) => {
-                    let group = &self.groups[*index];
-                    let mac = mac_of(group.from);
-                    if group.spans.len() == 1 && !group.partial {
-                        write_single(group.first.of(octets), mac, to_mac, &mut write);
-                    } else {
-                        write_group(group, octets, mac, to_mac, &mut write);
-                    }
-                }
+                Item::Single { packet, .. } => writer.single(packet.of(octets)),
+                Item::Group(index) => writer.group(&self.groups[*index]),
             }
         }
         self.items.clear();
         self.open.clear();
         self.used = 0;
     }
-}
-
-fn write_single(packet: &[u8], from: [u8; 6], to: [u8; 6], write: &mut impl FnMut(&[IoSlice<'_>])) {
-    let mut head = [0; FRAME_HEAD];
-    write_frame_head(&mut head, VnetHeader::default(), packet[0], from, to);
-    write(&[IoSlice::new(&head), IoSlice::new(packet)]);
-}
-
-fn write_group(
-    group: &Group,
-    octets: &[u8],
-    from: [u8; 6],
-    to: [u8; 6],
-    write: &mut impl FnMut(&[IoSlice<'_>]),
-) {
-    let (head, len) = group.write_head(octets, from, to);
-    let mut pieces = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
-    pieces[0] = IoSlice::new(&head[..len]);
-    for (piece, span) in pieces[1..].iter_mut().zip(&group.spans) {
-        *piece = IoSlice::new(span.of(octets));
-    }
-    write(&pieces[..=group.spans.len()]);
 }
 
 #[cfg(test)]

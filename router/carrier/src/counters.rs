@@ -1,8 +1,9 @@
-//! What is counted: drops by their reason, and what went to and came from each peer. Nothing on the packet path is ever
+//! What is counted: drops by their reason, in all and of each peer, and what went to and came from each peer. Nothing on the packet path is ever
 //! logged; an attacker could fill a disk with it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use weft_core::underlay::{Offload, OffloadState};
 use weft_core::view::PeerNumber;
 
 /// Why something was dropped.
@@ -45,11 +46,17 @@ pub enum Dropped {
     HandshakeFlood,
     /// The TAP took it not.
     TapRefused,
+    /// To be passed on to somebody whom this node does not reach, or though it passes nothing on.
+    NotRelayed,
+    /// Marked by a congested router on the underlay, and the inner sender would not understand a mark (RFC 6040 §4.2).
+    CeOnNotEct,
+    /// What waits to leave the host had become too long a queue: its sender is to slow down (RFC 8289).
+    Congested,
 }
 
 impl Dropped {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Dropped; 18] = [
+    pub const ALL: [Dropped; 21] = [
         Dropped::NotIp,
         Dropped::NotAPeer,
         Dropped::Malformed,
@@ -68,6 +75,9 @@ impl Dropped {
         Dropped::UnknownPeer,
         Dropped::HandshakeFlood,
         Dropped::TapRefused,
+        Dropped::NotRelayed,
+        Dropped::CeOnNotEct,
+        Dropped::Congested,
     ];
 
     /// The name it is shown under.
@@ -91,6 +101,9 @@ impl Dropped {
             Dropped::UnknownPeer => "unknown-peer",
             Dropped::HandshakeFlood => "handshake-flood",
             Dropped::TapRefused => "tap-refused",
+            Dropped::NotRelayed => "not-relayed",
+            Dropped::CeOnNotEct => "ce-on-not-ect",
+            Dropped::Congested => "congested",
         }
     }
 }
@@ -124,6 +137,7 @@ pub(crate) struct Traffic {
     pub(crate) tx_bytes: AtomicU64,
     pub(crate) rx_packets: AtomicU64,
     pub(crate) rx_bytes: AtomicU64,
+    pub(crate) drops: Drops,
 }
 
 impl Traffic {
@@ -139,6 +153,8 @@ impl Traffic {
 
     pub(crate) fn read(&self, number: PeerNumber) -> PeerTraffic {
         PeerTraffic {
+            drops: self.drops.read(),
+            gso: OffloadState::On,
             number,
             tx_packets: self.tx_packets.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
@@ -149,7 +165,7 @@ impl Traffic {
 }
 
 /// Inner packets and octets to and from one peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerTraffic {
     /// The peer.
     pub number: PeerNumber,
@@ -161,13 +177,19 @@ pub struct PeerTraffic {
     pub rx_packets: u64,
     /// Their octets.
     pub rx_bytes: u64,
+    /// What was to go to it or came in its sessions and was dropped, by reason.
+    pub drops: Vec<(Dropped, u64)>,
+    /// Are runs sent to it, and if not, why? What the whole host does without is in [`Counters`].
+    pub gso: OffloadState,
 }
 
-/// All counters at one moment.
+/// All counters at one moment, and what else there is to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Drops that happened, by reason.
+    /// Drops that happened, by reason, those of peers included.
     pub drops: Vec<(Dropped, u64)>,
+    /// Which offloads are in use.
+    pub offloads: Vec<(Offload, OffloadState)>,
     /// Traffic of each peer of the present table.
     pub peers: Vec<PeerTraffic>,
 }

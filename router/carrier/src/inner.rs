@@ -29,6 +29,8 @@ pub(crate) struct Inner {
     pub(crate) transport: usize,
     /// Is it a part of a fragmented packet? Never true on IPv6, where that is an extension header.
     pub(crate) fragment: bool,
+    /// Class of service and congestion field: IPv4's second octet, IPv6's traffic class.
+    pub(crate) tos: u8,
     /// Length of the whole packet.
     pub(crate) len: usize,
 }
@@ -61,6 +63,7 @@ fn parse_v4(packet: &[u8]) -> Option<Inner> {
         protocol: b[9],
         transport: header,
         fragment,
+        tos: b[1],
         len: usize::from(u16::from_be_bytes([b[2], b[3]])),
     })
 }
@@ -80,6 +83,7 @@ fn parse_v6(packet: &[u8]) -> Option<Inner> {
         protocol: b[6],
         transport: 40,
         fragment: false,
+        tos: b[0] << 4 | b[1] >> 4,
         len: 40 + usize::from(u16::from_be_bytes([b[4], b[5]])),
     })
 }

@@ -13,31 +13,41 @@
 //! and its length, never logs per packet (it counts, see [`Dropped`]), and never lets a header that came over the wire
 //! tell the kernel what to do: the virtio header before each frame is rebuilt from what was checked.
 
+mod backlog;
 mod batch;
 mod bundle;
 mod carrier;
 mod checksum;
 mod coalesce;
+mod control;
 mod counters;
+mod descriptors;
+mod ecn;
 mod error;
 mod inbound;
 mod inner;
 mod limit;
 #[doc(hidden)]
 pub mod measure;
+mod offload;
 mod outbound;
+mod probe;
+mod relay;
 mod segment;
 mod shared;
 mod sys;
 mod table;
 mod tap;
 mod threads;
+mod trial;
 mod udp;
 mod vnet;
 mod waiting;
 
 pub use carrier::{Carrier, CarrierConfig};
 pub use counters::{Counters, Dropped, PeerTraffic};
+pub use descriptors::Descriptors;
 pub use error::CarrierError;
+pub use probe::VxlanProbes;
 pub use shared::CarrierEvent;
 pub use table::{PeerEntry, PeerTable};

@@ -49,6 +49,38 @@ impl Bucket {
     }
 }
 
+/// Probes of the `vxlan` carrier in all: each costs the core a look at its peers. Whoever can send on a trusted network can
+/// send any number.
+const PROBES: Rate = Rate {
+    per_second: 1000,
+    burst: 500,
+};
+
+/// Lets so many probes through and no more.
+pub(crate) struct ProbeGate {
+    start: Instant,
+    bucket: Bucket,
+}
+
+impl ProbeGate {
+    pub(crate) fn new() -> Self {
+        let bucket = Bucket {
+            milli_tokens: PROBES.burst * 1000,
+            at_ms: 0,
+        };
+        Self {
+            start: Instant::now(),
+            bucket,
+        }
+    }
+
+    /// May this one pass?
+    pub(crate) fn admits(&mut self) -> bool {
+        let now = self.start.elapsed().as_millis() as u32;
+        self.bucket.take(PROBES, now)
+    }
+}
+
 /// Lets so many through and no more.
 pub(crate) struct HandshakeGate {
     start: Instant,

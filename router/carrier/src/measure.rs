@@ -10,14 +10,17 @@ use weft_core::crypto::{Cipher, Secret};
 use weft_core::layout;
 use weft_core::model::{AddressPlan, NodeId};
 use weft_core::session::transport::{Transport, TransportKeys};
+use weft_core::underlay::Dscp;
 use weft_core::view::PeerNumber;
 use weft_core::wire::FrameKind;
 
-use crate::batch::Wire;
+use crate::batch::{Run, Sent, Wire};
 use crate::checksum::pseudo_header;
 use crate::coalesce::Span;
+use crate::ecn::NOT_ECT;
 use crate::inbound::Inbound;
 use crate::inner::TCP;
+use crate::offload::{Joins, Offloads};
 use crate::outbound::Outbound;
 use crate::segment::{addresses, fill_v4_checksum};
 use crate::shared::Shared;
@@ -42,16 +45,20 @@ impl Wire for Memory {
         MAX_RUN
     }
 
-    fn send(&self, _: SocketAddr, run: &[u8], stride: usize) -> io::Result<()> {
+    fn take_congestion(&self, _: SocketAddr) -> bool {
+        false
+    }
+
+    fn send(&self, _: SocketAddr, run: Run<'_>) -> io::Result<Sent> {
         let mut octets = self.octets.borrow_mut();
-        for datagram in run.chunks(stride) {
+        for datagram in run.octets.chunks(run.stride) {
             self.spans.borrow_mut().push(Span {
                 start: octets.len(),
                 len: datagram.len(),
             });
             octets.extend_from_slice(datagram);
         }
-        Ok(())
+        Ok(Sent::Whole)
     }
 }
 
@@ -87,6 +94,8 @@ impl Path {
         let (ours, theirs) = (Arc::new(ours), Arc::new(theirs));
         let side = |transport: Arc<Transport>, path: SocketAddr| {
             let table = PeerTable {
+                me: NodeId([9; 32]),
+                relays: false,
                 plan: AddressPlan {
                     range: AddressPlan::DEFAULT_RANGE,
                     ula: [0xfd; 6],
@@ -95,20 +104,20 @@ impl Path {
                     number: NUMBER,
                     id: transport.peer(),
                     transport: Some(transport.clone()),
-                    path: Some(path),
+                    path: Some(path.into()),
                     prefixes: vec![AddressPlan::DEFAULT_RANGE],
                     mtu: Some(mtu),
                 }],
                 receivers: vec![transport],
             };
-            let shared = Shared::new(Box::new(drop));
+            let shared = Shared::new(Box::new(drop), Dscp::default(), Offloads::default());
             (shared, Table::new(table, &mut States::new()))
         };
         let (near, near_table) = side(ours.clone(), FAR);
         let (far, far_table) = side(theirs, NEAR);
         Self {
             near: (near, near_table, Outbound::new()),
-            far: (far, far_table, Inbound::new(true)),
+            far: (far, far_table, Inbound::new(Joins::ALL)),
             wire: Memory::default(),
             ours,
         }
@@ -126,8 +135,12 @@ impl Path {
             len: octets.len(),
         };
         let (shared, table, inbound) = &mut self.far;
-        inbound.handle_datagram(table, shared, &mut octets, span, NEAR);
-        inbound.flush(table, &octets, |pieces| frames.push(whole(pieces)));
+        let from = (NEAR, NOT_ECT);
+        inbound.handle_datagram(table, shared, &Memory::default(), &mut octets, span, from);
+        inbound.flush(table, &octets, |frame| {
+            frames.push(whole(frame.pieces));
+            true
+        });
         frames
     }
 
@@ -153,7 +166,7 @@ impl Path {
     pub(crate) fn pass_into<'a>(
         &mut self,
         frames: impl Iterator<Item = &'a mut [u8]>,
-        write: impl FnMut(&[IoSlice<'_>]),
+        mut write: impl FnMut(&[IoSlice<'_>]),
     ) {
         self.wire.octets.borrow_mut().clear();
         self.wire.spans.borrow_mut().clear();
@@ -165,9 +178,13 @@ impl Path {
         let (shared, table, inbound) = &mut self.far;
         let mut octets = self.wire.octets.borrow_mut();
         for span in self.wire.spans.borrow().iter() {
-            inbound.handle_datagram(table, shared, &mut octets, *span, NEAR);
+            let from = (NEAR, NOT_ECT);
+            inbound.handle_datagram(table, shared, &Memory::default(), &mut octets, *span, from);
         }
-        inbound.flush(table, &octets, write);
+        inbound.flush(table, &octets, |frame| {
+            write(frame.pieces);
+            true
+        });
     }
 
     /// Drops at both ends.

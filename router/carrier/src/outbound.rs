@@ -6,7 +6,8 @@ use weft_core::layout;
 
 use crate::batch::{Batch, Packet, Way, Wire};
 use crate::counters::Dropped;
-use crate::inner;
+use crate::ecn;
+use crate::inner::{self, Inner};
 use crate::segment::{self, Prepared};
 use crate::shared::{CarrierEvent, Shared};
 use crate::table::{Peer, Table};
@@ -15,6 +16,9 @@ use crate::waiting::Waiting;
 
 /// Peers whose packets are gathered at a time; for one more, the batch that was begun first is sent.
 const MAX_BATCHES: usize = 8;
+
+/// Packets up to this long are not marked or dropped for a queue that is too long: others make it.
+const SPARED: usize = 256;
 
 struct Slot {
     /// Place in the table whose packets are in the batch.
@@ -52,29 +56,24 @@ impl Outbound {
         wire: &impl Wire,
         frame: &mut [u8],
     ) {
-        if let Err(reason) = self.try_frame(table, shared, wire, frame) {
-            shared.drops.count(reason);
+        let (vnet, place) = match addressee(table, frame) {
+            Ok(found) => found,
+            Err(reason) => return shared.drops.count(reason),
+        };
+        if let Err(reason) = self.frame_for(place, table, shared, wire, &vnet, frame) {
+            shared.drop_of(&table.peers[place], reason, 1);
         }
     }
 
-    fn try_frame(
+    fn frame_for(
         &mut self,
+        place: usize,
         table: &Table,
         shared: &Shared,
         wire: &impl Wire,
+        vnet: &VnetHeader,
         frame: &mut [u8],
     ) -> Result<(), Dropped> {
-        let vnet = VnetHeader::parse(frame).ok_or(Dropped::Malformed)?;
-        let first = *frame.get(FRAME_HEAD).ok_or(Dropped::Malformed)?;
-        let version_fits = first >> 4 == 4 || first >> 4 == 6;
-        if frame[FRAME_HEAD - 2..FRAME_HEAD] != ether_type(first) || !version_fits {
-            return Err(Dropped::NotIp);
-        }
-        let mut mac = [0; 6];
-        mac.copy_from_slice(&frame[VNET_LEN..VNET_LEN + 6]);
-        let place = layout::peer_of_mac(mac)
-            .and_then(|number| table.place(number))
-            .ok_or(Dropped::NotAPeer)?;
         let peer = &table.peers[place];
         let inner = inner::parse(&frame[FRAME_HEAD..])?;
         if !inner.addresses.are_routable() {
@@ -84,20 +83,28 @@ impl Outbound {
             return self.wait(peer, shared, frame);
         };
         let packet = &mut frame[FRAME_HEAD..FRAME_HEAD + inner.len];
-        let prepared = segment::prepare(&vnet, packet, &inner)?;
+        let prepared = segment::prepare(vnet, packet, &inner)?;
+        let (tos, lost) = if packet.len() > SPARED && wire.take_congestion(way.to) {
+            slow_down(peer, shared, packet, &inner)
+        } else {
+            (inner.tos, 0)
+        };
+        let tos = ecn::outer(shared.dscp, tos);
         let batch = self.batch_for(place, table, shared, wire);
         match prepared {
+            Prepared::Single { .. } if lost > 0 => {}
             Prepared::Single { partial } => {
                 let len = packet.len();
-                batch.add(way, shared, wire, Packet { len, partial }, |out| {
+                batch.add(way, shared, wire, Packet { len, partial, tos }, |out| {
                     out.copy_from_slice(packet);
                 });
             }
             Prepared::Super(cut) => {
-                for n in 0..cut.count() {
+                for n in lost..cut.count() {
                     let slice = Packet {
                         len: cut.length(n),
                         partial: cut.is_partial(),
+                        tos,
                     };
                     batch.add(way, shared, wire, slice, |out| cut.write(packet, n, out));
                 }
@@ -152,9 +159,13 @@ impl Outbound {
 
     /// Sends what waited for a session that is there now, drops what waited too long, and asks again for the rest.
     pub(crate) fn release_waiting(&mut self, table: &Table, shared: &Shared, wire: &impl Wire) {
-        let expired = self.waiting.expire(Instant::now());
-        if expired > 0 {
-            shared.drops.count_many(Dropped::NoSession, expired);
+        for (number, expired) in self.waiting.expire(Instant::now()) {
+            match table.place(number) {
+                Some(place) => {
+                    shared.drop_of(&table.peers[place], Dropped::NoSession, expired);
+                }
+                None => shared.drops.count_many(Dropped::NoSession, expired),
+            }
         }
         let peers: Vec<_> = self.waiting.peers().collect();
         for number in peers {
@@ -162,13 +173,41 @@ impl Outbound {
                 continue;
             };
             let peer = &table.peers[place];
-            if peer.way().is_none() {
+            if peer.route().is_none() {
                 want(peer, shared);
                 continue;
             }
             for mut frame in self.waiting.take(number) {
                 self.handle_frame(table, shared, wire, &mut frame);
             }
+        }
+    }
+}
+
+/// Whose frame it is: a place in the table.
+fn addressee(table: &Table, frame: &[u8]) -> Result<(VnetHeader, usize), Dropped> {
+    let vnet = VnetHeader::parse(frame).ok_or(Dropped::Malformed)?;
+    let first = *frame.get(FRAME_HEAD).ok_or(Dropped::Malformed)?;
+    let version_fits = first >> 4 == 4 || first >> 4 == 6;
+    if frame[FRAME_HEAD - 2..FRAME_HEAD] != ether_type(first) || !version_fits {
+        return Err(Dropped::NotIp);
+    }
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&frame[VNET_LEN..VNET_LEN + 6]);
+    let place = layout::peer_of_mac(mac)
+        .and_then(|number| table.place(number))
+        .ok_or(Dropped::NotAPeer)?;
+    Ok((vnet, place))
+}
+
+/// Tells the sender of `packet` that too much waits: by a mark, or by the loss of what it is cut to first. Gives the octet
+/// that the packet has then, and how much is lost.
+fn slow_down(peer: &Peer, shared: &Shared, packet: &mut [u8], inner: &Inner) -> (u8, usize) {
+    match ecn::mark(packet, inner) {
+        Some(tos) => (tos, 0),
+        None => {
+            shared.drop_of(peer, Dropped::Congested, 1);
+            (inner.tos, 1)
         }
     }
 }

@@ -42,13 +42,54 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// Makes the open `/dev/net/tun` the one queue of the TAP `name`: with virtio headers, without packet information.
+/// A TAP with one queue, with virtio headers, without packet information.
+const TAP_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// Makes the open `/dev/net/tun` the one queue of the TAP `name`.
 pub(crate) fn attach_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let mut request = request(name)?;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    request.ifr_ifru.ifru_flags = TAP_FLAGS as libc::c_short;
     ioctl_request(tun, libc::TUNSETIFF, &mut request)
 }
+
+/// Is this descriptor the queue of such a TAP by the name of `name`, one that is still there?
+pub(crate) fn is_tap(fd: BorrowedFd<'_>, name: &str) -> bool {
+    let Ok(mut found) = request(name) else {
+        return false;
+    };
+    let wanted = found.ifr_name;
+    if ioctl_request(fd, libc::TUNGETIFF, &mut found).is_err() {
+        return false;
+    }
+    // SAFETY: the call just made has filled this member of the union.
+    let flags = libc::c_int::from(unsafe { found.ifr_ifru.ifru_flags });
+    // Any other flag (a queue of several, one that is detached) is another kind of TAP.
+    found.ifr_name == wanted && flags & !libc::IFF_PERSIST == TAP_FLAGS
+}
+
+/// The network namespace that a TAP or a socket is in.
+pub(crate) fn namespace_of(fd: BorrowedFd<'_>, of: NamespaceOf) -> io::Result<OwnedFd> {
+    let what = match of {
+        NamespaceOf::Tap => TUNGETDEVNETNS,
+        NamespaceOf::Socket => SIOCGSKNS,
+    };
+    // SAFETY: neither request takes an argument.
+    let namespace = check(unsafe { libc::ioctl(fd.as_raw_fd(), what) })?;
+    // SAFETY: the call succeeded, so the descriptor is open, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
+}
+
+/// What a namespace is asked of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NamespaceOf {
+    Tap,
+    Socket,
+}
+
+/// linux/if_tun.h: `_IO('T', 227)`, since Linux 5.2.
+const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
+/// linux/sockios.h, since Linux 4.10.
+const SIOCGSKNS: libc::Ioctl = 0x894c;
 
 /// Lets the TAP outlive its last descriptor.
 pub(crate) fn set_persistent(tun: BorrowedFd<'_>) -> io::Result<()> {
@@ -85,6 +126,18 @@ pub(crate) fn set_mac(socket: BorrowedFd<'_>, name: &str, mac: [u8; 6]) -> io::R
     }
     request.ifr_ifru.ifru_hwaddr = address;
     ioctl_request(socket, libc::SIOCSIFHWADDR as libc::Ioctl, &mut request)
+}
+
+/// Has the device this MAC?
+pub(crate) fn has_mac(socket: BorrowedFd<'_>, name: &str, mac: [u8; 6]) -> io::Result<bool> {
+    let mut request = request(name)?;
+    ioctl_request(socket, libc::SIOCGIFHWADDR as libc::Ioctl, &mut request)?;
+    // SAFETY: the call just made has filled this member of the union.
+    let found = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+    Ok(found
+        .iter()
+        .zip(mac)
+        .all(|(found, wanted)| *found as u8 == wanted))
 }
 
 /// Sets the device's MTU.
@@ -128,20 +181,25 @@ pub(crate) fn wait_readable<const N: usize>(
     fds: [BorrowedFd<'_>; N],
     timeout: i32,
 ) -> io::Result<[bool; N]> {
-    wait(fds, libc::POLLIN, timeout)
+    wait(fds.map(|fd| (fd, libc::POLLIN)), timeout)
+}
+
+/// Waits until `waker` has something to read, or the TAP behind `tap` is gone, however much it has to read. Says which.
+pub(crate) fn wait_woken(waker: BorrowedFd<'_>, tap: BorrowedFd<'_>) -> io::Result<[bool; 2]> {
+    // A TAP never has what POLLPRI asks for, but who asks for it is woken when the device goes, and told POLLERR then.
+    wait([(waker, libc::POLLIN), (tap, libc::POLLPRI)], -1)
 }
 
 /// The same for room to write.
 pub(crate) fn wait_writable(fd: BorrowedFd<'_>, timeout: i32) -> io::Result<bool> {
-    wait([fd], libc::POLLOUT, timeout).map(|[ready]| ready)
+    wait([(fd, libc::POLLOUT)], timeout).map(|[ready]| ready)
 }
 
 fn wait<const N: usize>(
-    fds: [BorrowedFd<'_>; N],
-    events: libc::c_short,
+    fds: [(BorrowedFd<'_>, libc::c_short); N],
     timeout: i32,
 ) -> io::Result<[bool; N]> {
-    let mut polled = fds.map(|fd| libc::pollfd {
+    let mut polled = fds.map(|(fd, events)| libc::pollfd {
         fd: fd.as_raw_fd(),
         events,
         revents: 0,
@@ -194,6 +252,45 @@ pub(crate) fn option(
         )
     };
     check(result).map(|_| value)
+}
+
+/// Octets that were given to the socket and have not left the host yet, with what the kernel needs around them.
+pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut octets: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int, which lives until the call is over.
+    let result = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::TIOCOUTQ,
+            std::ptr::from_mut(&mut octets),
+        )
+    };
+    check(result).map(|_| u64::try_from(octets).unwrap_or(0))
+}
+
+/// A socket for whole Ethernet frames with this EtherType on one device, in the calling thread's namespace. It never waits.
+pub(crate) fn packet_socket(ether_type: u16, device: u32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // Protocol 0: it hears nothing before it is bound to the device.
+    // SAFETY: no memory is involved.
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: the call succeeded, so `fd` is open, and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: `sockaddr_ll` is plain data; all zeroes is a valid value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as libc::c_ushort;
+    address.sll_protocol = ether_type.to_be();
+    address.sll_ifindex =
+        libc::c_int::try_from(device).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the kernel reads the one `sockaddr_ll`, which lives until the call is over.
+    let result = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            std::ptr::from_ref(&address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    check(result).map(|_| socket)
 }
 
 /// Lets go of the address a datagram socket is connected to.

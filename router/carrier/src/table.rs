@@ -8,11 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ipnet::Ipv4Net;
 use weft_core::layout;
 use weft_core::model::{AddressPlan, NodeId};
+use weft_core::path::Path;
 use weft_core::session::transport::Transport;
 use weft_core::view::PeerNumber;
+use weft_core::wire::RelayHead;
 
 use crate::counters::Traffic;
 use crate::inner::Sources;
+use crate::offload::Switch;
+use crate::trial::Echoes;
 
 /// Peers are numbered from 1 to 4094.
 const NUMBERS: usize = 4096;
@@ -30,8 +34,8 @@ pub struct PeerEntry {
     pub id: NodeId,
     /// The session that packets to it are sealed in; `None` while there is none (or it is not confirmed yet).
     pub transport: Option<Arc<Transport>>,
-    /// Where they are sent; without it they wait, as without a session.
-    pub path: Option<SocketAddr>,
+    /// How they are sent; without it they wait, as without a session.
+    pub path: Option<Path>,
     /// Parts of the range that it owns: inner source addresses it may use. IPv6 follows from them.
     pub prefixes: Vec<Ipv4Net>,
     /// Largest inner packet the path takes, as in the peer's route; bundles are filled up to it.
@@ -41,6 +45,10 @@ pub struct PeerEntry {
 /// All peers and all sessions, replaced as a whole.
 #[derive(Clone, Debug)]
 pub struct PeerTable {
+    /// This node.
+    pub me: NodeId,
+    /// It passes on what members have for each other.
+    pub relays: bool,
     /// The cluster's addresses.
     pub plan: AddressPlan,
     /// The peers.
@@ -56,6 +64,9 @@ pub(crate) struct PeerState {
     pub(crate) wanted: Gap,
     pub(crate) moved: Gap,
     pub(crate) too_big: Gap,
+    /// May runs be sent to it?
+    pub(crate) gso: Switch,
+    pub(crate) echoes: Echoes,
 }
 
 /// Lets one event through, then none for a while.
@@ -79,11 +90,33 @@ impl Gap {
 pub(crate) struct Peer {
     pub(crate) number: PeerNumber,
     pub(crate) mac: [u8; 6],
+    pub(crate) id: NodeId,
     pub(crate) transport: Option<Arc<Transport>>,
-    pub(crate) path: Option<SocketAddr>,
+    pub(crate) path: Option<Path>,
+    /// Where its datagrams go first.
+    hop: Option<Hop>,
     pub(crate) sources: Sources,
     pub(crate) mtu: usize,
     pub(crate) state: Arc<PeerState>,
+}
+
+/// The first step of a path.
+#[derive(Clone, Debug)]
+struct Hop {
+    to: SocketAddr,
+    /// The session with the member between.
+    relay: Option<Arc<Transport>>,
+}
+
+/// How datagrams get to a peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route<'a> {
+    /// The session with the peer.
+    pub(crate) transport: &'a Transport,
+    /// Where they are sent.
+    pub(crate) to: SocketAddr,
+    /// The session with the member between, and what tells it for whom they are.
+    pub(crate) relay: Option<(&'a Transport, RelayHead)>,
 }
 
 /// A session that datagrams come in.
@@ -97,10 +130,14 @@ pub(crate) struct Receiver {
 /// The table as the threads use it.
 #[derive(Debug)]
 pub(crate) struct Table {
+    pub(crate) me: NodeId,
+    pub(crate) relays: bool,
     pub(crate) plan: AddressPlan,
     pub(crate) peers: Vec<Peer>,
     /// Place in `peers` by number; `u16::MAX` where there is none.
     by_number: Vec<u16>,
+    /// Places in `peers`, in the order of the ids.
+    by_id: Vec<(NodeId, usize)>,
     /// In the order of their indices.
     receivers: Vec<(u32, Receiver)>,
 }
@@ -128,6 +165,7 @@ impl Table {
             peers.push(Peer::new(entry, state));
         }
         *states = kept;
+        find_hops(&mut peers);
         let mut receivers: Vec<_> = table
             .receivers
             .into_iter()
@@ -138,9 +176,12 @@ impl Table {
             .collect();
         receivers.sort_by_key(|(index, _)| *index);
         Self {
+            me: table.me,
+            relays: table.relays,
             plan: table.plan,
             peers,
             by_number,
+            by_id: by_id.into_iter().collect(),
             receivers,
         }
     }
@@ -148,12 +189,15 @@ impl Table {
     /// A table without peers, before the core has spoken.
     pub(crate) fn empty() -> Self {
         Self {
+            me: NodeId([0; 32]),
+            relays: false,
             plan: AddressPlan {
                 range: AddressPlan::DEFAULT_RANGE,
                 ula: [0xfd, 0, 0, 0, 0, 0],
             },
             peers: Vec::new(),
             by_number: Vec::new(),
+            by_id: Vec::new(),
             receivers: Vec::new(),
         }
     }
@@ -164,6 +208,20 @@ impl Table {
         (place != u16::MAX).then_some(usize::from(place))
     }
 
+    /// Place of the peer that a datagram is to be passed on to.
+    pub(crate) fn named(&self, head: RelayHead) -> Option<usize> {
+        let place = self
+            .by_id
+            .binary_search_by_key(&head.to(), |(id, _)| id.prefix());
+        place.ok().map(|place| self.by_id[place].1)
+    }
+
+    /// Place of this peer.
+    pub(crate) fn with_id(&self, id: &NodeId) -> Option<usize> {
+        let place = self.by_id.binary_search_by_key(id, |(id, _)| *id);
+        place.ok().map(|place| self.by_id[place].1)
+    }
+
     /// The session that datagrams with this index belong to.
     pub(crate) fn receiver(&self, index: u32) -> Option<&Receiver> {
         let place = self.receivers.binary_search_by_key(&index, |(i, _)| *i);
@@ -171,10 +229,32 @@ impl Table {
     }
 }
 
+/// Who stands between is a peer, too, and is reached without anybody between.
+fn find_hops(peers: &mut [Peer]) {
+    let hops: Vec<Option<Hop>> = peers
+        .iter()
+        .map(|peer| match peer.path? {
+            Path::Direct(to) => Some(Hop { to, relay: None }),
+            Path::Relayed(by) => {
+                let relay = peers.iter().find(|other| other.id == by)?;
+                Some(Hop {
+                    to: relay.path?.direct()?,
+                    relay: Some(relay.transport.clone()?),
+                })
+            }
+        })
+        .collect();
+    for (peer, hop) in peers.iter_mut().zip(hops) {
+        peer.hop = hop;
+    }
+}
+
 impl Peer {
     fn new(entry: PeerEntry, state: Arc<PeerState>) -> Self {
         Self {
             number: entry.number,
+            id: entry.id,
+            hop: None,
             mac: layout::peer_mac(entry.number),
             transport: entry.transport,
             path: entry.path,
@@ -184,9 +264,22 @@ impl Peer {
         }
     }
 
+    /// Another address.
+    #[cfg(test)]
+    pub(crate) fn lead_to(&mut self, to: SocketAddr) {
+        self.path = Some(Path::Direct(to));
+        self.hop = Some(Hop { to, relay: None });
+    }
+
     /// Session and address, when packets can be sent now.
-    pub(crate) fn way(&self) -> Option<(&Transport, SocketAddr)> {
-        Some((self.transport.as_deref()?, self.path?))
+    pub(crate) fn route(&self) -> Option<Route<'_>> {
+        let hop = self.hop.as_ref()?;
+        let relay = hop.relay.as_deref();
+        Some(Route {
+            transport: self.transport.as_deref()?,
+            to: hop.to,
+            relay: relay.map(|relay| (relay, RelayHead::first(&self.id))),
+        })
     }
 }
 
@@ -222,6 +315,8 @@ pub(crate) mod tests {
 
     pub(crate) fn table(peers: Vec<PeerEntry>, receivers: Vec<Arc<Transport>>) -> PeerTable {
         PeerTable {
+            me: NodeId([99; 32]),
+            relays: true,
             plan: crate::inner::tests::plan(),
             peers,
             receivers,

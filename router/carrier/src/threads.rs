@@ -6,19 +6,24 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use quinn_udp::{BATCH_SIZE, RecvMeta};
+use weft_core::underlay::{Offload, OffloadState};
 
-use crate::batch::Wire;
-use crate::coalesce::Span;
+use crate::batch::{Run, Sent, Wire};
+use crate::coalesce::{Frame, Span};
 use crate::counters::Dropped;
+use crate::ecn::NOT_ECT;
 use crate::inbound::Inbound;
+use crate::offload::JoinWatch;
 use crate::outbound::Outbound;
 use crate::shared::{CarrierEvent, Shared};
 use crate::sys;
 use crate::table::Table;
 use crate::tap::Tap;
-use crate::udp::{UdpPort, Underlay};
+use crate::trial::Trials;
+use crate::udp::{MAX_RUN, UdpPort, Underlay};
 
 /// The largest frame of a TAP: headers and an IPv6 packet.
 const MAX_FRAME: usize = 24 + 40 + 65_535;
@@ -56,24 +61,26 @@ impl AsFd for Waker {
 
 impl Wire for Underlay {
     fn max_run(&self, to: SocketAddr) -> usize {
-        self.towards(to).map_or(1, UdpPort::max_run)
+        self.towards(to).map_or(1, |_| MAX_RUN)
     }
 
-    fn send(&self, to: SocketAddr, run: &[u8], stride: usize) -> io::Result<()> {
-        self.towards(to)?.send(to, run, stride)
+    fn send(&self, to: SocketAddr, run: Run<'_>) -> io::Result<Sent> {
+        self.towards(to)?.send(to, run)
+    }
+
+    fn take_congestion(&self, to: SocketAddr) -> bool {
+        self.towards(to).is_ok_and(UdpPort::take_congestion)
     }
 }
 
 /// TAP to underlay.
 pub(crate) fn send_loop(shared: &Shared, tap: &Tap, underlay: &Underlay, waker: &Waker) {
     let mut outbound = Outbound::new();
+    let mut trials = Trials::new(Instant::now());
     let mut frame = vec![0; MAX_FRAME].into_boxed_slice();
+    wait_for_table(shared, tap, waker);
     while !shared.stop.load(Ordering::Relaxed) {
-        let timeout = if outbound.has_waiting() {
-            WAITING_TICK
-        } else {
-            -1
-        };
+        let timeout = timeout(&outbound, &trials);
         let Ok([_, woken]) = sys::wait_readable([tap.as_fd(), waker.as_fd()], timeout) else {
             break;
         };
@@ -86,12 +93,39 @@ pub(crate) fn send_loop(shared: &Shared, tap: &Tap, underlay: &Underlay, waker: 
         }
         let round = read_round(shared, tap, underlay, &table, &mut outbound, &mut frame);
         outbound.flush(&table, shared, underlay);
+        let now = Instant::now();
+        if trials.is_worth_a_look(now) {
+            trials.go_on(now, &table, shared, underlay);
+        }
         if round.is_err() {
             break;
         }
     }
     if !shared.stop.load(Ordering::Relaxed) {
         shared.tell(CarrierEvent::TapLost);
+    }
+}
+
+/// Milliseconds after which there is something to do though nothing came; -1 for never.
+fn timeout(outbound: &Outbound, trials: &Trials) -> i32 {
+    let waiting = outbound.has_waiting().then_some(WAITING_TICK);
+    let trial = trials.deadline().map(|at| {
+        let left = at.saturating_duration_since(Instant::now());
+        // Not a moment too early, or it would be waited for with no pause at all.
+        i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+    });
+    waiting.into_iter().chain(trial).min().unwrap_or(-1)
+}
+
+/// Before it nobody knows whose a frame is: what a predecessor has not read waits in the TAP's queue.
+fn wait_for_table(shared: &Shared, tap: &Tap, waker: &Waker) {
+    let over = || shared.has_table.load(Ordering::Acquire) || shared.stop.load(Ordering::Relaxed);
+    while !over() {
+        match sys::wait_woken(waker.as_fd(), tap.as_fd()) {
+            Ok([_, false]) => waker.reset(),
+            // Gone: reading it will say so.
+            _ => return,
+        }
     }
 }
 
@@ -134,12 +168,19 @@ pub(crate) fn receive_loop(
         (Family::V6, Some(socket)) => socket,
         (Family::V6, None) => return,
     };
-    let mut inbound = Inbound::new(tap.takes_datagrams());
+    let mut inbound = Inbound::new(shared.offloads.joins());
+    let mut watch = JoinWatch::default();
     let mut octets = vec![0; BATCH_SIZE * RECEIVE_BUFFER].into_boxed_slice();
     let mut meta = [RecvMeta::default(); BATCH_SIZE];
     while !shared.stop.load(Ordering::Relaxed) {
         if let Ok(count) = receive(socket, &mut octets, &mut meta) {
-            handle_batch(shared, tap, &mut inbound, &mut octets, &meta[..count]);
+            let received = &meta[..count];
+            let joined = handle_batch(shared, tap, underlay, &mut inbound, &mut octets, received);
+            if watch.is_broken(joined.0, joined.1) {
+                let why = OffloadState::Failing;
+                shared.offloads.step_down(Offload::Gro, why);
+                underlay.join_received(&shared.offloads);
+            }
             continue;
         }
         // Nothing there, or an error that an ICMP message has left on the socket and reading has cleared.
@@ -158,14 +199,18 @@ fn receive(socket: &UdpPort, octets: &mut [u8], meta: &mut [RecvMeta]) -> io::Re
     socket.receive(&mut buffers, meta)
 }
 
+/// Takes what was received. Gives how many of the datagrams that came joined were authentic, and how many not.
 fn handle_batch(
     shared: &Shared,
     tap: &Tap,
+    underlay: &Underlay,
     inbound: &mut Inbound,
     octets: &mut [u8],
     meta: &[RecvMeta],
-) {
+) -> (u32, u32) {
     let table = shared.table.load();
+    let mut joined = (0, 0);
+    inbound.set_joins(shared.offloads.joins());
     for (buffer, meta) in meta.iter().enumerate() {
         let start = buffer * RECEIVE_BUFFER;
         let end = start + meta.len.min(RECEIVE_BUFFER);
@@ -174,12 +219,30 @@ fn handle_batch(
                 start: at,
                 len: meta.stride.min(end - at),
             };
-            inbound.handle_datagram(&table, shared, octets, span, meta.addr);
+            // The kernel joins only datagrams whose marks are the same.
+            let ecn = meta.ecn.map_or(NOT_ECT, |ecn| ecn as u8);
+            let outer = (meta.addr, ecn);
+            inbound.handle_datagram(&table, shared, underlay, octets, span, outer);
+        }
+        let (authentic, forged) = inbound.take_tally();
+        if meta.stride < meta.len {
+            joined = (joined.0 + authentic, joined.1 + forged);
         }
     }
-    inbound.flush(&table, octets, |pieces| {
-        if tap.write(pieces).is_err() {
-            shared.drops.count(Dropped::TapRefused);
+    inbound.pass_on(&table, shared, underlay);
+    inbound.flush(&table, octets, |frame| write(shared, tap, &table, &frame));
+    joined
+}
+
+/// False for a super-packet that the kernel does not know: it gets no more of that kind.
+fn write(shared: &Shared, tap: &Tap, table: &Table, frame: &Frame<'_>) -> bool {
+    match (tap.write(frame.pieces), frame.offload) {
+        (Ok(_), _) => {}
+        (Err(err), Some(offload)) if err.raw_os_error() == Some(libc::EINVAL) => {
+            shared.offloads.step_down(offload, OffloadState::Refused);
+            return false;
         }
-    });
+        (Err(_), _) => shared.drop_of(&table.peers[frame.from], Dropped::TapRefused, 1),
+    }
+    true
 }

@@ -50,17 +50,19 @@ impl Waiting {
         queue.into_iter().map(|(_, frame)| frame)
     }
 
-    /// Drops what has waited in vain and says how many that were.
-    pub(crate) fn expire(&mut self, now: Instant) -> u64 {
-        let mut dropped = 0;
-        for queue in self.queues.values_mut() {
-            while let Some((since, frame)) = queue.front() {
-                if now.saturating_duration_since(*since) < PATIENCE {
-                    break;
-                }
-                self.bytes -= frame.len();
-                queue.pop_front();
-                dropped += 1;
+    /// Drops what has waited in vain and says how many that were of which peer.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<(PeerNumber, u64)> {
+        let mut dropped = Vec::new();
+        for (peer, queue) in &mut self.queues {
+            let fresh =
+                |(since, _): &(Instant, Vec<u8>)| now.saturating_duration_since(*since) < PATIENCE;
+            let old = queue.iter().position(fresh).unwrap_or(queue.len());
+            self.bytes -= queue
+                .drain(..old)
+                .map(|(_, frame)| frame.len())
+                .sum::<usize>();
+            if old > 0 {
+                dropped.push((*peer, old as u64));
             }
         }
         self.queues.retain(|_, queue| !queue.is_empty());
@@ -80,7 +82,7 @@ mod tests {
         let mut waiting = Waiting::default();
         assert!(waiting.keep(PEER, &[1], start));
         assert!(waiting.keep(PEER, &[2], start + PATIENCE / 2));
-        assert_eq!(waiting.expire(start + PATIENCE), 1);
+        assert_eq!(waiting.expire(start + PATIENCE), [(PEER, 1)]);
         assert_eq!(waiting.take(PEER).collect::<Vec<_>>(), [[2]]);
         assert!(waiting.is_empty() && waiting.bytes == 0);
     }
@@ -98,10 +100,9 @@ mod tests {
             waiting.keep(PeerNumber(number), &big, start);
         }
         assert!(waiting.bytes <= MAX_BYTES);
-        assert_eq!(
-            waiting.expire(start + PATIENCE),
-            64 + (MAX_BYTES / 65_000) as u64
-        );
+        let expired = waiting.expire(start + PATIENCE);
+        let expired: u64 = expired.iter().map(|(_, frames)| frames).sum();
+        assert_eq!(expired, 64 + (MAX_BYTES / 65_000) as u64);
         assert_eq!(waiting.bytes, 0);
     }
 }

@@ -5,12 +5,15 @@
 mod pair;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pair::{PATIENCE, PORT, Pair, Under};
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_carrier::{Carrier, CarrierConfig, CarrierError, CarrierEvent, Dropped};
+use weft_core::underlay::{Offload, OffloadState};
+use weft_core::wire::{ECHO_REPLY, ECHO_REQUEST, FrameKind};
 
 /// Sends `text` from A's domain to B's and waits for it there.
 fn pass(from: &UdpSocket, to: &UdpSocket, text: &[u8]) {
@@ -92,12 +95,16 @@ fn tcp_and_udp_of_both_versions_cross_both_underlays() {
         exchange(&pair, v6, &payload(20_000_000));
         for side in [&pair.a, &pair.b] {
             let counters = side.carrier().counters();
-            let traffic = counters.peers[0];
+            let traffic = counters.peers[0].clone();
             assert!(traffic.tx_bytes > 40_000_000 && traffic.rx_bytes > 40_000_000);
             let unwanted: Vec<_> = counters
                 .drops
                 .iter()
-                .filter(|(reason, _)| !matches!(reason, Dropped::NotAPeer | Dropped::NotIp))
+                // B begins to try what the path takes a moment before A knows the session.
+                .filter(|(reason, _)| {
+                    let harmless = [Dropped::NotAPeer, Dropped::NotIp, Dropped::UnknownSession];
+                    !harmless.contains(reason)
+                })
                 .collect();
             assert!(unwanted.is_empty(), "{unwanted:?}");
         }
@@ -109,7 +116,12 @@ fn datagrams_that_the_sender_leaves_to_be_cut_arrive_one_by_one() {
     let mut pair = Pair::new(Under::V4);
     pair.connect();
     let (from, to) = sockets(&pair);
-    let state = quinn_udp::UdpSocketState::new((&from).into()).unwrap();
+    throw(&from, &to);
+}
+
+/// Thirty datagrams and a shorter one, given to the kernel as one.
+fn throw(from: &UdpSocket, to: &UdpSocket) {
+    let state = quinn_udp::UdpSocketState::new(from.into()).unwrap();
     let contents = payload(30_500);
     let transmit = quinn_udp::Transmit {
         destination: to.local_addr().unwrap(),
@@ -118,10 +130,125 @@ fn datagrams_that_the_sender_leaves_to_be_cut_arrive_one_by_one() {
         segment_size: Some(1000),
         src_ip: None,
     };
-    state.try_send((&from).into(), &transmit).unwrap();
+    state.try_send(from.into(), &transmit).unwrap();
+    // quinn-udp leaves both sockets as it wants them.
+    from.set_nonblocking(false).unwrap();
     for expected in contents.chunks(1000) {
-        assert!(receive(&to) == expected);
+        assert!(receive(to) == expected);
     }
+}
+
+/// A side that does without these from now on; its routes went with the TAP's last descriptor.
+fn restart_without(pair: &mut Pair, without: &[Offload]) {
+    pair.a.no_offload = without.to_vec();
+    pair.a.start();
+    pair.a.route_to(pair.b.overlay, &pair.plan, 1380);
+    pair.connect();
+}
+
+#[test]
+fn every_rung_of_the_ladder_carries_everything() {
+    let single = Offload::ALL.map(|offload| vec![offload]);
+    let rungs = single.into_iter().chain([Offload::ALL.to_vec()]);
+    let mut pair = Pair::new(Under::V4);
+    for without in rungs {
+        restart_without(&mut pair, &without);
+        let counters = pair.a.carrier().counters();
+        for (offload, state) in &counters.offloads {
+            let needs =
+                without.contains(&Offload::Csum) && matches!(offload, Offload::Tso | Offload::Uso);
+            let expected = match without.contains(offload) || needs {
+                true => OffloadState::SwitchedOff,
+                false => OffloadState::On,
+            };
+            assert_eq!(*state, expected, "{offload} without {without:?}");
+        }
+        let (from, to) = sockets(&pair);
+        for len in [1, 100, 1352, 5000] {
+            pass(&from, &to, &payload(len));
+            to.send_to(&payload(len), from.local_addr().unwrap())
+                .unwrap();
+            assert!(receive(&from) == payload(len), "{without:?}");
+        }
+        let fresh = |side: &pair::Side| side.domain.udp(&format!("{}:0", side.overlay));
+        throw(&fresh(&pair.a), &to);
+        throw(&fresh(&pair.b), &from);
+        for ip in [
+            pair.b.overlay.into(),
+            IpAddr::from(pair.plan.v6(pair.b.overlay)),
+        ] {
+            exchange(&pair, SocketAddr::new(ip, 0), &payload(3_000_000));
+        }
+        let drops = pair.a.carrier().counters().drops;
+        // B went on trying what A's last session takes.
+        let harmless = [Dropped::NotAPeer, Dropped::NotIp, Dropped::UnknownSession];
+        let unwanted = |reason| !harmless.contains(&reason);
+        assert!(
+            !drops.iter().any(|(reason, _)| unwanted(*reason)),
+            "{without:?}: {drops:?}"
+        );
+    }
+}
+
+/// Answers echo requests, as B's core would, until `done`.
+fn answer_until(pair: &Pair, done: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "not in time");
+        let Ok(event) = pair.b.events.recv_timeout(Duration::from_millis(10)) else {
+            continue;
+        };
+        let CarrierEvent::Frame {
+            from,
+            kind,
+            mut body,
+            ..
+        } = event
+        else {
+            continue;
+        };
+        if kind == FrameKind::Probe as u8 && body[0] == ECHO_REQUEST {
+            body[0] = ECHO_REPLY;
+            let mut datagram = Vec::new();
+            let transport = pair.b.transport.as_ref().unwrap();
+            transport
+                .seal(FrameKind::Probe, &body[..9], &mut datagram)
+                .unwrap();
+            pair.b
+                .carrier()
+                .send(from.direct().unwrap(), &datagram)
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn where_runs_vanish_on_the_way_they_are_given_up_and_taken_up_again() {
+    let mut pair = Pair::new(Under::V4);
+    // What a broken card does: the run is taken, and nothing of it arrives.
+    let swallow = "add table netdev broken { chain in { type filter hook ingress device \"cable\" priority 0; \
+                   meta length > 2000 drop; }; }";
+    let nft = |pair: &Pair, rules: &str| {
+        let output = pair.b.host.run(|| Command::new("nft").arg(rules).output());
+        let output = output.expect("these tests need nftables");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "nft {rules}: {error}");
+    };
+    nft(&pair, swallow);
+    pair.connect();
+    // It is tried once there is something to send.
+    let (from, there) = sockets(&pair);
+    let begin = || from.send_to(b"first", there.local_addr().unwrap()).unwrap();
+    begin();
+    let gso = |pair: &Pair| pair.a.carrier().counters().peers[0].gso;
+    answer_until(&pair, || gso(&pair) == OffloadState::Failing);
+    let to = SocketAddr::from((pair.b.overlay, 0));
+    exchange(&pair, to, &payload(1_000_000));
+    nft(&pair, "delete table netdev broken");
+    pair.connect();
+    begin();
+    answer_until(&pair, || gso(&pair) == OffloadState::On);
+    exchange(&pair, to, &payload(1_000_000));
 }
 
 #[test]
@@ -172,7 +299,8 @@ fn captured_datagram(capture: &Socket) -> Vec<u8> {
     loop {
         let len = (&*capture).read(&mut frame).expect("nothing captured");
         let frame = &frame[..len];
-        let is_ours = len > 42
+        // Trials of what the path takes are full-sized.
+        let is_ours = (42..1000).contains(&len)
             && frame[12..14] == [8, 0]
             && frame[23] == 17
             && frame[36..38] == PORT.to_be_bytes();
@@ -289,7 +417,10 @@ fn the_core_gets_handshakes_and_frames_and_hears_of_other_addresses() {
         .send(pair.b.addr(Under::V4), &hello)
         .unwrap();
     let from = pair.a.addr(Under::V4);
-    let expected = CarrierEvent::Handshake { from, bytes: hello };
+    let expected = CarrierEvent::Handshake {
+        from: from.into(),
+        bytes: hello,
+    };
     pair.b.event(|event| *event == expected);
     // The same session from another address of A's host.
     pair.a.host.ip("addr add 192.0.2.77/24 dev cable");
@@ -302,7 +433,9 @@ fn the_core_gets_handshakes_and_frames_and_hears_of_other_addresses() {
         .b
         .event(|event| matches!(event, CarrierEvent::Moved { .. }));
     let elsewhere: SocketAddr = format!("192.0.2.77:{PORT}").parse().unwrap();
-    assert!(matches!(moved, CarrierEvent::Moved { local_index: 101, from } if from == elsewhere));
+    assert!(
+        matches!(moved, CarrierEvent::Moved { local_index: 101, from } if from == elsewhere.into())
+    );
 }
 
 #[test]
@@ -322,6 +455,44 @@ fn a_narrow_path_is_reported_and_its_mtu_known() {
     pair.a.route_to(pair.b.overlay, &pair.plan, 1300 - 28 - 33);
     pass(&from, &to, &payload(1200));
     assert_eq!(pair.a.carrier().counters().dropped(Dropped::TooBig), 1);
+}
+
+#[test]
+fn a_successor_s_first_packets_are_those_that_nobody_read() {
+    let mut pair = Pair::new(Under::V4);
+    pair.connect();
+    let (from, to) = sockets(&pair);
+    pass(&from, &to, b"before");
+    let neighbours = |pair: &Pair| pair.a.domain.ip("neigh show dev wu0 nud permanent");
+    let before = neighbours(&pair);
+    assert!(before.contains("PERMANENT"), "{before}");
+
+    let given = pair.a.carrier().descriptors().unwrap();
+    pair.a.carrier = None;
+    from.send_to(b"meanwhile", to.local_addr().unwrap())
+        .unwrap();
+    pair.a.start_with(given);
+    // It reads nothing before it is told whose it is.
+    from.send_to(b"too early", to.local_addr().unwrap())
+        .unwrap();
+    pair.connect();
+    assert_eq!(receive(&to), b"meanwhile");
+    assert_eq!(receive(&to), b"too early");
+    pass(&from, &to, b"after");
+    // Next hops, routes and neighbours are as they were: the device has never lost its carrier.
+    assert_eq!(neighbours(&pair), before);
+}
+
+#[test]
+fn a_queue_of_another_device_is_not_taken() {
+    let mut pair = Pair::new(Under::V4);
+    let other = Pair::new(Under::V4);
+    let foreign = other.a.carrier().descriptors().unwrap();
+    pair.a.start_with(foreign);
+    pair.a.route_to(pair.b.overlay, &pair.plan, 1380);
+    pair.connect();
+    let (from, to) = sockets(&pair);
+    pass(&from, &to, b"through its own");
 }
 
 #[test]

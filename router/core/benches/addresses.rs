@@ -132,6 +132,8 @@ fn member() -> Node {
         cipher: Cipher::ChaCha20Poly1305,
         host_addrs: Vec::new(),
         underlay: Vec::new(),
+        relay: true,
+        trusted_subnets: Vec::new(),
     };
     let start = Start::Found {
         range: AddressPlan::DEFAULT_RANGE,

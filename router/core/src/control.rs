@@ -24,6 +24,8 @@
 //! | POST `/v1/nodes/remove` | [`RemoveRequest`] | [`Removed`] |
 //! | POST `/v1/leave` | - | `{}`, once another node has heard it |
 //! | POST `/v1/down` | - | `{}`, once all is removed |
+//! | GET `/v1/asked` | - | flags and environment of `weft up`, for `weft restart` |
+//! | POST `/v1/handover` | - | 101, an upgrade to `weft-handover`, between two daemons only |
 //!
 //! Errors come with a fitting HTTP status and an [`ErrorBody`]. A body is at most [`MAX_BODY`] octets.
 
@@ -34,6 +36,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{EndpointId, Label, NetworkName, Proto, ServiceName};
+use crate::underlay::{Offload, OffloadState};
 use crate::view::{EndpointKind, Liveness, Method, NetworkView, ServicePort};
 
 /// Largest body either side reads, octets.
@@ -323,6 +326,9 @@ pub struct Status {
     pub services: usize,
     /// Which cipher the tunnels use.
     pub cipher: String,
+    /// Packets and datagrams that the packet path dropped, by reason, those of peers included.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
     /// What was added on the host beside weft's own table (docker's chain, sysctls …), one line each.
     pub host_changes: Vec<String>,
     /// What a person should know, one line each; empty when all is well.
@@ -338,20 +344,58 @@ pub struct PeerRow {
     pub name: Label,
     /// State.
     pub liveness: Liveness,
-    /// `udp`, or `-` while there is none.
+    /// `udp` or `vxlan`, or `-` while there is none.
     pub carrier: String,
-    /// Address in use.
+    /// Why that one, in words.
+    pub carrier_why: String,
+    /// Address in use; none where a member stands between.
     pub path: Option<SocketAddr>,
+    /// The name of the member that stands between, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Label>,
     /// Milliseconds.
     pub rtt_ms: Option<f64>,
     /// Seconds.
     pub handshake_age_secs: Option<f64>,
-    /// Octets sent inside the tunnel.
+    /// Packets sent inside the tunnel.
+    #[serde(default)]
+    pub tx_packets: u64,
+    /// Their octets.
     pub tx_bytes: u64,
-    /// Octets received inside the tunnel.
+    /// Packets received inside the tunnel.
+    #[serde(default)]
+    pub rx_packets: u64,
+    /// Their octets.
     pub rx_bytes: u64,
+    /// Packets and datagrams to it or from it that were dropped, by reason.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
     /// Largest inner packet.
     pub mtu: Option<u16>,
+    /// All ways to it that were found, in the order in which they are called.
+    #[serde(default)]
+    pub paths: Vec<PathRow>,
+    /// Which offloads are in use for it, and why others are not.
+    #[serde(default)]
+    pub offloads: BTreeMap<Offload, OffloadState>,
+}
+
+/// One way to a peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PathRow {
+    /// An address, or
+    pub path: Option<SocketAddr>,
+    /// the name of a member that would stand between.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Label>,
+    /// It is the one that is taken.
+    pub in_use: bool,
+    /// It has answered.
+    pub answered: bool,
+    /// Questions since the last answer.
+    pub unanswered: u32,
+    /// Milliseconds.
+    pub rtt_ms: Option<f64>,
 }
 
 /// One row of `weft ps`.

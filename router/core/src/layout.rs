@@ -3,6 +3,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::crypto::sha256_parts;
+use crate::model::NodeId;
 use crate::view::PeerNumber;
 
 /// The host's own leg, in the host's namespace.
@@ -11,6 +13,16 @@ pub const HOST_LEG: &str = "weft0";
 pub const HOST_LEG_FAR: &str = "wh0";
 /// The `udp` carrier's TAP, in the domain.
 pub const UDP_CARRIER: &str = "wu0";
+/// The `vxlan` carrier, in the domain; its outer side stays in the host's namespace.
+pub const VXLAN_CARRIER: &str = "wx0";
+/// Its UDP port on the hosts.
+pub const VXLAN_PORT: u16 = 6784;
+/// Its network identifier.
+pub const VXLAN_VNI: u32 = 6783;
+/// What it puts around an inner packet: outer IPv4 and UDP header, its own, the inner Ethernet header (RFC 7348 §5).
+pub const VXLAN_OVERHEAD: u16 = 20 + 8 + 8 + 14;
+/// EtherType of the frames by which a host finds out whether `vxlan` reaches a peer (IEEE 802, local experimental 1).
+pub const VXLAN_PROBE: u16 = 0x88b5;
 /// Containers' legs in the domain begin so; the rest is the endpoint id's first ten hex digits.
 pub const LEG_PREFIX: &str = "wv";
 /// The nft table of both namespaces.
@@ -44,6 +56,20 @@ pub fn peer_of_mac(mac: [u8; 6]) -> Option<PeerNumber> {
     (mac == peer_mac(number) && number.0 != 0).then_some(number)
 }
 
+/// The MAC of a node on the `vxlan` carrier, the same for every host: 46 bits of a hash of its key, locally administered.
+/// Two nodes may share one, and somebody may have looked for a key that does: see [`crate::carriers`].
+pub fn vxlan_mac(id: &NodeId) -> [u8; 6] {
+    let hash = sha256_parts(&[b"weft vxlan mac", &id.0]);
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&hash[..6]);
+    mac[0] = mac[0] & 0xfc | 0x02;
+    // What begins as weft's other MACs do would be mistaken for one of them.
+    if mac[0] == 0x02 && matches!(mac[1], 0x77 | 0x78) {
+        mac[0] |= 0x40;
+    }
+    mac
+}
+
 /// The link-local address that stands for a peer: the gateway of the next-hop object that leads to it.
 pub fn peer_link_local(number: PeerNumber) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x77, number.0)
@@ -69,4 +95,29 @@ pub fn container_mac(ip: Ipv4Addr) -> [u8; 6] {
 /// `aa:bb:cc:dd:ee:ff`.
 pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+/// The devices that lead to peers, as nft's `iifname` and `oifname` take them, on a host with the `vxlan` carrier or one
+/// without.
+pub fn carriers_text(with_vxlan: bool) -> String {
+    match with_vxlan {
+        true => format!("{{ \"{UDP_CARRIER}\", \"{VXLAN_CARRIER}\" }}"),
+        false => format!("\"{UDP_CARRIER}\""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_vxlan_mac_is_a_unicast_one_that_nothing_else_of_weft_has(key in any::<[u8; 32]>()) {
+            let mac = vxlan_mac(&NodeId(key));
+            prop_assert_eq!(mac[0] & 0b11, 0b10, "locally administered, not a group");
+            prop_assert!(!(mac[0] == 2 && matches!(mac[1], 0x77 | 0x78)));
+            prop_assert_eq!(peer_of_mac(mac), None);
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod carriers;
 pub mod catalog;
 pub mod control;
 pub mod crypto;
@@ -18,12 +19,14 @@ pub mod membership;
 pub mod model;
 pub mod mutation;
 pub mod node;
+pub mod path;
 pub mod record;
 pub mod roster;
 pub mod session;
 pub mod store;
 pub mod sync;
 pub mod token;
+pub mod underlay;
 pub mod value;
 pub mod view;
 pub mod voters;

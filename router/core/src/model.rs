@@ -52,8 +52,13 @@ impl PartialOrd for NodeId {
 
 impl NodeId {
     fn head(&self) -> u64 {
+        u64::from_be_bytes(self.prefix())
+    }
+
+    /// Its first eight octets, by which datagrams that are passed on name it.
+    pub fn prefix(&self) -> [u8; 8] {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+        [a, b, c, d, e, f, g, h]
     }
 
     /// The eight characters people see: base32 of the first five bytes, in lower case.

@@ -4,16 +4,18 @@
 //! are Down are hidden, not erased, and so are those of revoked nodes.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::carriers::Why;
 use crate::model::{
     AddressPlan, ClusterId, EndpointId, EndpointName, Generation, Label, NetworkName, NodeId,
     NodeName, Proto, ServiceName,
 };
+use crate::path::{Path, PathInfo};
 
 /// A number this host gave to a peer: 1 to 4094. Names the peer in MACs, next hops, marks and conntrack zones; kept on
 /// disk because established connections carry it. The host itself is 0.
@@ -50,8 +52,8 @@ pub struct Member {
     pub prefixes: Vec<Ipv4Net>,
     /// The addresses of the host, for published ports (its own local addresses, not overlay ones).
     pub host_addrs: Vec<IpAddr>,
-    /// Largest inner packet (octets, IP header included) the path to it carries; `None` for the host itself or while
-    /// there is no path.
+    /// Largest inner packet (octets, IP header included) the sealed path to it carries; `None` for the host itself or
+    /// while there is no path.
     pub mtu: Option<u16>,
 }
 
@@ -209,6 +211,34 @@ pub struct PublishConflict {
 pub enum Carrier {
     /// Sealed datagrams over UDP.
     Udp,
+    /// The kernel's VXLAN, in the clear: between hosts that both trust the network between them.
+    Vxlan,
+}
+
+/// A peer from which this host takes plain VXLAN, because both ends agreed on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VxlanPeer {
+    /// Who.
+    pub id: NodeId,
+    /// This host's number for it.
+    pub number: PeerNumber,
+    /// Its MAC on the carrier.
+    pub mac: [u8; 6],
+    /// Its address on the underlay.
+    pub addr: Ipv4Addr,
+    /// Packets to it go this way, too. Otherwise they go by `udp`.
+    pub carries: bool,
+    /// Largest inner packet, octets.
+    pub mtu: u16,
+}
+
+/// The `vxlan` carrier of a host that has trusted subnets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VxlanView {
+    /// The host's own MAC on it.
+    pub mac: [u8; 6],
+    /// Who it takes packets from, in the order of their ids; their MACs differ.
+    pub peers: Vec<VxlanPeer>,
 }
 
 /// One peer as `weft peers` shows it.
@@ -218,14 +248,18 @@ pub struct PeerView {
     pub id: NodeId,
     /// Over what; `None` while there is no session.
     pub carrier: Option<Carrier>,
-    /// The peer's address in use.
-    pub path: Option<SocketAddr>,
+    /// Why that one.
+    pub why: Why,
+    /// How it is reached.
+    pub path: Option<Path>,
     /// Smoothed round-trip time, microseconds.
     pub rtt_micros: Option<u64>,
     /// Since the last handshake, milliseconds.
     pub handshake_age_millis: Option<u64>,
     /// Largest inner packet, octets.
     pub mtu: Option<u16>,
+    /// All ways that were found and what became of them.
+    pub paths: Vec<PathInfo>,
 }
 
 /// Everything visible.
@@ -254,6 +288,8 @@ pub struct View {
     pub conflicts: Vec<PublishConflict>,
     /// Removed nodes whose addresses are not back yet.
     pub blocked: Vec<Blocked>,
+    /// The `vxlan` carrier; `None` where this host lists no trusted subnet.
+    pub vxlan: Option<VxlanView>,
 }
 
 /// A removed node's part of the range that nobody may use yet.
@@ -282,12 +318,19 @@ impl View {
             networks: Vec::new(),
             conflicts: Vec::new(),
             blocked: Vec::new(),
+            vxlan: None,
         }
     }
 
     /// This node's own entry.
     pub fn me(&self) -> Option<&Member> {
         self.member(&self.me)
+    }
+
+    /// What the `vxlan` carrier knows of a peer, if anything.
+    pub fn vxlan_peer(&self, id: &NodeId) -> Option<&VxlanPeer> {
+        let peers = self.vxlan.iter().flat_map(|vxlan| &vxlan.peers);
+        peers.into_iter().find(|peer| peer.id == *id)
     }
 
     /// The member with this id.

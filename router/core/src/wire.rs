@@ -22,10 +22,11 @@
 //! | first octet | kind | body |
 //! |---|---|---|
 //! | 1 | packet | one inner IP packet, to the end |
-//! | 2 | bundle | repeated: u16 length, inner IP packet |
-//! | 3 | run | one TCP super-packet of equal slices: u16 slice length, then IP and TCP headers and all payload; the receiver cuts. Of a later version: counted and dropped |
+//! | 2 | bundle | repeated: u16, of which the low 15 bits are a length and the highest says "partial"; inner IP packet |
+//! | 3 | partial | one inner IP packet, to the end, whose TCP or UDP checksum is not filled in |
 //! | 16 | control | a bincode [`Message`]; in a joiner's session a `JoinMessage` |
-//! | 17 | probe | flag (0 echo request, 1 echo reply), nonce u64; what follows is padding |
+//! | 17 | probe | flag 0 (echo request), nonce u64, padding; flag 1 (echo reply), nonce u64, where the request came from: u16 port, 4 or 16 octets of address, or nothing |
+//! | 18 | relay | members between so far u8, first 8 octets of the receiver's id, a whole datagram for it |
 //!
 //! A receiver counts and drops kinds it doesn't know, so what comes later breaks no wire.
 
@@ -36,16 +37,26 @@ use bincode::config::{self, Configuration, LittleEndian, Varint};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::model::NodeId;
+
 /// Version of everything here.
 pub const VERSION: u8 = 1;
 /// Longest datagram that is not packets.
 pub const MAX_DATAGRAM: usize = 1200;
+/// First octet of a probe that asks for an echo.
+pub const ECHO_REQUEST: u8 = 0;
+/// First octet of the echo.
+pub const ECHO_REPLY: u8 = 1;
 /// Header of a data datagram, the AAD of its seal.
 pub const DATA_HEADER: usize = 16;
 /// What a data datagram adds to one inner packet: header, tag, kind.
 pub const OVERHEAD: usize = DATA_HEADER + 16 + 1;
 /// Longest body of a control frame.
 pub const MAX_CONTROL: usize = 1120;
+/// What a member between adds to a datagram.
+pub const RELAY_OVERHEAD: usize = OVERHEAD + RelayHead::LEN;
+/// Longest datagram of a handshake or a control frame that goes through somebody.
+pub const MAX_RELAYED: usize = MAX_DATAGRAM - RELAY_OVERHEAD;
 /// Longest octets inside any [`Message`]: what is left beside its variant, id and length.
 pub const MAX_BODY: usize = MAX_CONTROL - 13;
 /// Longest thing [`decode`] looks at, and the most that the numbers and texts in it may come to.
@@ -107,6 +118,8 @@ pub enum FrameKind {
     Control = 16,
     /// An echo request or reply.
     Probe = 17,
+    /// A datagram for this node or for another, which is to get it.
+    Relay = 18,
 }
 
 impl FrameKind {
@@ -118,6 +131,7 @@ impl FrameKind {
             3 => Some(Self::Partial),
             16 => Some(Self::Control),
             17 => Some(Self::Probe),
+            18 => Some(Self::Relay),
             _ => None,
         }
     }
@@ -154,6 +168,71 @@ impl DataHeader {
     }
 }
 
+/// What stands before a datagram that a member passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayHead {
+    hops: u8,
+    to: [u8; 8],
+}
+
+impl RelayHead {
+    /// Octets of it.
+    pub const LEN: usize = 9;
+
+    /// For who is the first to pass it on, to `to`.
+    pub fn first(to: &NodeId) -> Self {
+        Self {
+            hops: 0,
+            to: to.prefix(),
+        }
+    }
+
+    /// The same for the next one.
+    pub fn next(self) -> Self {
+        Self {
+            hops: self.hops.saturating_add(1),
+            ..self
+        }
+    }
+
+    /// Has nobody passed it on yet?
+    pub fn is_first(self) -> bool {
+        self.hops == 0
+    }
+
+    /// Is it for this node? Of two nodes with one beginning of a key, which takes 2^64 tries to make, one hears what it
+    /// can't open.
+    pub fn is_for(self, node: &NodeId) -> bool {
+        self.to == node.prefix()
+    }
+
+    /// The octets to find the node by.
+    pub fn to(self) -> [u8; 8] {
+        self.to
+    }
+
+    /// The head's octets.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [self.hops; Self::LEN];
+        bytes[1..].copy_from_slice(&self.to);
+        bytes
+    }
+
+    /// The frame's body.
+    pub fn with(self, datagram: &[u8]) -> Vec<u8> {
+        let mut body = self.to_bytes().to_vec();
+        body.extend_from_slice(datagram);
+        body
+    }
+
+    /// Head and datagram of a frame's body.
+    pub fn split(body: &[u8]) -> Option<(Self, &[u8])> {
+        let (head, datagram) = body.split_first_chunk::<{ Self::LEN }>()?;
+        let (hops, to) = (head[0], head[1..].try_into().ok()?);
+        Some((Self { hops, to }, datagram))
+    }
+}
+
 /// What members say to each other in control frames. The bytes inside belong to others: each decodes its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -179,6 +258,8 @@ pub enum Message {
     },
     /// "I am going": drop the session, send no more.
     Bye,
+    /// Which carrier takes packets between the two. Only to who consents to plain VXLAN.
+    Carrier(#[serde(with = "octets")] Vec<u8>),
 }
 
 /// Why bytes are not what they should be.
@@ -235,6 +316,7 @@ mod tests {
                 body: vec![9; 1000],
             },
             Message::Bye,
+            Message::Carrier(vec![0; 11]),
         ] {
             assert_eq!(decode::<Message>(&encode(&message)), Ok(message));
         }
@@ -259,6 +341,19 @@ mod tests {
             decode::<Vec<u8>>(&vec![0; MAX_DECODE + 1]),
             Err(WireError::TooLong(MAX_DECODE + 1))
         );
+    }
+
+    #[test]
+    fn what_is_passed_on_keeps_its_octets_and_counts_who_passed_it() {
+        let (to, other) = (NodeId([7; 32]), NodeId([8; 32]));
+        let head = RelayHead::first(&to);
+        let body = head.next().with(b"datagram");
+        assert_eq!(body.len(), RelayHead::LEN + 8);
+        let (read, datagram) = RelayHead::split(&body).unwrap();
+        assert_eq!((read, datagram), (head.next(), &b"datagram"[..]));
+        assert!(head.is_first() && !read.is_first());
+        assert!(read.is_for(&to) && !read.is_for(&other));
+        assert_eq!(RelayHead::split(&body[..RelayHead::LEN - 1]), None);
     }
 
     #[test]

@@ -199,6 +199,7 @@ fn messages() -> Subject {
             body: body(MAX_BODY),
         },
         Message::Bye,
+        Message::Carrier(body(20)),
     ];
     Subject::encoded("wire::Message", 1, &samples)
 }

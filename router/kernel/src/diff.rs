@@ -1,9 +1,10 @@
 //! From what is wanted and what is there to the steps between, in an order the kernel accepts.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+use weft_core::layout::mac_text;
 
 use crate::state::{Kernel, NextHop, Route, RouteKey, Rule};
 
@@ -18,6 +19,10 @@ pub enum Op {
     SetNeighbour(String, IpAddr, [u8; 6]),
     /// Forgets it.
     DelNeighbour(String, IpAddr),
+    /// Adds or replaces an entry of a VXLAN device's forwarding database.
+    SetForwarding(String, [u8; 6], Ipv4Addr),
+    /// Deletes it.
+    DelForwarding(String, [u8; 6]),
     /// Adds or replaces a next-hop object.
     SetNextHop(u32, NextHop),
     /// Deletes it, and with it every route that names it.
@@ -40,6 +45,12 @@ impl fmt::Display for Op {
             Op::DelAddress(device, net) => write!(f, "take {net} from {device}"),
             Op::SetNeighbour(device, ip, _) => write!(f, "set the neighbour {ip} on {device}"),
             Op::DelNeighbour(device, ip) => write!(f, "forget the neighbour {ip} on {device}"),
+            Op::SetForwarding(device, mac, to) => {
+                write!(f, "lead {} on {device} to {to}", mac_text(*mac))
+            }
+            Op::DelForwarding(device, mac) => {
+                write!(f, "lead {} on {device} nowhere", mac_text(*mac))
+            }
             Op::SetNextHop(id, hop) => {
                 write!(
                     f,
@@ -60,7 +71,7 @@ impl fmt::Display for Op {
 
 /// The steps from `observed` to `wanted`.
 ///
-/// INVARIANT: what is added stands on what was added before it (addresses, neighbours, next hops, routes, rules), and
+/// INVARIANT: what is added stands on what was added before it (addresses, neighbours, forwarding, next hops, routes, rules), and
 /// things go in the opposite order, so that at no moment a packet finds a rule without its table or a route without its
 /// next hop. Routes are replaced, never deleted and added.
 pub fn diff(wanted: &Kernel, observed: &Kernel) -> Vec<Op> {
@@ -77,6 +88,11 @@ fn put(wanted: &Kernel, observed: &Kernel, ops: &mut Vec<Op>) {
     for ((device, ip), mac) in &wanted.neighbours {
         if observed.neighbours.get(&(device.clone(), *ip)) != Some(mac) {
             ops.push(Op::SetNeighbour(device.clone(), *ip, *mac));
+        }
+    }
+    for ((device, mac), to) in &wanted.forwarding {
+        if observed.forwarding.get(&(device.clone(), *mac)) != Some(to) {
+            ops.push(Op::SetForwarding(device.clone(), *mac, *to));
         }
     }
     for (id, hop) in &wanted.next_hops {
@@ -106,6 +122,11 @@ fn remove(wanted: &Kernel, observed: &Kernel, ops: &mut Vec<Op>) {
     for id in observed.next_hops.keys() {
         if !wanted.next_hops.contains_key(id) {
             ops.push(Op::DelNextHop(*id));
+        }
+    }
+    for key in observed.forwarding.keys() {
+        if !wanted.forwarding.contains_key(key) {
+            ops.push(Op::DelForwarding(key.0.clone(), key.1));
         }
     }
     for key in observed.neighbours.keys() {
@@ -149,6 +170,9 @@ mod tests {
             .addresses
             .insert(("lo".into(), "10.47.0.1/32".parse().unwrap()));
         kernel
+            .forwarding
+            .insert(("wx0".into(), [6; 6]), [192, 0, 2, 2].into());
+        kernel
     }
 
     fn key(to: &str) -> RouteKey {
@@ -180,6 +204,7 @@ mod tests {
             [
                 Op::AddAddress(..),
                 Op::SetNeighbour(..),
+                Op::SetForwarding(..),
                 Op::SetNextHop(..),
                 Op::SetRoute(..),
                 Op::AddRule(..)
@@ -196,6 +221,7 @@ mod tests {
                 Op::DelRule(..),
                 Op::DelRoute(..),
                 Op::DelNextHop(..),
+                Op::DelForwarding(..),
                 Op::DelNeighbour(..),
                 Op::DelAddress(..)
             ]
@@ -213,10 +239,22 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_moved_to_another_carrier_has_its_one_next_hop_replaced() {
+        let mut wanted = kernel();
+        let hop = NextHop {
+            device: "wx0".into(),
+            gateway: "fe80::77:1".parse().unwrap(),
+        };
+        wanted.next_hops.insert(7, hop.clone());
+        assert_eq!(diff(&wanted, &kernel()), vec![Op::SetNextHop(7, hop)]);
+    }
+
+    #[test]
     fn without_its_carrier_a_peer_keeps_no_next_hop_and_no_route() {
         let present = ["lo".to_owned()].into();
         let left = kernel().on_devices(&present);
         assert!(left.next_hops.is_empty() && left.routes.is_empty() && left.neighbours.is_empty());
+        assert!(left.forwarding.is_empty());
         assert_eq!(left.addresses, kernel().addresses);
     }
 }

@@ -27,6 +27,12 @@ pub enum KernelError {
         "an interface named {0} exists already and does not lead to this node's domain; is another weft running on this host? (`weft down` there, or `ip link del {0}`, frees the name)"
     )]
     HostLegTaken(&'static str),
+    /// Another device or program has what the `vxlan` carrier needs.
+    #[error(
+        "VXLAN network 6783 or UDP port 6784 is taken on this host, by another program or by what another weft left \
+         behind (`ip -all netns exec ip -d link show type vxlan` finds it)"
+    )]
+    VxlanTaken,
     /// The namespace to attach can't be used.
     #[error("{target} can't be attached: {why}")]
     Target {

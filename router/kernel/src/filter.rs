@@ -7,7 +7,7 @@
 //!
 //! | domain, chain | hook, priority | what |
 //! |---|---|---|
-//! | `base_raw` | prerouting, raw - 10 | a leg sends from its own addresses and MAC alone; no ND from containers or carriers |
+//! | `base_raw` | prerouting, raw - 10 | a leg sends from its own addresses and MAC alone, and so does a peer over VXLAN; no ND from containers or carriers |
 //! | `base_dns` | prerouting, dstnat - 10 | queries to the host's resolvers are turned to weft's DNS |
 //! | `base_mss` | forward, mangle | TCP's segment size fits both ways' routes |
 //! | `base_input` | input, filter | DNS, echo, replies; nothing else |
@@ -20,16 +20,22 @@
 //! |---|---|---|
 //! | `base_raw` | prerouting, raw | nothing foreign to or from the range |
 //! | `base_mss` | forward, mangle | as above |
+//! | `base_vxlan_in`, `_out`, `_through` | prerouting, output, raw; forward | VXLAN from peers with whom it was agreed, and from nobody else (`filter/vxlan.rs`) |
 //! | `base_input` | input, filter | the overlay reaches the host only by echo and replies |
 //! | `base_forward` | forward, filter | towards the overlay only published ports and replies; the guard |
 //! | `base_leak` | postrouting, filter | nothing for the range leaves by an uplink |
 //! | `base_egress` | postrouting, srcnat | masquerade |
 
+pub(crate) mod vxlan;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
-use weft_core::layout::{HOST_LEG, HOST_LEG_FAR, LEG_PREFIX, UDP_CARRIER, container_mac, mac_text};
+use weft_core::layout::{
+    HOST_LEG, HOST_LEG_FAR, LEG_PREFIX, UDP_CARRIER, VXLAN_CARRIER, carriers_text, container_mac,
+    mac_text,
+};
 use weft_core::view::{EndpointKind, View};
 
 use crate::plan::{LocalFacts, leg_name};
@@ -80,6 +86,7 @@ chain base_egress {{ type nat hook postrouting priority srcnat; policy accept;
   oifname != {near} ip6 saddr {range6} masquerade
 }}"
     );
+    vxlan::host(&mut out, view);
     mss(&mut out, &format!("iifname \"{HOST_LEG}\" "));
     host_input(&mut out);
     host_forward(&mut out, local, guard);
@@ -173,6 +180,7 @@ fn domain_sets(out: &mut String, view: &View, local: &LocalFacts) {
     );
     set(out, "base_local4", "type ipv4_addr", &local4);
     set(out, "base_local6", "type ipv6_addr", &local6);
+    vxlan::domain_sets(out, view);
     network_sets(out, view);
 }
 
@@ -222,11 +230,17 @@ fn set(out: &mut String, name: &str, kind: &str, elements: &[String]) {
 /// address that is not the leg's own (RFC 4861 advertisements and redirects could steer others).
 fn domain_raw(out: &mut String, view: &View, local: &LocalFacts) {
     let (range, range6) = (view.plan.range, view.plan.range6());
+    vxlan::domain_chains(out, view);
+    let carriers = carriers_text(view.vxlan.is_some());
+    let vxlan = match view.vxlan {
+        Some(_) => format!("\n  iifname \"{VXLAN_CARRIER}\" jump base_vxlan"),
+        None => String::new(),
+    };
     let _ = writeln!(
         out,
         "chain base_raw {{ type filter hook prerouting priority -310; policy accept;
   iifname \"{LEG_PREFIX}*\" jump base_legs
-  iifname \"{UDP_CARRIER}\" jump base_carrier
+  iifname {carriers} jump base_carrier{vxlan}
   iifname \"{HOST_LEG_FAR}\" jump base_host
 }}
 chain base_legs {{
@@ -315,13 +329,18 @@ fn domain_input(out: &mut String, view: &View) {
 
 fn domain_forward(out: &mut String, view: &View, local: &LocalFacts) {
     let (range, range6) = (view.plan.range, view.plan.range6());
+    let carriers = carriers_text(view.vxlan.is_some());
+    let onward = match view.vxlan {
+        Some(_) => format!("\"{LEG_PREFIX}*\", \"{UDP_CARRIER}\", \"{VXLAN_CARRIER}\""),
+        None => format!("\"{LEG_PREFIX}*\", \"{UDP_CARRIER}\""),
+    };
     let _ = writeln!(
         out,
         "chain base_forward {{ type filter hook forward priority filter; policy drop;
   ct state established,related accept
   ct state invalid counter drop
   iifname \"{LEG_PREFIX}*\" jump base_from_leg
-  iifname \"{UDP_CARRIER}\" jump base_from_peer
+  iifname {carriers} jump base_from_peer
   iifname \"{HOST_LEG_FAR}\" jump base_from_host
   counter drop
 }}
@@ -334,7 +353,7 @@ chain base_within {{
   counter reject with icmpx admin-prohibited
 }}
 chain base_from_leg {{
-  oifname {{ \"{LEG_PREFIX}*\", \"{UDP_CARRIER}\" }} jump base_within"
+  oifname {{ {onward} }} jump base_within"
     );
     if let Some(ip) = local.host_ip {
         let ip6 = view.plan.v6(ip);
@@ -347,7 +366,7 @@ chain base_from_leg {{
   counter drop
 }}
 chain base_from_peer {{
-  oifname \"{UDP_CARRIER}\" counter drop
+  oifname {carriers} counter drop
   ip saddr {range} ip daddr @base_local4 accept
   ip6 saddr {range6} ip6 daddr @base_local6 accept
   ip saddr != {range} ip daddr . meta l4proto . th dport @published4 accept

@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use weft_core::layout::{
     GATEWAY_MAC, GATEWAY4, GATEWAY6, HOST_LEG, HOST_LEG_FAR, HOST_LEG_MAC, HOST_TABLE, LEG_PREFIX,
-    PEER_MARK_MASK, UDP_CARRIER, container_mac, peer_link_local, peer_mac, peer_nexthop,
-    peer_table,
+    PEER_MARK_MASK, UDP_CARRIER, VXLAN_CARRIER, container_mac, peer_link_local, peer_mac,
+    peer_nexthop, peer_table,
 };
 use weft_core::model::{AddressPlan, EndpointId};
-use weft_core::view::{EndpointKind, Liveness, Member, PeerNumber, View};
+use weft_core::view::{EndpointKind, Liveness, Member, PeerNumber, View, VxlanPeer};
 
 use crate::state::{
     Family, Kernel, MAIN_PRIORITY, MAIN_TABLE, NextHop, Route, RouteKey, Rule, RuleAction,
@@ -59,6 +59,8 @@ pub struct LocalFacts {
     pub resolvers: Vec<IpAddr>,
     /// A port is published on this host.
     pub published: bool,
+    /// The `vxlan` carrier is up behind its filter. Until then nothing goes that way.
+    pub vxlan: bool,
 }
 
 impl LocalFacts {
@@ -122,7 +124,7 @@ pub fn plan_domain(view: &View, local: &LocalFacts) -> DomainPlan {
         if member.id == view.me {
             plan.own_prefixes(member);
         } else if member.number.0 != 0 {
-            plan.peer(member);
+            plan.peer(member, view.vxlan_peer(&member.id).filter(|_| local.vxlan));
         }
     }
     for leg in &local.legs {
@@ -323,16 +325,21 @@ impl Planner<'_> {
         }
     }
 
-    fn peer(&mut self, member: &Member) {
+    fn peer(&mut self, member: &Member, vxlan: Option<&VxlanPeer>) {
         let number = member.number;
         let alive = member.liveness != Liveness::Down;
+        if let Some(vxlan) = vxlan {
+            self.on_vxlan(vxlan);
+        }
+        let plain = vxlan.filter(|vxlan| vxlan.carries);
         let via = if alive {
-            self.next_hop(number);
+            self.next_hop(number, plain.is_some());
             Via::NextHop(peer_nexthop(number))
         } else {
             Via::Unreachable
         };
-        let mtu = member.mtu.filter(|_| alive).map(u32::from);
+        let mtu = plain.map_or(member.mtu, |vxlan| Some(vxlan.mtu));
+        let mtu = mtu.filter(|_| alive).map(u32::from);
         let metric = if alive { METRIC_ROUTE } else { METRIC_NOWHERE };
         for net in &member.prefixes {
             self.both(*net, metric, via.clone(), mtu);
@@ -340,20 +347,36 @@ impl Planner<'_> {
         self.replies(number, alive.then_some(via), mtu);
     }
 
-    fn next_hop(&mut self, number: PeerNumber) {
-        let gateway: IpAddr = if self.ipv6 {
+    /// What stands for a peer on both carriers alike.
+    fn peer_gateway(&self, number: PeerNumber) -> IpAddr {
+        if self.ipv6 {
             peer_link_local(number).into()
         } else {
             peer_link_local4(number).into()
-        };
+        }
+    }
+
+    /// The peer is a neighbour on `wu0` in any case: falling back to it is one step then.
+    fn next_hop(&mut self, number: PeerNumber, plain: bool) {
+        let gateway = self.peer_gateway(number);
         self.neighbour(UDP_CARRIER, gateway, peer_mac(number));
+        let device = if plain { VXLAN_CARRIER } else { UDP_CARRIER };
         self.kernel.next_hops.insert(
             peer_nexthop(number),
             NextHop {
-                device: UDP_CARRIER.into(),
+                device: device.into(),
                 gateway,
             },
         );
+    }
+
+    /// The peer as a neighbour on `wx0`, and where frames to it go, whether or not packets take that way: probes do.
+    fn on_vxlan(&mut self, peer: &VxlanPeer) {
+        let gateway = self.peer_gateway(peer.number);
+        self.neighbour(VXLAN_CARRIER, gateway, peer.mac);
+        self.kernel
+            .forwarding
+            .insert((VXLAN_CARRIER.into(), peer.mac), peer.addr);
     }
 
     /// Replies to connections that came in through a peer's published ports go back through that peer, or nowhere.
@@ -408,7 +431,7 @@ pub(crate) fn domain_sysctls(ipv6: bool) -> Vec<(String, String)> {
     set("net/ipv4/ip_forward".into(), "1");
     // A peer that answers late may look out of window after a path change; it is no attacker, the seal vouched for it.
     set("net/netfilter/nf_conntrack_tcp_be_liberal".into(), "1");
-    for device in ["all", "default", HOST_LEG_FAR, UDP_CARRIER] {
+    for device in ["all", "default", HOST_LEG_FAR, UDP_CARRIER, VXLAN_CARRIER] {
         let v4 = |name: &str| format!("net/ipv4/conf/{device}/{name}");
         set(v4("rp_filter"), "0");
         set(v4("accept_redirects"), "0");

@@ -1,7 +1,7 @@
 //! What the kernel holds for weft, as plain comparable data: what a plan wants and what was observed have one shape.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -124,6 +124,9 @@ pub struct Rule {
 /// A device's name and an address: the key of a neighbour.
 pub type NeighbourKey = (String, IpAddr);
 
+/// A device's name and a MAC: the key of an entry in its forwarding database.
+pub type ForwardingKey = (String, [u8; 6]);
+
 /// Everything in one namespace that weft answers for, but for devices and the nft table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kernel {
@@ -137,6 +140,8 @@ pub struct Kernel {
     pub rules: BTreeSet<Rule>,
     /// Addresses by device.
     pub addresses: BTreeSet<(String, IpNet)>,
+    /// Where frames to a MAC on a VXLAN device are sent, by device and MAC.
+    pub forwarding: BTreeMap<ForwardingKey, Ipv4Addr>,
 }
 
 impl Kernel {
@@ -174,6 +179,12 @@ impl Kernel {
                 .filter(|(device, _)| present.contains(device))
                 .cloned()
                 .collect(),
+            forwarding: self
+                .forwarding
+                .iter()
+                .filter(|((device, _), _)| present.contains(device))
+                .map(|(key, to)| (key.clone(), *to))
+                .collect(),
             next_hops,
         }
     }
@@ -185,5 +196,6 @@ impl Kernel {
         self.routes.extend(other.routes);
         self.rules.extend(other.rules);
         self.addresses.extend(other.addresses);
+        self.forwarding.extend(other.forwarding);
     }
 }

@@ -17,7 +17,7 @@ use weft_core::token;
 
 use super::{
     AttachArgs, Cli, Command, DetachArgs, DnsCommand, NetworkCommand, NodeCommand, NodeRmArgs,
-    PsArgs, ServiceCommand, StateArgs, TokenArgs, UpArgs, service,
+    PsArgs, RestartArgs, ServiceCommand, StateArgs, TokenArgs, UpArgs, service,
 };
 use crate::background::{self, Origin, Ready, Summary};
 use crate::client::{Client, ClientError};
@@ -37,6 +37,7 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 /// Where things are, as flags, environment and file say.
 struct Place {
     file: FileConfig,
+    file_flag: Option<PathBuf>,
     run_dir_flag: Option<PathBuf>,
 }
 
@@ -73,10 +74,12 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     let place = Place {
         file: FileConfig::load(cli.config.as_deref())?,
+        file_flag: cli.config.map(std::path::absolute).transpose()?,
         run_dir_flag: cli.run_dir,
     };
     match cli.command {
         Command::Up(args) => up(*args, place),
+        Command::Restart(args) => restart(&args, &place).map(done),
         Command::Down(args) => down(&place, &args).map(done),
         Command::Reset(args) => reset(&place, &args).map(done),
         Command::Run(args) => {
@@ -153,12 +156,16 @@ fn background_half() -> anyhow::Result<ExitCode> {
 fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
     let json = args.json.json;
     let raw = RawUp {
+        file: place.file_flag,
         join: args.join,
         name: args.name,
         port: args.port,
         advertise: args.advertise,
         range: args.range,
+        no_relay: args.no_relay,
         trusted_subnets: args.trusted_subnets,
+        dscp: args.dscp,
+        no_offload: args.no_offload,
         rebind: args.rebind,
         state_dir: args.state.state_dir,
         run_dir: place.run_dir_flag,
@@ -171,16 +178,11 @@ fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
     if let Some(summary) = already_up(&config)? {
         show::data(json, &summary, |summary| {
             format!(
-                "weft is already up on this host: {} in cluster {}; see: weft status",
+                "weft is already up on this host: {} in cluster {}; see: weft status, or weft restart",
                 summary.name, summary.cluster
             )
         });
         return Ok(ExitCode::SUCCESS);
-    }
-    if !config.trusted_subnets.is_empty() {
-        eprintln!(
-            "weft: note: plain VXLAN between trusted subnets comes with a later release; until then all tunnels are encrypted"
-        );
     }
     // Blocked signals are inherited, and a daemon that never hears SIGTERM can't be stopped.
     SigSet::all()
@@ -195,6 +197,39 @@ fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
         show::up(&summary, json);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a daemon that takes the running one's place.
+fn restart(args: &RestartArgs, place: &Place) -> anyhow::Result<()> {
+    need_root("weft restart")?;
+    let client = place.client()?;
+    let mut asked: RawUp = client.get("/v1/asked")?;
+    if asked.foreground {
+        bail!(
+            "weft runs in the foreground on this host, for a service manager or a terminal: restart it there, for \
+             example with systemctl restart weft"
+        );
+    }
+    asked.run_dir = Some(place.run_dir()?);
+    let file = FileConfig::load(place.file_flag.as_deref().or(asked.file.as_deref()))?;
+    let mut config = asked.check(file, &kernel_hostname())?;
+    config.take_over = true;
+    SigSet::all()
+        .thread_unblock()
+        .context("can't unblock signals")?;
+    match background::start(&config, |step| eprintln!("{step}")) {
+        Ok(summary) => {
+            show::up(&summary, args.json.json);
+            Ok(())
+        }
+        Err(error) => {
+            let now = match daemon_status(&client) {
+                Ok(Some(old)) => format!("the daemon that ran goes on (process {})", old.pid),
+                _ => "weft does not run any more; start it with: weft up".to_owned(),
+            };
+            bail!("{error:#}; {now}")
+        }
+    }
 }
 
 /// What to say when a daemon is there already; an error when something else was asked of it.

@@ -37,6 +37,7 @@ fn every_command_of_the_contract_is_taken_as_the_contract_writes_it() {
     for line in [
         "up --join weft1_x --name a --port 7000 --advertise 192.0.2.1 --advertise 2001:db8::1 --range 10.64.0.0/12 --trusted-subnet 10.0.0.0/8 --state-dir /s --run-dir /r --foreground",
         "up",
+        "restart --json",
         "down",
         "reset",
         "token --ttl 1h --uses 3",

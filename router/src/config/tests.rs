@@ -17,12 +17,14 @@ fn with_nothing_said_the_contract_s_defaults_hold() {
     assert_eq!(config.founding_range().to_string(), "10.32.0.0/12");
     assert_eq!(config.state_dir, Path::new("/var/lib/weft"));
     assert_eq!(config.run_dir, Path::new("/run/weft"));
+    assert_eq!(config.dscp, Dscp::Clear);
+    assert!(config.no_offload.is_empty());
     assert!(config.join.is_none() && !config.foreground && !config.rebind);
 }
 
 #[test]
 fn the_file_is_over_defaults_and_flags_are_over_the_file() {
-    let toml = "name = \"filed\"\nport = 7000\nadvertise = [\"192.0.2.1\"]\nrange = \"10.64.0.0/12\"\nrun-dir = \"/run/x\"\n";
+    let toml = "name = \"filed\"\nport = 7000\nadvertise = [\"192.0.2.1\"]\nrange = \"10.64.0.0/12\"\nrun-dir = \"/run/x\"\ndscp = \"copy\"\nno-offload = [\"gso\", \"uso\"]\n";
     let config = check(RawUp::default(), toml).unwrap();
     assert_eq!(
         config.name.as_ref().map(ToString::to_string),
@@ -31,12 +33,16 @@ fn the_file_is_over_defaults_and_flags_are_over_the_file() {
     assert_eq!(config.port, 7000);
     assert_eq!(config.advertise, ["192.0.2.1:7000".parse().unwrap()]);
     assert_eq!(config.run_dir, Path::new("/run/x"));
+    assert_eq!(config.dscp, Dscp::Copy);
+    assert_eq!(config.no_offload, [Offload::Gso, Offload::Uso]);
 
     let flags = RawUp {
         name: Some(Label::parse("flagged").unwrap()),
         port: Some(7001),
         advertise: vec!["[2001:db8::1]:9".to_owned()],
         run_dir: Some("/run/y".into()),
+        dscp: Some(Dscp::Clear),
+        no_offload: vec![Offload::Gro],
         ..RawUp::default()
     };
     let config = check(flags, toml).unwrap();
@@ -48,6 +54,8 @@ fn the_file_is_over_defaults_and_flags_are_over_the_file() {
     assert_eq!(config.advertise, ["[2001:db8::1]:9".parse().unwrap()]);
     assert_eq!(config.founding_range().to_string(), "10.64.0.0/12");
     assert_eq!(config.run_dir, Path::new("/run/y"));
+    assert_eq!(config.dscp, Dscp::Clear);
+    assert_eq!(config.no_offload, [Offload::Gro]);
 }
 
 #[test]
@@ -110,6 +118,32 @@ fn a_token_comes_from_the_line_or_a_file_and_is_never_shown() {
         ..check(RawUp::default(), "").unwrap()
     };
     assert!(!format!("{config:?}").contains("weft1_abc"));
+}
+
+#[test]
+fn who_starts_it_again_asks_for_the_same_and_reads_the_file_as_it_is_then() {
+    let flags = RawUp {
+        join: Some("weft1_secret".to_owned()),
+        name: Some(Label::parse("flagged").unwrap()),
+        state_dir: Some("state".into()),
+        rebind: true,
+        log_json: true,
+        ..RawUp::default()
+    };
+    let first = check(flags, "port = 7000\nrun-dir = \"/run/x\"\n").unwrap();
+    let told = serde_json::to_string(&first.asked).unwrap();
+    assert!(!told.contains("secret"), "{told}");
+    // A later version knows of more.
+    let told = told.replacen('{', "{\"brighter\":true,", 1);
+    let asked: RawUp = serde_json::from_str(&told).unwrap();
+    let again = check(asked, "port = 7001\nrun-dir = \"/run/y\"\n").unwrap();
+    assert_eq!(again.port, 7001);
+    assert_eq!((again.name, again.log_json), (first.name, true));
+    assert_eq!(
+        (again.state_dir, again.run_dir),
+        (first.state_dir, first.run_dir)
+    );
+    assert!(again.join.is_none() && !again.rebind);
 }
 
 #[test]

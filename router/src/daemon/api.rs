@@ -1,6 +1,7 @@
 //! The control API: HTTP/JSON under `/v1` on a socket that only root can open. Routes and bodies: `weft_core::control`.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,9 +11,11 @@ use anyhow::{Context, Result, bail};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path as UrlPath, Request, State};
 use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, UPGRADE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
@@ -28,6 +31,7 @@ use weft_core::model::Label;
 use weft_core::node::CommandError;
 
 use super::Daemon;
+use super::handover::PROTOCOL;
 
 /// Clients served at the same time; more wait at the door.
 const MAX_CLIENTS: usize = 64;
@@ -99,8 +103,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// Makes the socket, replacing one that a dead daemon left.
-pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
+/// Makes the socket, replacing one that a dead daemon left; `given` is one that a predecessor made there.
+pub(crate) fn listen(
+    path: &Path,
+    given: Option<OwnedFd>,
+) -> Result<std::os::unix::net::UnixListener> {
+    if let Some(given) = given {
+        return Ok(given.into());
+    }
     if path.exists() {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             bail!(
@@ -110,9 +120,10 @@ pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
         }
         fs::remove_file(path).with_context(|| format!("can't replace {}", path.display()))?;
     }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("can't listen on {}", path.display()))?;
+    let listener = std::os::unix::net::UnixListener::bind(path)
+        .with_context(|| format!("can't listen on {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
@@ -149,7 +160,8 @@ async fn talk(stream: UnixStream, router: Router) {
         // A client that has said all may close its half and still wants the answer.
         .half_close(true)
         .max_buf_size(64 * 1024)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     if let Err(error) = connection.await {
         debug!(%error, "a client of the control socket went wrong");
     }
@@ -184,6 +196,8 @@ fn router(daemon: Arc<Daemon>) -> Router {
         .route("/v1/networks", get(networks).post(create_network))
         .route("/v1/networks/{name}", axum::routing::delete(remove_network))
         .route("/v1/down", post(down))
+        .route("/v1/asked", get(asked))
+        .route("/v1/handover", post(handover))
         .fallback(|| async {
             ApiError::new(ErrorKind::NotFound, "no such path; the API is under /v1")
         })
@@ -327,6 +341,30 @@ async fn remove_name(
 async fn down(State(daemon): State<Arc<Daemon>>) -> Answer<impl Serialize> {
     daemon.down().await?;
     Ok(Json(Empty {}))
+}
+
+async fn asked(State(daemon): State<Arc<Daemon>>) -> Answer<impl Serialize> {
+    Ok(Json(daemon.asked.clone()))
+}
+
+async fn handover(
+    State(daemon): State<Arc<Daemon>>,
+    mut request: Request,
+) -> Result<Response, ApiError> {
+    let asks = request
+        .headers()
+        .get(UPGRADE)
+        .is_some_and(|to| to == PROTOCOL);
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let (true, Some(upgrade)) = (asks, upgrade) else {
+        return Err(ApiError::new(
+            ErrorKind::Invalid,
+            format!("a handover is an upgrade of the connection to {PROTOCOL}"),
+        ));
+    };
+    tokio::spawn(daemon.hand_over(upgrade));
+    let headers = [(CONNECTION, "upgrade"), (UPGRADE, PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
 fn label(text: &str) -> Result<Label, ApiError> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
-use weft_carrier::{Carrier, CarrierEvent, PeerEntry, PeerTable};
+use weft_carrier::{Carrier, CarrierEvent, PeerEntry, PeerTable, VxlanProbes};
 use weft_core::model::{Now, Proto, WallMicros};
 use weft_core::node::{Command, CommandError, Input, JoinFailure, Node, Output, Reply};
 use weft_core::view::{PeerView, View};
@@ -45,6 +45,10 @@ pub(crate) enum Message {
     Conflicts(Vec<(Proto, u16, String)>),
     /// The host's addresses.
     HostAddrs(Vec<IpAddr>, Vec<SocketAddr>),
+    /// The `vxlan` carrier is up behind its filter, and this sends its probes; or why it is not.
+    Vxlan(Result<Arc<VxlanProbes>, String>),
+    /// A probe came over it: whose it says it is, and its nonce.
+    VxlanProbe([u8; 6], u64),
     /// What `weft peers` shows.
     Peers(oneshot::Sender<Vec<PeerView>>),
     /// Tell the peers and stop.
@@ -162,6 +166,7 @@ impl Core {
             clocks: (clock.now(), Clock::wall()),
             mark: inbox.mark,
             acknowledged: 0,
+            probes: None,
         };
         let thread = std::thread::Builder::new()
             .name("weft-core".to_owned())
@@ -252,6 +257,7 @@ struct Worker {
     mark: Arc<Mark>,
     /// Batches up to here are known to be durable.
     acknowledged: u64,
+    probes: Option<Arc<VxlanProbes>>,
 }
 
 impl Worker {
@@ -342,6 +348,15 @@ impl Worker {
                 self.node
                     .handle(now, Input::HostAddrs { host, underlay }, out)
             }
+            Message::Vxlan(state) => {
+                let input = Input::VxlanDevice(state.as_ref().map(|_| ()).map_err(Clone::clone));
+                self.probes = state.ok();
+                self.node.handle(now, input, out);
+            }
+            Message::VxlanProbe(from, nonce) => {
+                self.node
+                    .handle(now, Input::VxlanProbe { from, nonce }, out);
+            }
             Message::Peers(answer) => drop(answer.send(self.node.peers(now))),
             Message::Leave => self.node.handle(now, Input::Leave, out),
             Message::Stop => {}
@@ -425,25 +440,44 @@ impl Worker {
             .node
             .tunnels()
             .iter()
-            .filter_map(|tunnel| tunnel.path)
+            .filter_map(|tunnel| tunnel.path?.direct())
             .collect();
         for addr in paths {
             if let Some(mtu) = self.carrier.path_mtu(addr) {
                 self.node.handle(now, Input::PathMtu { addr, mtu }, out);
             }
+            if let Some(source) = self.carrier.path_source(addr) {
+                let input = Input::PathSource { addr, source };
+                self.node.handle(now, input, out);
+            }
         }
     }
 
     fn perform(&mut self, out: &mut Vec<Output>) {
-        let (mut tunnels, mut view) = (false, false);
+        let tunnels = out.iter().any(|output| matches!(output, Output::Tunnels));
+        if tunnels {
+            // Before anything is sent: what answers it comes for sessions that the carrier must know by then.
+            self.publish_tunnels();
+        }
+        let mut view = false;
         let mut replies = Vec::new();
         let mut notices = Vec::new();
         for output in out.drain(..) {
             match output {
                 // A datagram that the kernel refuses is a lost datagram; the sender's timers deal with it.
                 Output::Send { to, datagram } => drop(self.carrier.send(to, &datagram)),
+                Output::VxlanProbe {
+                    to,
+                    from,
+                    nonce,
+                    length,
+                } => {
+                    // Like any other: one that can't be sent is lost.
+                    let probes = self.probes.as_ref();
+                    drop(probes.map(|probes| probes.send(to, from, nonce, usize::from(length))));
+                }
                 Output::Persist(id, batch) => self.disk.write(id, batch),
-                Output::Tunnels => tunnels = true,
+                Output::Tunnels => {}
                 Output::View => view = true,
                 Output::Reply(id, answer) => replies.push((id, answer)),
                 Output::CheckPublish { ask, ports } => {
@@ -456,7 +490,6 @@ impl Worker {
             }
         }
         if tunnels {
-            self.publish_tunnels();
             self.measure_paths(self.clock.now(), out);
         }
         if tunnels || view {
@@ -493,6 +526,8 @@ impl Worker {
             })
             .collect();
         self.carrier.set_table(PeerTable {
+            me: self.node.id(),
+            relays: self.node.relays(),
             plan,
             peers,
             receivers,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
@@ -16,7 +17,10 @@ const QUEUE: usize = 1024;
 const GROUP: usize = 256;
 
 /// Handle to the writing thread.
-pub(crate) struct Disk {
+pub(crate) struct Disk(Mutex<Writer>);
+
+/// Both are gone once it is closed.
+struct Writer {
     queue: Option<SyncSender<(u64, Batch)>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -37,30 +41,43 @@ impl Disk {
             .name("weft-disk".to_owned())
             .spawn(move || write_batches(&database, &batches, on_durable))
             .context("can't start the disk thread")?;
-        Ok((
-            Self {
-                queue: Some(queue),
-                thread: Some(thread),
-            },
-            stored,
-        ))
+        let writer = Writer {
+            queue: Some(queue),
+            thread: Some(thread),
+        };
+        Ok((Self(Mutex::new(writer)), stored))
     }
 
     /// Queues a batch.
     pub(crate) fn write(&self, id: u64, batch: Batch) {
-        if let Some(queue) = &self.queue {
+        // Not under the lock: a slow disk must not hold up whoever else writes.
+        let queue = self.lock().queue.clone();
+        if let Some(queue) = queue {
             // A closed queue means that the writer failed and has said so already.
             let _ = queue.send((id, batch));
         }
+    }
+
+    /// Writes what is queued and closes the file: another process may open it. What is queued later goes nowhere.
+    pub(crate) fn close(&self) {
+        let thread = {
+            let mut writer = self.lock();
+            writer.queue = None;
+            writer.thread.take()
+        };
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Writer> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.close();
     }
 }
 

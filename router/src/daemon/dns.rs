@@ -1,7 +1,8 @@
 //! The name server: its sockets are made inside the domain, its questions to the host's resolvers leave from the host.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -15,21 +16,42 @@ use super::core_thread::Core;
 const PORT: u16 = 53;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Begins to serve on the domain's DNS addresses, which must be there.
+/// The name server's sockets, made on the domain's DNS addresses, which must be there; or those of a predecessor, if they
+/// are just these: questions that came meanwhile wait in them.
+pub(super) fn sockets(domain: &Domain, plan: &AddressPlan, given: Sockets) -> Result<Sockets> {
+    let mut addrs = vec![IpAddr::V4(plan.dns4())];
+    if weft_kernel::ipv6_available() {
+        addrs.push(IpAddr::V6(plan.dns6()));
+    }
+    let wanted: Vec<SocketAddr> = addrs.iter().map(|ip| (*ip, PORT).into()).collect();
+    let udp: Vec<_> = given.udp.iter().flat_map(UdpSocket::local_addr).collect();
+    let tcp: Vec<_> = given.tcp.iter().flat_map(TcpListener::local_addr).collect();
+    if udp == wanted && tcp == wanted {
+        return Ok(given);
+    }
+    drop(given);
+    Ok(domain
+        .run(move || Sockets::bind(&addrs, PORT))
+        .context("can't enter the domain")??)
+}
+
+/// The same once more.
+pub(super) fn again(sockets: &Sockets) -> io::Result<Sockets> {
+    let udp = sockets.udp.iter().map(UdpSocket::try_clone);
+    let tcp = sockets.tcp.iter().map(TcpListener::try_clone);
+    Ok(Sockets {
+        udp: udp.collect::<io::Result<_>>()?,
+        tcp: tcp.collect::<io::Result<_>>()?,
+    })
+}
+
+/// Begins to serve.
 fn serve(
-    domain: &Domain,
-    plan: AddressPlan,
     ipv6: bool,
     view: impl Fn() -> Arc<View> + Send + Sync + 'static,
     upstreams: Upstreams,
+    sockets: Sockets,
 ) -> Result<Handle> {
-    let mut addrs = vec![IpAddr::V4(plan.dns4())];
-    if ipv6 {
-        addrs.push(IpAddr::V6(plan.dns6()));
-    }
-    let sockets = domain
-        .run(move || Sockets::bind(&addrs, PORT))
-        .context("can't enter the domain")??;
     let limits = Limits::default();
     Ok(weft_dns::serve(Config {
         sockets,
@@ -42,7 +64,7 @@ fn serve(
 
 /// Serves what the core's newest view says.
 pub(super) fn follow(
-    domain: &Domain,
+    sockets: Sockets,
     core: &Core,
     view: &Arc<View>,
     upstreams: &Upstreams,
@@ -50,11 +72,10 @@ pub(super) fn follow(
     let (core, first) = (core.clone(), view.clone());
     let newest = move || core.view().unwrap_or_else(|| first.clone());
     serve(
-        domain,
-        view.plan,
         weft_kernel::ipv6_available(),
         newest,
         upstreams.clone(),
+        sockets,
     )
 }
 

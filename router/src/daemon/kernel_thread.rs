@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 use weft_core::model::EndpointId;
-use weft_core::view::View;
+use weft_core::view::{Liveness, View};
 use weft_kernel::{
     Domain, Host, HostPlan, HostState, LocalFacts, filter, nft, plan_domain, plan_host,
 };
 use weft_lb::Published;
 
 use super::core_thread::Core;
+use super::vxlan::VxlanDevice;
 
 /// A look at everything although nothing seems to have changed.
 const ROUTINE: Duration = Duration::from_secs(3);
@@ -89,6 +90,7 @@ impl Kernel {
         };
         let ipv6 = weft_kernel::ipv6_available();
         let worker = Worker {
+            vxlan: VxlanDevice::new(domain.clone(), host.clone(), core.clone()),
             domain,
             host,
             record,
@@ -141,11 +143,44 @@ impl Kernel {
     }
 }
 
+/// Puts the routes to those peers that are heard back into a domain that an earlier daemon left, until `enough`: a start
+/// may have to wait for others before it may speak for itself, and the connections of the containers can't.
+/// Peers that are not heard yet stay out of the plan: their packets end in the blackhole, not in an error.
+pub(crate) async fn readopt(domain: Arc<Domain>, core: Core, mut enough: oneshot::Receiver<()>) {
+    let mut views = core.watch();
+    let mut heard = Vec::new();
+    loop {
+        tokio::select! {
+            _ = &mut enough => return,
+            changed = views.changed() => if changed.is_err() { return },
+        }
+        let Some(mut view) = views.borrow_and_update().as_deref().cloned() else {
+            continue;
+        };
+        view.members
+            .retain(|member| member.liveness != Liveness::Down || member.id == view.me);
+        let now: Vec<_> = view.members.iter().map(|m| (m.id, m.mtu)).collect();
+        if now.len() < 2 || now == heard {
+            continue;
+        }
+        heard = now;
+        let domain = domain.clone();
+        let mut facts = LocalFacts::from_view(&view);
+        facts.ipv6 = weft_kernel::ipv6_available();
+        let put =
+            tokio::task::spawn_blocking(move || domain.reconcile(&plan_domain(&view, &facts)));
+        if let Ok(Err(error)) = put.await {
+            warn!(%error, "can't put the routes back yet");
+        }
+    }
+}
+
 struct Worker {
     domain: Arc<Domain>,
     host: Arc<Host>,
     record: HostRecord,
     core: Core,
+    vxlan: VxlanDevice,
     kernel: Kernel,
     ipv6: bool,
     domain_text: Option<[String; 2]>,
@@ -184,7 +219,8 @@ impl Worker {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let facts = self.facts(&view, &around);
+        self.vxlan.guard(&view);
+        let mut facts = self.facts(&view, &around);
         let balance = weft_lb::plan(
             &view,
             &weft_lb::LocalFacts {
@@ -197,9 +233,11 @@ impl Worker {
         );
         // The filter first: an address must not work before it is policed, and nothing is forwarded unguarded.
         let domain_rules = self.domain_rules(&view, &facts, &balance);
-        let domain = self.reconcile_domain(&view, &facts);
         let host_plan = plan_host(&view, &facts);
         let host_rules = self.host_rules(&view, &facts, &host_plan, &balance);
+        let rules = domain_rules.clone().and(host_rules.clone());
+        facts.vxlan = self.vxlan.keep(&view, rules);
+        let domain = self.reconcile_domain(&view, &facts);
         let host = self.reconcile_host(&host_plan);
         domain_rules.and(domain).and(host_rules).and(host)
     }
@@ -237,6 +275,7 @@ impl Worker {
             .unwrap_or_else(PoisonError::into_inner);
         findings.host_changes = done.host_changes;
         findings.warnings = done.warnings;
+        findings.warnings.extend(self.vxlan.trouble());
         first_failure(&done.report.failures)
     }
 
@@ -275,7 +314,8 @@ impl Worker {
             filter::host_filter(view, facts, guard),
             weft_lb::host_fragment(balance),
         ];
-        let stands = nft::present(nft::Where::Host(&self.host)).unwrap_or(false);
+        let stands = nft::present(nft::Where::Host(&self.host)).unwrap_or(false)
+            && (view.vxlan.is_none() || self.vxlan.is_guarded());
         if self.host_text.as_ref() == Some(&text) && stands {
             return Ok(());
         }

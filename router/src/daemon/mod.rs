@@ -6,38 +6,47 @@ mod attachments;
 mod core_thread;
 mod disk;
 mod dns;
+mod handover;
 mod host_facts;
 mod kernel_thread;
+mod life;
 mod publish;
+mod relays;
 mod rows;
 mod serve;
+mod service_manager;
 mod services;
 mod start;
 mod state;
 mod stop;
+mod vxlan;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
-use weft_carrier::Carrier;
+use tracing::warn;
+use weft_carrier::{Carrier, Counters};
 use weft_core::control::{
     EndpointRow, ErrorKind, NameRow, NetworkRow, NodeRow, PeerRow, RemoveRequest, Removed,
     ServiceRow, Status, TokenReply, TokenRequest,
 };
 use weft_core::node::{Command, Reply};
-use weft_core::view::{EndpointKind, Liveness, NEARLY_FULL, NetworkView, PeerNumber, View};
+use weft_core::view::{EndpointKind, Liveness, NEARLY_FULL, NetworkView, View};
 use weft_kernel::{Domain, Host};
 
 use api::ApiError;
 use attachments::Attachments;
 use core_thread::{Core, Message};
 use disk::Disk;
+use handover::Successor;
 use kernel_thread::Kernel;
 use publish::Placeholders;
 
-pub(crate) use start::run;
+use crate::config::RawUp;
+
+pub(crate) use life::run;
 pub(crate) use stop::{domain_of, forget, remove_leftovers};
 
 /// All parts of a running daemon, as its API and its tasks see them.
@@ -60,6 +69,8 @@ pub(crate) struct Daemon {
     pub(crate) cipher: &'static str,
     pub(crate) warnings: Vec<String>,
     pub(crate) state_dir: PathBuf,
+    /// How it was asked to start, for a successor.
+    pub(crate) asked: RawUp,
 }
 
 /// How the daemon is asked to end.
@@ -67,6 +78,8 @@ pub(crate) struct Daemon {
 pub(crate) struct Stop {
     /// `weft down` asks to remove everything; told when it is done.
     pub(crate) down: Mutex<Option<tokio::sync::oneshot::Sender<Vec<String>>>>,
+    /// Another daemon asks to take its place.
+    pub(crate) successor: Mutex<Option<Successor>>,
     pub(crate) asked: Notify,
 }
 
@@ -137,6 +150,7 @@ impl Daemon {
                 .count(),
             services: view.services.len(),
             cipher: self.cipher.to_owned(),
+            drops: rows::drops(&self.counters().drops),
             host_changes: findings.host_changes,
             warnings,
         })
@@ -145,15 +159,12 @@ impl Daemon {
     pub(crate) async fn peers(&self) -> Result<Vec<PeerRow>, ApiError> {
         let view = self.view()?;
         let known = self.core.peers().await;
-        let counters = self
-            .carrier()
-            .map(|carrier| carrier.counters())
-            .unwrap_or_default();
-        let counted = |number: PeerNumber| {
-            let traffic = counters.peers.iter().find(|peer| peer.number == number);
-            traffic.map_or((0, 0), |peer| (peer.tx_bytes, peer.rx_bytes))
-        };
-        Ok(rows::peers(&view, &known, counted))
+        Ok(rows::peers(&view, &known, &self.counters()))
+    }
+
+    fn counters(&self) -> Counters {
+        let carrier = self.carrier();
+        carrier.map(|c| c.counters()).unwrap_or_default()
     }
 
     pub(crate) fn endpoints(&self) -> Result<Vec<EndpointRow>, ApiError> {
@@ -203,6 +214,33 @@ impl Daemon {
     pub(crate) async fn leave(&self) -> Result<(), ApiError> {
         self.core.command(Command::LeaveForGood).await?;
         Ok(())
+    }
+
+    /// Another daemon asks to take this one's place: `upgrade` becomes the line to it.
+    pub(crate) async fn hand_over(self: Arc<Self>, upgrade: hyper::upgrade::OnUpgrade) {
+        match Successor::welcome(upgrade).await {
+            Ok(successor) => {
+                *self
+                    .stop
+                    .successor
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some(successor);
+                self.stop.asked.notify_one();
+            }
+            Err(error) => warn!(%error, "a client asked for a handover and did not begin it"),
+        }
+    }
+
+    /// Whoever asked to take over, unless everything is to be taken down.
+    fn take_successor(&self) -> Option<Successor> {
+        let down = self.stop.down.lock();
+        let is_down = down.unwrap_or_else(PoisonError::into_inner).is_some();
+        let mut successor = self
+            .stop
+            .successor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        successor.take().filter(|_| !is_down)
     }
 
     /// Removes everything and ends the daemon.

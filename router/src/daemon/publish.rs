@@ -2,10 +2,11 @@
 //! somebody else listens there, and it serves the host's own processes (127.0.0.1, ::1 and the host's own addresses)
 //! by proxying to the service's VIP. Traffic from outside never reaches it: the host's table translates that before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use tokio::task::JoinHandle;
 use tracing::debug;
 use weft_core::model::Proto;
 use weft_core::view::View;
+use weft_lb::Published;
+
+use super::relays::Relays;
 
 /// Connections of the host's own processes that are proxied at the same time, per published port.
 const MAX_PROXIED: usize = 512;
@@ -31,9 +35,11 @@ enum Held {
     Tcp {
         target: SocketAddr,
         task: JoinHandle<()>,
+        /// The same that the task has, for a successor.
+        listener: Socket,
     },
     /// Bound and never read: it only keeps the port.
-    Udp { _socket: Socket },
+    Udp { socket: Socket },
 }
 
 /// All placeholders of this host.
@@ -41,9 +47,37 @@ enum Held {
 pub(crate) struct Placeholders {
     held: BTreeMap<Place, Held>,
     conflicts: BTreeMap<Place, String>,
+    /// Of the daemon before this one, until the first look at what is published.
+    given: BTreeMap<Place, OwnedFd>,
+    relays: Relays,
 }
 
 impl Placeholders {
+    /// Begins with the listeners of a predecessor: who comes meanwhile waits at them. `relays` counts what they carry.
+    pub(super) fn with(given: BTreeMap<Place, OwnedFd>, relays: Relays) -> Self {
+        Self {
+            given,
+            relays,
+            ..Self::default()
+        }
+    }
+
+    /// Counts the connections that are carried.
+    pub(super) fn relays(&self) -> Relays {
+        self.relays.clone()
+    }
+
+    /// All listeners once more, for a successor.
+    pub(crate) fn descriptors(&self) -> io::Result<BTreeMap<Place, OwnedFd>> {
+        let again = |held: &Held| match held {
+            Held::Tcp { listener, .. } => listener.as_fd().try_clone_to_owned(),
+            Held::Udp { socket } => socket.as_fd().try_clone_to_owned(),
+        };
+        let held = self.held.iter();
+        held.map(|(place, held)| Ok((*place, again(held)?)))
+            .collect()
+    }
+
     /// Binds what `view` publishes and lets go of the rest. Conflicts are tried again at every call.
     pub(crate) fn follow(&mut self, view: &View) {
         let wanted = wanted(view);
@@ -54,16 +88,23 @@ impl Placeholders {
             if self.held.contains_key(&place) {
                 continue;
             }
-            match hold(place, target) {
+            match hold(place, target, self.given.remove(&place), &self.relays) {
                 Ok(held) => drop(self.held.insert(place, held)),
                 Err(owner) => drop(self.conflicts.insert(place, owner)),
             }
         }
+        self.given.clear();
     }
 
     /// The places that this host really serves.
-    pub(crate) fn served(&self) -> Vec<Place> {
-        self.held.keys().copied().collect()
+    pub(crate) fn published(&self) -> BTreeSet<Published> {
+        let held = self.held.keys();
+        held.map(|(proto, addr, port)| Published {
+            proto: *proto,
+            addr: *addr,
+            port: *port,
+        })
+        .collect()
     }
 
     /// The places that somebody else holds, and who.
@@ -132,18 +173,27 @@ fn wanted(view: &View) -> BTreeMap<Place, SocketAddr> {
     places
 }
 
-fn hold(place: Place, target: SocketAddr) -> Result<Held, String> {
-    let socket = bind(place).map_err(|error| conflict_text(place, &error))?;
+fn hold(
+    place: Place,
+    target: SocketAddr,
+    given: Option<OwnedFd>,
+    relays: &Relays,
+) -> Result<Held, String> {
+    let failed = |error: io::Error| conflict_text(place, &error);
+    let socket = given
+        .map(Socket::from)
+        .map_or_else(|| bind(place), Ok)
+        .map_err(failed)?;
     match place.0 {
-        Proto::Udp => Ok(Held::Udp { _socket: socket }),
+        Proto::Udp => Ok(Held::Udp { socket }),
         Proto::Tcp => {
-            let listener = socket
-                .listen(128)
-                .and_then(|()| TcpListener::from_std(socket.into()))
-                .map_err(|error| conflict_text(place, &error))?;
+            socket.listen(128).map_err(failed)?;
+            let listener = socket.try_clone().map_err(failed)?;
+            let served = TcpListener::from_std(socket.into()).map_err(failed)?;
             Ok(Held::Tcp {
                 target,
-                task: tokio::spawn(proxy(listener, target)),
+                task: tokio::spawn(proxy(served, target, relays.clone())),
+                listener,
             })
         }
     }
@@ -189,7 +239,7 @@ fn bind_one(proto: Proto, addr: IpAddr, port: u16) -> io::Result<Socket> {
     Ok(socket)
 }
 
-async fn proxy(listener: TcpListener, target: SocketAddr) {
+async fn proxy(listener: TcpListener, target: SocketAddr, relays: Relays) {
     let places = Arc::new(Semaphore::new(MAX_PROXIED));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
@@ -204,11 +254,12 @@ async fn proxy(listener: TcpListener, target: SocketAddr) {
                 continue;
             }
         };
+        let relayed = relays.begin();
         tokio::spawn(async move {
             if let Err(error) = relay(client, target).await {
                 debug!(%error, %target, "placeholder could not relay");
             }
-            drop(place);
+            drop((place, relayed));
         });
     }
 }

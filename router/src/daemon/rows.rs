@@ -1,11 +1,17 @@
 //! The view as the API shows it: plain functions from a [`View`] to rows.
 
+use std::collections::BTreeMap;
+
+use weft_carrier::{Counters, Dropped, PeerTraffic};
+use weft_core::carriers::Why;
 use weft_core::control::{
-    EndpointRow, NameRow, NameSpec, NetworkRow, NodeRow, PeerRow, ServiceRow, ServiceSpec,
+    EndpointRow, NameRow, NameSpec, NetworkRow, NodeRow, PathRow, PeerRow, ServiceRow, ServiceSpec,
 };
 use weft_core::model::{Label, NodeId};
+use weft_core::path::{Path, PathInfo};
+use weft_core::underlay::{Offload, OffloadState};
 use weft_core::view::{
-    Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerNumber, PeerView, Service, View,
+    Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerView, Service, View,
 };
 
 /// This host's own endpoints of one kind.
@@ -148,41 +154,76 @@ pub(crate) fn names(view: &View) -> Vec<NameRow> {
         .collect()
 }
 
-/// `weft peers`: every other member, with what the core knows of the path and the carrier has counted
-/// (`(sent, received)` octets).
-pub(crate) fn peers(
-    view: &View,
-    known: &[PeerView],
-    counted: impl Fn(PeerNumber) -> (u64, u64),
-) -> Vec<PeerRow> {
+/// `weft peers`: every other member, with what the core knows of the path and the carrier has counted.
+pub(crate) fn peers(view: &View, known: &[PeerView], counters: &Counters) -> Vec<PeerRow> {
     view.members
         .iter()
         .filter(|member| member.id != view.me)
         .map(|member| {
             let peer = known.iter().find(|peer| peer.id == member.id);
-            let (tx_bytes, rx_bytes) = counted(member.number);
+            let path = peer.and_then(|peer| peer.path);
+            let mut counted = counters.peers.iter();
+            let traffic = counted.find(|traffic| traffic.number == member.number);
+            let sum = |of: fn(&PeerTraffic) -> u64| traffic.map_or(0, of);
             let carrier = match peer.and_then(|p| p.carrier) {
                 Some(Carrier::Udp) => "udp",
+                Some(Carrier::Vxlan) => "vxlan",
                 None => "-",
             };
+            let why = peer.map_or(Why::NoPath, |p| p.why.clone());
             PeerRow {
                 node: member.id.short(),
                 name: member.name.clone(),
                 liveness: member.liveness,
                 carrier: carrier.to_owned(),
-                path: peer.and_then(|p| p.path),
+                carrier_why: why.to_string(),
+                path: path.and_then(Path::direct),
+                relay: path.and_then(Path::relay).map(|by| node_name(view, &by)),
                 rtt_ms: peer
                     .and_then(|p| p.rtt_micros)
                     .map(|micros| micros as f64 / 1000.0),
                 handshake_age_secs: peer
                     .and_then(|p| p.handshake_age_millis)
                     .map(|millis| millis as f64 / 1000.0),
-                tx_bytes,
-                rx_bytes,
+                tx_packets: sum(|t| t.tx_packets),
+                tx_bytes: sum(|t| t.tx_bytes),
+                rx_packets: sum(|t| t.rx_packets),
+                rx_bytes: sum(|t| t.rx_bytes),
+                drops: traffic.map(|t| drops(&t.drops)).unwrap_or_default(),
+                offloads: offloads(counters, traffic),
                 mtu: peer.and_then(|p| p.mtu),
+                paths: peer.map(|p| paths(view, p)).unwrap_or_default(),
             }
         })
         .collect()
+}
+
+fn paths(view: &View, peer: &PeerView) -> Vec<PathRow> {
+    let row = |known: &PathInfo| PathRow {
+        path: known.path.direct(),
+        relay: known.path.relay().map(|by| node_name(view, &by)),
+        in_use: known.in_use,
+        answered: known.answered,
+        unanswered: known.unanswered,
+        rtt_ms: known.rtt_micros.map(|micros| micros as f64 / 1000.0),
+    };
+    peer.paths.iter().map(row).collect()
+}
+
+/// Drops by the names of their reasons.
+pub(crate) fn drops(drops: &[(Dropped, u64)]) -> BTreeMap<String, u64> {
+    let named = |(reason, count): &(Dropped, u64)| (reason.name().to_owned(), *count);
+    drops.iter().map(named).collect()
+}
+
+/// Those of the host, and whether datagrams are sent to this peer in runs.
+fn offloads(counters: &Counters, traffic: Option<&PeerTraffic>) -> BTreeMap<Offload, OffloadState> {
+    let mut offloads: BTreeMap<_, _> = counters.offloads.iter().copied().collect();
+    let gso = offloads.get_mut(&Offload::Gso);
+    if let (Some(state @ OffloadState::On), Some(traffic)) = (gso, traffic) {
+        *state = traffic.gso;
+    }
+    offloads
 }
 
 /// A member's name, or its short id where the name has not arrived yet (a short id is a valid label).

@@ -3,72 +3,108 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
+use weft_carrier::Carrier;
 use weft_dns::Upstreams;
 use weft_kernel::{KernelEvent, Watch};
 
 use super::core_thread::{Message, Notice};
+use super::handover::{Handing, Inheritance};
 use super::host_facts::{addresses, underlay};
 use super::publish::Placeholders;
 use super::stop::{self, Signals, Underway};
-use super::{Daemon, api, dns};
+use super::{Daemon, api, dns, service_manager, vxlan};
 use crate::background::{Ready, Summary};
 use crate::config::UpConfig;
 
 /// How often the host's addresses and resolvers are read anew.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
 
+/// Before a handover what is being attached may take so long to be done.
+const QUIET_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A daemon that is up, with what only its end needs.
 pub(super) struct Running {
     pub(super) daemon: Arc<Daemon>,
     pub(super) notices: mpsc::UnboundedReceiver<Notice>,
     pub(super) summary: Summary,
-    pub(super) listener: tokio::net::UnixListener,
+    pub(super) listener: UnixListener,
+    /// The same, for whoever answers.
+    pub(super) door: tokio::net::UnixListener,
     pub(super) name_server: weft_dns::Handle,
+    /// The same that the name server has.
+    pub(super) name_sockets: weft_dns::Sockets,
     pub(super) upstreams: Upstreams,
     pub(super) run_config: UpConfig,
 }
 
-/// Serves until a signal or `weft down`.
+/// How a life ended.
+pub(super) enum End {
+    /// For good, or until somebody starts it again.
+    Stopped,
+    /// With another daemon in its place, or about to be.
+    HandedOver(Box<Handing>),
+}
+
+/// Serves until a signal, `weft down`, or a successor.
 pub(super) async fn serve(
     running: Running,
     underway: Underway,
-    mut signals: Signals,
+    signals: &mut Signals,
     ready: &Ready,
-) -> Result<()> {
+) -> Result<End> {
     let Running {
         daemon,
         mut notices,
         summary,
         listener,
+        door,
         mut name_server,
+        mut name_sockets,
         upstreams,
         run_config,
     } = running;
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(api::serve(listener, daemon.clone()));
+    tasks.spawn(api::serve(door, daemon.clone()));
     tasks.spawn(follow_view(daemon.clone()));
+    let trusts = !run_config.trusted_subnets.is_empty();
+    if trusts {
+        tasks.spawn(vxlan::follow_traffic(daemon.clone()));
+    }
     tasks.spawn(look_around(daemon.clone(), upstreams.clone(), run_config));
     let (heard, events) = mpsc::unbounded_channel();
-    let watch = watch_kernel(&daemon, heard);
+    let watch = watch_kernel(&daemon, trusts, heard);
     tasks.spawn(follow_kernel(daemon.clone(), events));
     info!(node = %summary.node, cluster = %summary.cluster, "up");
+    service_manager::ready();
     ready.up(summary);
     let mut failure = None;
+    let mut successor = None;
     loop {
         tokio::select! {
             () = signals.heard() => break,
-            () = daemon.stop.asked.notified() => break,
+            () = daemon.stop.asked.notified() => {
+                let Some(asking) = daemon.take_successor() else { break };
+                match bequeath(&daemon, &listener, &name_sockets).await {
+                    Ok(inheritance) => {
+                        successor = Some((asking, inheritance));
+                        break;
+                    }
+                    Err(error) => warn!(%error, "can't hand over to another daemon"),
+                }
+            }
             () = name_server.failed() => {
                 warn!("the name server broke; starting it anew");
-                let view = daemon.core.view().context("a member has a view")?;
-                match dns::follow(&daemon.domain, &daemon.core, &view, &upstreams) {
-                    Ok(server) => name_server = server,
+                // Its addresses are taken as long as anybody holds a socket there.
+                drop(std::mem::take(&mut name_sockets));
+                match restart_name_server(&daemon, &upstreams) {
+                    Ok((server, sockets)) => (name_server, name_sockets) = (server, sockets),
                     Err(error) => {
                         failure = Some(format!("the name server can't be started again: {error:#}"));
                         break;
@@ -93,14 +129,84 @@ pub(super) async fn serve(
         }
     }
     drop(watch);
+    drop((listener, name_sockets));
+    if let Some((successor, inheritance)) = successor {
+        info!("another daemon takes over");
+        let (carrier, placeholders) = let_go(&daemon, tasks, underway).await;
+        return Ok(End::HandedOver(Box::new(Handing {
+            netns: daemon.netns.clone(),
+            successor,
+            inheritance,
+            carrier,
+            name_server,
+            placeholders,
+        })));
+    }
+    service_manager::stopping();
     finish(daemon, notices, tasks, underway, name_server).await;
     match failure {
         Some(text) => {
             error!("{text}");
             Err(anyhow!(text))
         }
-        None => Ok(()),
+        None => Ok(End::Stopped),
     }
+}
+
+fn restart_name_server(
+    daemon: &Daemon,
+    upstreams: &Upstreams,
+) -> Result<(weft_dns::Handle, weft_dns::Sockets)> {
+    let view = daemon.core.view().context("a member has a view")?;
+    let sockets = dns::sockets(&daemon.domain, &view.plan, weft_dns::Sockets::default())?;
+    let again = dns::again(&sockets)?;
+    let server = dns::follow(sockets, &daemon.core, &view, upstreams)?;
+    Ok((server, again))
+}
+
+/// What a successor gets, once more: this daemon keeps its own until the other one is up.
+async fn bequeath(
+    daemon: &Daemon,
+    listener: &UnixListener,
+    name_sockets: &weft_dns::Sockets,
+) -> Result<Inheritance> {
+    let carrier = daemon
+        .carrier()
+        .context("a daemon that is up has a carrier")?;
+    let weft_dns::Sockets { udp, tcp } = dns::again(name_sockets)?;
+    let placeholders = daemon.placeholders.lock().await;
+    Ok(Inheritance {
+        carrier: carrier.descriptors()?,
+        control: Some(listener.try_clone()?.into()),
+        dns_udp: udp.into_iter().map(Into::into).collect(),
+        dns_tcp: tcp.into_iter().map(Into::into).collect(),
+        placeholders: placeholders.descriptors()?,
+        relays: placeholders.relays(),
+    })
+}
+
+/// Ends everything but what moves packets, listens and answers names; clients wait at the door for the successor.
+async fn let_go(
+    daemon: &Daemon,
+    mut tasks: tokio::task::JoinSet<()>,
+    mut underway: Underway,
+) -> (Option<Arc<Carrier>>, Placeholders) {
+    tasks.abort_all();
+    while tasks.join_next().await.is_some() {}
+    // What waits for this lock hears afterwards that the daemon is stopping.
+    let quiet = tokio::time::timeout(QUIET_PATIENCE, daemon.attaching.lock()).await;
+    let placeholders = std::mem::take(&mut *daemon.placeholders.lock().await);
+    // The socket's file goes on to the successor.
+    underway.socket = None;
+    underway.end().await;
+    daemon.disk.close();
+    drop(quiet);
+    let carrier = daemon
+        .carrier
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    (carrier, placeholders)
 }
 
 async fn finish(
@@ -135,6 +241,7 @@ async fn finish(
     if let Some(answer) = down {
         let mut state = stop::known_host_state(state, &daemon.state_dir);
         let (name, host) = (daemon.netns.clone(), daemon.host.clone());
+        service_manager::forget();
         let errors = tokio::task::spawn_blocking(move || host.teardown(&name, &mut state))
             .await
             .unwrap_or_default();
@@ -206,9 +313,18 @@ async fn look_around(daemon: Arc<Daemon>, upstreams: Upstreams, config: UpConfig
     }
 }
 
-/// What the kernel tells of changes; without its word the routine pass still finds them.
-fn watch_kernel(daemon: &Daemon, heard: mpsc::UnboundedSender<KernelEvent>) -> Option<Watch> {
+/// What the kernel tells of changes; without its word the routine pass still finds them. `trusts`: this host takes plain
+/// VXLAN from others, and must not without its filter.
+fn watch_kernel(
+    daemon: &Daemon,
+    trusts: bool,
+    heard: mpsc::UnboundedSender<KernelEvent>,
+) -> Option<Watch> {
+    let (domain, host) = (daemon.domain.clone(), daemon.host.clone());
     let watch = weft_kernel::watch(&daemon.host, &daemon.domain, move |event| {
+        if trusts && event == KernelEvent::HostRules {
+            vxlan::close_unguarded(&domain, &host);
+        }
         // Fails only while the daemon stops.
         let _ = heard.send(event);
     });

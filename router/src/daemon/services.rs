@@ -66,16 +66,11 @@ impl Daemon {
         let view = self.view()?;
         let mut placeholders = self.placeholders.lock().await;
         placeholders.follow(&view);
-        let served = placeholders.served();
+        let published = placeholders.published();
         let conflicts = placeholders.conflicts();
         drop(placeholders);
         self.core.tell(super::Message::Conflicts(conflicts));
-        self.kernel.change(|around| {
-            around.published = served
-                .into_iter()
-                .map(|(proto, addr, port)| weft_lb::Published { proto, addr, port })
-                .collect();
-        });
+        self.kernel.change(|around| around.published = published);
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! The order in which a daemon comes up, and what it takes back when it can't.
 //!
 //! ```text
-//! preflight -> state and its lock -> identity -> disk -> domain -> carrier -> core (found, join, resume)
+//! preflight -> descriptors of a predecessor -> state and its lock -> identity -> disk -> domain -> carrier
+//!   -> core (found, join, resume)
 //!   -> member: range check -> host's own address -> kernel as it should be -> DNS -> API -> up
 //! ```
 
@@ -14,104 +15,40 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
-use weft_carrier::{Carrier, CarrierConfig, CarrierError};
+use weft_carrier::{Carrier, CarrierConfig, CarrierError, Descriptors};
 use weft_core::control::SOCKET;
 use weft_core::crypto::{Cipher, Random};
 use weft_core::model::{Label, NodeName};
 use weft_core::node::{self, Command, JoinFailure, Node, NodeConfig, Reply, Start};
 use weft_core::store::Stored;
 use weft_core::token::Token;
-use weft_core::view::{EndpointKind, View};
+use weft_core::view::{EndpointKind, Liveness, Member, View};
 use weft_dns::Upstreams;
 use weft_kernel::{Domain, Host, HostState};
 
 use super::attachments::Attachments;
 use super::core_thread::{Clock, Core, Inbox, Notice};
 use super::disk::Disk;
+use super::handover::{Inheritance, Predecessor};
 use super::host_facts::{addresses, underlay};
-use super::kernel_thread::{HostRecord, Kernel};
+use super::kernel_thread::{self, HostRecord, Kernel};
 use super::publish::Placeholders;
-use super::serve::{self, Running};
+use super::serve::Running;
 use super::state::{PREDECESSOR, StateDir};
-use super::stop::{self, Signals, Underway, domain_name};
-use super::{Daemon, Stop, api, dns};
+use super::stop::{self, Underway, domain_name};
+use super::{Daemon, Stop, api, dns, service_manager};
 use crate::background::{Origin, Ready, Summary};
 use crate::config::UpConfig;
 
 /// A join takes this long at most: the joiner itself gives up sooner and says why.
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
-
-/// Runs a daemon until it is asked to stop.
-pub(crate) fn run(config: UpConfig, ready: Ready) -> Result<()> {
-    keep_memory_private()?;
-    let missing = weft_kernel::preflight();
-    if !missing.is_empty() {
-        let lines: Vec<String> = missing
-            .iter()
-            .map(|m| format!("{} ({}): {}", m.what, m.found, m.remedy))
-            .collect();
-        bail!("this host lacks what weft needs: {}", lines.join("; "));
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("weft")
-        .enable_all()
-        .build()
-        .context("can't start the runtime")?;
-    let outcome = runtime.block_on(live(config, ready));
-    runtime.shutdown_timeout(Duration::from_secs(2));
-    outcome
-}
-
-/// Keys are in this process's memory: it must not end in a core file, and no other process may look into it.
-fn keep_memory_private() -> Result<()> {
-    nix::sys::prctl::set_dumpable(false)
-        .context("can't keep other processes out of the daemon's memory")?;
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)
-        .context("can't switch core files off")
-}
-
-async fn live(config: UpConfig, ready: Ready) -> Result<()> {
-    // Before anything is made: a signal ends a start in order too, instead of killing it half-way.
-    let mut signals = Signals::listen()?;
-    let host = Arc::new(Host::current()?);
-    // Locked until all is taken back: who starts next must not find half of it.
-    let state = StateDir::open(&config.state_dir)?;
-    let begun = prepare(&config, &state, &host)?;
-    let (name, fresh) = (begun.domain_name.clone(), begun.fresh);
-    let mut underway = Underway::default();
-    let outcome = tokio::select! {
-        outcome = bring_up(&config, &ready, host.clone(), begun, &mut underway) => outcome,
-        () = signals.heard() => Err(anyhow!("interrupted while it was starting; nothing of it is left running")),
-    };
-    match outcome {
-        Ok(running) => serve::serve(running, underway, signals, &ready).await,
-        Err(error) => {
-            let known = underway.end().await;
-            if fresh {
-                take_back(&config, &host, &name, known);
-            }
-            Err(error)
-        }
-    }
-}
-
-fn take_back(config: &UpConfig, host: &Host, name: &str, known: Option<HostState>) {
-    let mut state = stop::known_host_state(known, &config.state_dir);
-    let troubles = host.teardown(name, &mut state);
-    for trouble in &troubles {
-        warn!(%trouble, "could not take back what was begun");
-    }
-    // `weft down` needs it for what is left.
-    if troubles.is_empty() {
-        let _ = fs::remove_file(config.state_dir.join(stop::HOST_STATE));
-    }
-}
+/// Membership greets every fifth of a second.
+const GREETINGS: Duration = Duration::from_secs(1);
 
 /// What is there before anything of the kernel was touched.
-struct Begun {
+pub(super) struct Begun {
     identity: weft_core::identity::Identity,
     random: Random,
     inbox: Inbox,
@@ -119,12 +56,12 @@ struct Begun {
     stored: Stored,
     start: Start,
     origin: Origin,
-    domain_name: String,
+    pub(super) domain_name: String,
     /// No domain was left by an earlier daemon.
-    fresh: bool,
+    pub(super) fresh: bool,
 }
 
-fn prepare(config: &UpConfig, state: &StateDir, host: &Host) -> Result<Begun> {
+pub(super) fn prepare(config: &UpConfig, state: &StateDir, host: &Host) -> Result<Begun> {
     let mut random = Random::from_seed(os_seed()?);
     let identity = state.identity(&mut random, config.rebind)?;
     let inbox = Inbox::new();
@@ -214,17 +151,27 @@ fn check_range(host: &Host, range: ipnet::Ipv4Net, peers: &[IpAddr]) -> Result<V
         .collect())
 }
 
-async fn bring_up(
+pub(super) async fn bring_up(
     config: &UpConfig,
     ready: &Ready,
     host: Arc<Host>,
     begun: Begun,
+    (mut inheritance, predecessor): (Inheritance, Option<&mut Predecessor>),
     underway: &mut Underway,
 ) -> Result<Running> {
     ready.progress("preparing the network namespace of the mesh");
     let (domain, _) = Domain::open_or_create(&begun.domain_name)?;
     let domain = Arc::new(domain);
-    let carrier = Arc::new(start_carrier(config, &domain, &begun.inbox)?);
+    let taken_over = predecessor.is_some();
+    if let Some(predecessor) = predecessor {
+        predecessor.take().await?;
+    }
+    let given = std::mem::take(&mut inheritance.carrier);
+    let name_server = inheritance.name_server();
+    // With the queue of the one before the kernel has kept all next hops.
+    let routes_are_gone = !begun.fresh && given.tap.is_none();
+    let carrier = Arc::new(start_carrier(config, &domain, &begun.inbox, given)?);
+    service_manager::keep(&carrier.descriptors()?);
     let cipher = fast_cipher();
     let node_config = NodeConfig {
         name: node_name(config),
@@ -232,6 +179,8 @@ async fn bring_up(
         cipher,
         host_addrs: addresses(&host),
         underlay: underlay(config, &host),
+        relay: config.relay,
+        trusted_subnets: config.trusted_subnets.clone(),
     };
     let Begun {
         identity,
@@ -258,7 +207,18 @@ async fn bring_up(
         notify,
     )?;
     underway.core = Some((core.clone(), core_thread));
+    let (enough, until) = oneshot::channel();
+    let readopting = routes_are_gone
+        .then(|| tokio::spawn(kernel_thread::readopt(domain.clone(), core.clone(), until)));
     wait_until_member(&mut notices).await?;
+    drop(enough);
+    if let Some(readopting) = readopting {
+        // The kernel thread is the only one from here on.
+        let _ = readopting.await;
+    }
+    if origin == Origin::Returned {
+        wait_until_greeted(&core).await;
+    }
     let view = core.view().context("a member has a view")?;
     let peers: Vec<IpAddr> = view
         .members
@@ -277,7 +237,11 @@ async fn bring_up(
         Kernel::start(domain.clone(), host.clone(), record, core.clone())?;
     underway.kernel = Some((kernel.clone(), kernel_thread));
     let upstreams = Upstreams::new(dns::resolvers(&view.plan));
+    // Before the rules, which are replaced whole: without the published ports in them a client's address would be lost.
+    let mut placeholders = Placeholders::with(inheritance.placeholders, inheritance.relays);
+    placeholders.follow(&view);
     kernel.change(|around| {
+        around.published = placeholders.published();
         around.host_addrs = addresses(&host);
         around.resolvers = upstreams.list().iter().map(SocketAddr::ip).collect();
     });
@@ -285,10 +249,16 @@ async fn bring_up(
         .apply()
         .await
         .map_err(|error| anyhow!("can't set up the kernel: {error}"))?;
-    let name_server = dns::follow(&domain, &core, &view, &upstreams)?;
+    let sockets = dns::sockets(&domain, &view.plan, name_server)?;
+    let name_sockets = dns::again(&sockets)?;
+    let name_server = dns::follow(sockets, &core, &view, &upstreams)?;
     let socket = config.run_dir.join(SOCKET);
-    let listener = api::listen(&socket)?;
-    underway.socket = Some(socket);
+    let listener = api::listen(&socket, inheritance.control.take())?;
+    let door = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
+    // Until then it is the predecessor's.
+    if !taken_over {
+        underway.socket = Some(socket);
+    }
     let daemon = Arc::new(Daemon {
         core,
         kernel,
@@ -298,7 +268,7 @@ async fn bring_up(
         disk,
         attachments: Mutex::new(attachments),
         attaching: tokio::sync::Mutex::new(()),
-        placeholders: tokio::sync::Mutex::new(Placeholders::default()),
+        placeholders: tokio::sync::Mutex::new(placeholders),
         stop: Stop::default(),
         started: Instant::now(),
         port: config.port,
@@ -306,6 +276,7 @@ async fn bring_up(
         cipher: cipher.name(),
         warnings: warnings.clone(),
         state_dir: config.state_dir.clone(),
+        asked: config.asked.clone(),
     });
     daemon.drop_orphans().await;
     daemon.drop_vanished().await;
@@ -330,19 +301,31 @@ async fn bring_up(
         notices,
         summary,
         listener,
+        door,
         name_server,
+        name_sockets,
         upstreams,
         run_config: config.clone(),
     })
 }
 
-fn start_carrier(config: &UpConfig, domain: &Domain, inbox: &Inbox) -> Result<Carrier> {
+fn start_carrier(
+    config: &UpConfig,
+    domain: &Domain,
+    inbox: &Inbox,
+    given: Descriptors,
+) -> Result<Carrier> {
     let begun = Instant::now();
+    // For the first try only: what does not fit must be closed before it can be opened anew.
+    let mut given = given;
     loop {
-        match Carrier::start(
-            CarrierConfig::new(domain.fd()?, config.port),
-            inbox.carrier(),
-        ) {
+        let carrier = CarrierConfig {
+            dscp: config.dscp,
+            no_offload: config.no_offload.clone(),
+            given: std::mem::take(&mut given),
+            ..CarrierConfig::new(domain.fd()?, config.port)
+        };
+        match Carrier::start(carrier, inbox.carrier()) {
             Ok(carrier) => return Ok(carrier),
             // A daemon that was just killed may still hold it.
             Err(CarrierError::PortTaken { .. }) if begun.elapsed() < PREDECESSOR => {
@@ -405,6 +388,15 @@ async fn wait_until_member(notices: &mut mpsc::UnboundedReceiver<Notice>) -> Res
             JOIN_PATIENCE.as_secs()
         ),
     }
+}
+
+/// Whoever has made a session with this node is there, though membership may have to greet it yet. Its routes stand from
+/// before, and must not turn into errors for that moment.
+async fn wait_until_greeted(core: &Core) {
+    let greeted = |member: &Member| member.mtu.is_none() || member.liveness != Liveness::Down;
+    let mut views = core.watch();
+    let all = views.wait_for(|view| view.as_ref().is_some_and(|v| v.members.iter().all(greeted)));
+    let _ = tokio::time::timeout(GREETINGS, all).await;
 }
 
 fn join_error(failure: &JoinFailure) -> anyhow::Error {

@@ -100,12 +100,12 @@ impl Ground {
         Self { lab, hosts, ends }
     }
 
-    /// Each host with the other one's containers, as an address prefix.
-    pub(crate) fn sides(&self) -> [(&Host, String); 2] {
+    /// Each host with the other one, and with that one's containers as an address prefix.
+    pub(crate) fn sides(&self) -> [(&Host, &Host, String); 2] {
         let [one, other] = &self.hosts;
         [
-            (one, format!("{FAR}.0/24")),
-            (other, format!("{NEAR}.0/24")),
+            (one, other, format!("{FAR}.0/24")),
+            (other, one, format!("{NEAR}.0/24")),
         ]
     }
 

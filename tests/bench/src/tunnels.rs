@@ -20,11 +20,16 @@ pub(crate) struct Tunnel {
 }
 
 /// All of them; weft first.
-pub(crate) const TUNNELS: [Tunnel; 6] = [
+pub(crate) const TUNNELS: [Tunnel; 7] = [
     Tunnel {
         name: "weft",
         is_peer: false,
         make: weft::make,
+    },
+    Tunnel {
+        name: "weft-vxlan",
+        is_peer: false,
+        make: weft::make_vxlan,
     },
     Tunnel {
         name: "wireguard-go",

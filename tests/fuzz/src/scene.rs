@@ -71,6 +71,8 @@ impl Host {
             cipher: Cipher::ChaCha20Poly1305,
             host_addrs: vec![address(number).ip()],
             underlay: vec![address(number)],
+            relay: true,
+            trusted_subnets: Vec::new(),
         };
         let node = Node::new(
             identity(number),
@@ -112,7 +114,7 @@ impl Host {
     pub fn datagram(&mut self, from: SocketAddr, bytes: &[u8]) {
         let mut bytes = bytes.to_vec();
         self.input(Input::Datagram {
-            from,
+            from: from.into(),
             bytes: &mut bytes,
         });
     }
@@ -165,7 +167,7 @@ impl Host {
                 Output::JoinFailed(_) => self.failed = true,
                 Output::Ready => self.ready = true,
                 Output::Alarm(text) => assert!(text.len() < 2000, "an alarm is one line"),
-                Output::Tunnels | Output::View | Output::Left => {}
+                Output::Tunnels | Output::View | Output::Left | Output::VxlanProbe { .. } => {}
             }
         }
     }
@@ -358,7 +360,7 @@ fn deliver(host: &mut Host, from: SocketAddr, datagram: Vec<u8>, heard: &mut Hea
         let body = body.to_vec();
         host.input(Input::Opened {
             local_index,
-            from,
+            from: from.into(),
             kind,
             body: &body,
         });
@@ -397,7 +399,7 @@ impl Peer {
     pub fn frame(&self, host: &mut Host, kind: u8, body: &[u8]) {
         host.input(Input::Opened {
             local_index: self.transport.remote_index(),
-            from: address(2),
+            from: address(2).into(),
             kind,
             body,
         });

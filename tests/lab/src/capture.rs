@@ -45,6 +45,9 @@ impl Capture {
             "-U",
             "-s",
             "0",
+            // KiB: at full length the usual buffer holds eight frames.
+            "-B",
+            "16384",
             "-Z",
             "root",
             "-w",

@@ -112,6 +112,23 @@ impl Container {
         self.run(&["ping", "-c1", "-w3", target]).is_ok()
     }
 
+    /// Does it get so many octets, whole, from the web server of `other` within a minute?
+    pub fn fetches(&self, other: &Container, octets: u64) -> bool {
+        let url = format!("http://{}/bytes/{octets}", other.ip());
+        let out = self.run(&[
+            "curl",
+            "-sS",
+            "--max-time",
+            "60",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{size_download}",
+            &url,
+        ]);
+        out.is_ok() && out.stdout.trim() == octets.to_string()
+    }
+
     /// Everything the server inside was told so far.
     pub fn heard(&self) -> String {
         self.weft.stdout()

@@ -63,7 +63,7 @@ impl Host {
     /// Nothing in, nothing out: the cable is cut, and the host's own interface does not notice.
     pub fn isolate(&self) {
         self.change_faults(|f| f.isolated = true);
-        self.subnet()
+        self.network()
             .space
             .ip(&["link", "set", &self.port(), "nomaster"])
             .ok();
@@ -71,7 +71,7 @@ impl Host {
 
     /// Ends [`Host::isolate`].
     pub fn reconnect(&self) {
-        let subnet = self.subnet();
+        let subnet = self.network();
         subnet
             .space
             .ip(&["link", "set", &self.port(), "master", &subnet.bridge])
@@ -82,7 +82,7 @@ impl Host {
     /// Makes the way to this host narrower: its port's MTU on the router's side, so that the router must answer
     /// "packet too big" and only path MTU search notices.
     pub fn narrow(&self, mtu: u16) {
-        self.subnet()
+        self.network()
             .space
             .ip(&["link", "set", &self.port(), "mtu", &mtu.to_string()])
             .ok();
@@ -91,11 +91,42 @@ impl Host {
             .ok();
     }
 
+    /// A black hole: what is longer is not sent on to this host's subnet, and nobody is told ("packet too big" messages
+    /// don't leave the router).
+    pub fn swallow(&self, longer_than: u16) {
+        let router = &self.network().space;
+        let mtu = longer_than.to_string();
+        let bridge = &self.network().bridge;
+        router.ip(&["link", "set", bridge, "mtu", &mtu]).ok();
+        router.nft(
+            "table inet lab-silent
+            delete table inet lab-silent
+            table inet lab-silent {
+                chain out {
+                    type filter hook output priority 0;
+                    icmp type destination-unreachable drop
+                    icmpv6 type packet-too-big drop
+                }
+            }
+            ",
+        );
+    }
+
+    /// Frames of this length, everywhere between these hosts.
+    pub fn widen(&self, mtu: u16) {
+        let mtu = mtu.to_string();
+        let router = &self.network().space;
+        for device in [&self.port(), &self.network().bridge] {
+            router.ip(&["link", "set", device, "mtu", &mtu]).ok();
+        }
+        self.space().ip(&["link", "set", "eth0", "mtu", &mtu]).ok();
+    }
+
     fn change_faults(&self, change: impl FnOnce(&mut Faults)) {
         let mut faults = self.faults();
         change(&mut faults);
         let port = self.port();
-        self.subnet()
+        self.network()
             .space
             .nft(&faults.rules(&format!("lab-{}", self.name()), &port));
     }

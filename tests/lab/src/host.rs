@@ -225,6 +225,25 @@ impl Host {
         self.weft(&["status", "--json"]).json()
     }
 
+    /// The rows of `weft peers --json`; none while the daemon does not answer.
+    pub fn peers(&self) -> Vec<Value> {
+        let out = self.weft(&["peers", "--json"]);
+        let rows = out.is_ok().then(|| out.json());
+        let rows = rows.as_ref().and_then(Value::as_array);
+        rows.cloned().unwrap_or_default()
+    }
+
+    /// The row about the peer of this name; null while there is none.
+    pub fn peer(&self, name: &str) -> Value {
+        let mut rows = self.peers().into_iter();
+        rows.find(|row| row["name"] == name).unwrap_or_default()
+    }
+
+    /// The row about the only peer; null while there is none.
+    pub fn only_peer(&self) -> Value {
+        self.peers().into_iter().next().unwrap_or_default()
+    }
+
     /// How many nodes it sees alive; 0 while the daemon does not answer.
     pub fn alive(&self) -> usize {
         let out = self.weft(&["status", "--json"]);
@@ -351,7 +370,8 @@ impl Host {
         ]
     }
 
-    pub(crate) fn subnet(&self) -> &Subnet {
+    /// The subnet it is on.
+    pub fn network(&self) -> &Subnet {
         &self.0.subnet
     }
 

@@ -148,10 +148,19 @@ impl Lab {
         subnet
     }
 
-    /// A subnet behind a NAT router (masquerading, no way in, no IPv6) whose outer leg is on `outer`.
+    /// A subnet behind a NAT router (masquerading, no way in, no IPv6) whose outer leg is on `outer`. It keeps a sender's
+    /// port where that is free, whoever the packets are for.
     pub fn nat(&self, name: &str, outer: &Subnet) -> Subnet {
-        let space = Netns::create(self.number, &format!("nat-{name}"));
-        self.inner().spaces.push(space.clone());
+        self.nat_that(name, outer, "masquerade")
+    }
+
+    /// The same, but each receiver sees another port.
+    pub fn random_nat(&self, name: &str, outer: &Subnet) -> Subnet {
+        self.nat_that(name, outer, "masquerade fully-random")
+    }
+
+    fn nat_that(&self, name: &str, outer: &Subnet, maps: &str) -> Subnet {
+        let space = self.space(&format!("nat-{name}"));
         make_router(&space);
         let (uplink, _) = outer.next();
         join(&space, "up0", outer, &format!("p-{name}"));
@@ -167,20 +176,26 @@ impl Lab {
                 &outer.gateway4().to_string(),
             ])
             .ok();
-        space.nft(
-            "table ip lab {
-                chain post {
+        // What comes uninvited is dropped before it is tracked, as routers at home do: else it would take the port.
+        space.nft(&format!(
+            "table ip lab {{
+                chain post {{
                     type nat hook postrouting priority 100;
-                    oifname \"up0\" masquerade
-                }
-                chain forward {
+                    oifname \"up0\" {maps}
+                }}
+                chain in {{
+                    type filter hook input priority 0;
+                    iifname \"up0\" ct state established,related accept
+                    iifname \"up0\" meta l4proto udp drop
+                }}
+                chain forward {{
                     type filter hook forward priority 0;
                     iifname \"up0\" ct state established,related accept
                     iifname \"up0\" drop
-                }
-            }
-            ",
-        );
+                }}
+            }}
+            "
+        ));
         let subnet = Subnet {
             space,
             bridge: format!("br-{name}"),
@@ -201,8 +216,7 @@ impl Lab {
 
     /// A host on `subnet`: addresses, default routes through the router, forwarding off, its own directories.
     pub fn host(&self, name: &str, subnet: &Subnet) -> Host {
-        let space = Netns::create(self.number, name);
-        self.inner().spaces.push(space.clone());
+        let space = self.space(name);
         let (v4, v6) = subnet.next();
         let port = format!("p-{name}");
         space.sysctl("net.ipv4.ip_forward", "0");

@@ -98,6 +98,8 @@ impl Shell {
             cipher: Cipher::ChaCha20Poly1305,
             host_addrs: vec![address.ip()],
             underlay: vec![address],
+            relay: true,
+            trusted_subnets: Vec::new(),
         };
         let mut random = boot.random;
         let skew = random.range(2 * WALL_SKEW);
@@ -140,7 +142,8 @@ impl Shell {
                         .push(format!("persist {id}, {} rows", batch.0.len()));
                     fx.persists.push((id, batch));
                 }
-                Output::Tunnels => {}
+                // No host here trusts its network with plain packets.
+                Output::Tunnels | Output::VxlanProbe { .. } => {}
                 Output::View => self.changed = true,
                 Output::Reply(id, reply) => {
                     let line = match &reply {
@@ -225,6 +228,7 @@ impl Machine for Shell {
     type Batch = Batch;
 
     fn deliver(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8], fx: &mut Effects<Batch>) {
+        let from = from.into();
         self.input(now, Input::Datagram { from, bytes }, fx);
     }
 

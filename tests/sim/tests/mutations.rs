@@ -35,7 +35,7 @@ fn world(mutation: Mutation) -> (Vec<Kind>, usize) {
         Mutation::AcceptStaleSequence => (vec![Weather], 4),
         Mutation::ForgetWitnesses => (vec![Wipe, Wipe, Evict, Evict, Partition, Partition], 6),
         Mutation::KeepBranch => (vec![Fork, Late], 4),
-        Mutation::CountThePresent => (vec![Evict, Wipe, Partition, Late], 5),
+        Mutation::CountThePresent => (vec![Evict, Evict, Wipe, Wipe, Partition, Late, Late], 6),
         Mutation::SkipRest | Mutation::ForgetUsed => (vec![Weather], 3),
     }
 }

@@ -1,9 +1,18 @@
+use weft_core::underlay::Offload;
+
 use super::*;
 use crate::inner;
 use crate::segment::tests::{checksums_are_right, cut_all, cut_tcp, cut_udp, tcp, udp};
+use crate::segment::{checksum_offset, fill_v4_checksum};
+use crate::vnet::{ETHERNET_LEN, FRAME_HEAD, GSO_NONE, NEEDS_CSUM, VnetHeader};
 use proptest::prelude::*;
 
 const TO: [u8; 6] = [2; 6];
+/// Linux before 6.2.
+const TCP_ONLY: Joins = Joins {
+    udp: false,
+    ..Joins::ALL
+};
 
 /// Runs one batch; `packets` come with who sent them, and with their checksums. Gives the frames written.
 fn run(coalescer: &mut Coalescer, packets: &[(usize, Vec<u8>)]) -> Vec<Vec<u8>> {
@@ -37,8 +46,10 @@ fn run_mixed(coalescer: &mut Coalescer, packets: &[(usize, Vec<u8>, bool)]) -> V
         &octets,
         TO,
         |from| [from as u8; 6],
-        |pieces| {
-            frames.push(pieces.iter().flat_map(|p| p.iter().copied()).collect());
+        |frame| {
+            let octets = frame.pieces.iter().flat_map(|p| p.iter().copied());
+            frames.push(octets.collect());
+            true
         },
     );
     frames
@@ -63,7 +74,7 @@ fn stream(is_v6: bool, payload: usize, size: u16) -> Vec<Vec<u8>> {
 fn a_stream_becomes_one_frame_with_rebuilt_headers() {
     for is_v6 in [false, true] {
         let frames = run(
-            &mut Coalescer::default(),
+            &mut Coalescer::new(TCP_ONLY),
             &of_one(stream(is_v6, 30_000, 1400)),
         );
         assert_eq!(frames.len(), 1);
@@ -80,12 +91,97 @@ fn a_stream_becomes_one_frame_with_rebuilt_headers() {
 }
 
 #[test]
+fn the_echo_of_a_mark_joins_and_a_mark_stays_with_its_segment() {
+    let payload = vec![5; 5600];
+    let echoing = cut_tcp(&mut tcp(false, 1000, 0x58, &[1; 12], &payload), 1400);
+    let frames = run(&mut Coalescer::new(TCP_ONLY), &of_one(echoing.clone()));
+    assert_eq!(frames.len(), 1);
+    assert_eq!(recut(&frames[0]), echoing);
+
+    let mut marked = stream(false, 5600, 1400);
+    for packet in &mut marked[1..3] {
+        packet[1] = 3;
+        fill_v4_checksum(&mut packet[..20]);
+    }
+    let frames = run(&mut Coalescer::new(TCP_ONLY), &of_one(marked.clone()));
+    let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
+    assert_eq!((frames.len(), out), (3, marked));
+}
+
+#[test]
+fn without_offloads_every_packet_comes_alone_and_complete() {
+    let none = Joins {
+        tcp: false,
+        udp: false,
+        checksums: false,
+    };
+    for is_v6 in [false, true] {
+        let datagrams = cut_udp(&udp(is_v6, &vec![9; 5000]), 1000);
+        for packets in [stream(is_v6, 7000, 1400), datagrams] {
+            let partial: Vec<_> = packets
+                .iter()
+                .map(|packet| (1, without_checksum(packet), true))
+                .collect();
+            let frames = run_mixed(&mut Coalescer::new(none), &partial);
+            let plain = VnetHeader::default();
+            assert!(frames.iter().all(|f| VnetHeader::parse(f) == Some(plain)));
+            let out: Vec<_> = frames.iter().map(|f| f[FRAME_HEAD..].to_vec()).collect();
+            assert_eq!(out, packets);
+        }
+    }
+}
+
+#[test]
+fn a_super_packet_that_is_refused_comes_again_in_its_parts() {
+    let packets = stream(false, 7000, 1400);
+    let mut octets = Vec::new();
+    let mut coalescer = Coalescer::new(Joins::ALL);
+    let spans: Vec<_> = packets
+        .iter()
+        .enumerate()
+        .map(|(n, packet)| {
+            let start = octets.len();
+            let (packet, partial) = match n % 2 {
+                0 => (packet.clone(), false),
+                _ => (without_checksum(packet), true),
+            };
+            octets.extend_from_slice(&packet);
+            let len = packet.len();
+            (Span { start, len }, partial)
+        })
+        .collect();
+    for (span, partial) in spans {
+        let inner = inner::parse(span.of(&octets)).unwrap();
+        coalescer.push(&octets, span, 1, &inner, partial).unwrap();
+    }
+    let mut out = Vec::new();
+    let mut refused = Vec::new();
+    coalescer.drain(
+        &octets,
+        TO,
+        |_| [1; 6],
+        |frame| {
+            let octets = frame.pieces.iter().flat_map(|p| p.iter().copied());
+            let octets: Vec<u8> = octets.collect();
+            if frame.offload.is_some() {
+                refused.push(frame.offload);
+                return false;
+            }
+            out.extend(recut(&octets));
+            true
+        },
+    );
+    assert_eq!(refused, [Some(Offload::Tso)]);
+    assert_eq!(out, packets);
+}
+
+#[test]
 fn a_damaged_segment_is_not_laundered() {
     for damaged in [0, 1, 3] {
         let mut packets = stream(false, 5600, 1400);
         *packets[damaged].last_mut().unwrap() ^= 1;
         let bad = packets[damaged].clone();
-        let frames = run(&mut Coalescer::default(), &of_one(packets));
+        let frames = run(&mut Coalescer::new(TCP_ONLY), &of_one(packets));
         let alone = frames.iter().find(|f| f[FRAME_HEAD..] == bad).unwrap();
         assert_eq!(VnetHeader::parse(alone), Some(VnetHeader::default()));
         let kept: usize = frames.iter().map(|f| recut(f).len()).sum();
@@ -97,7 +193,10 @@ fn a_damaged_segment_is_not_laundered() {
 fn a_damaged_ip_header_is_not_laundered() {
     let mut packets = stream(false, 2800, 1400);
     packets[1][10] ^= 1;
-    assert_eq!(run(&mut Coalescer::default(), &of_one(packets)).len(), 2);
+    assert_eq!(
+        run(&mut Coalescer::new(TCP_ONLY), &of_one(packets)).len(),
+        2
+    );
 }
 
 #[test]
@@ -105,7 +204,7 @@ fn gaps_repeats_and_disorder_are_not_joined() {
     let packets = stream(false, 5600, 1400);
     for order in [vec![0, 2], vec![0, 0], vec![1, 0], vec![0, 1, 1]] {
         let chosen: Vec<_> = order.iter().map(|n| packets[*n].clone()).collect();
-        let frames = run(&mut Coalescer::default(), &of_one(chosen.clone()));
+        let frames = run(&mut Coalescer::new(TCP_ONLY), &of_one(chosen.clone()));
         let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
         assert_eq!(out, chosen, "{order:?}");
         assert!(frames.len() >= 2);
@@ -116,7 +215,7 @@ fn gaps_repeats_and_disorder_are_not_joined() {
 fn a_pure_acknowledgement_of_the_flow_keeps_its_place() {
     let mut packets = stream(false, 4200, 1400);
     packets.insert(1, tcp(false, 2400, 0x10, &[1; 12], &[]));
-    let frames = run(&mut Coalescer::default(), &of_one(packets.clone()));
+    let frames = run(&mut Coalescer::new(TCP_ONLY), &of_one(packets.clone()));
     let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
     assert_eq!(out, packets);
     assert_eq!(frames.len(), 3);
@@ -126,7 +225,7 @@ fn a_pure_acknowledgement_of_the_flow_keeps_its_place() {
 fn flows_of_different_peers_stay_apart() {
     let packets = stream(false, 2800, 1400);
     let frames = run(
-        &mut Coalescer::default(),
+        &mut Coalescer::new(TCP_ONLY),
         &[(1, packets[0].clone()), (2, packets[1].clone())],
     );
     assert_eq!(frames.len(), 2);
@@ -137,7 +236,7 @@ fn flows_of_different_peers_stay_apart() {
 fn interleaved_streams_are_joined_each() {
     let (a, b) = (stream(false, 14_000, 1400), stream(true, 14_000, 1400));
     let mixed = a.iter().zip(&b).flat_map(|(a, b)| [a.clone(), b.clone()]);
-    let mut coalescer = Coalescer::default();
+    let mut coalescer = Coalescer::new(TCP_ONLY);
     let mixed = of_one(mixed.collect());
     for _ in 0..3 {
         let frames = run(&mut coalescer, &mixed);
@@ -159,7 +258,7 @@ fn more_than_an_ip_packet_holds_is_two_frames() {
         packet[36..38].copy_from_slice(&sum.finish());
     }
     packets.append(&mut more);
-    let frames = run(&mut Coalescer::default(), &of_one(packets.clone()));
+    let frames = run(&mut Coalescer::new(TCP_ONLY), &of_one(packets.clone()));
     assert_eq!(frames.len(), 2);
     let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
     assert_eq!(out.len(), packets.len());
@@ -188,7 +287,7 @@ fn what_has_no_checksum_is_joined_and_left_to_the_kernel() {
             .iter()
             .map(|p| (1, without_checksum(p), true))
             .collect();
-        let frames = run_mixed(&mut Coalescer::new(true), &partial);
+        let frames = run_mixed(&mut Coalescer::new(Joins::ALL), &partial);
         assert_eq!(frames.len(), 1);
         assert_eq!(recut(&frames[0]), whole);
     }
@@ -206,7 +305,13 @@ fn a_lone_packet_without_a_checksum_gets_one_from_the_kernel() {
     for packet in packets {
         for joins in [false, true] {
             let partial = [(1, without_checksum(&packet), true)];
-            let frames = run_mixed(&mut Coalescer::new(joins), &partial);
+            let frames = run_mixed(
+                &mut Coalescer::new(Joins {
+                    udp: joins,
+                    ..Joins::ALL
+                }),
+                &partial,
+            );
             let vnet = VnetHeader::parse(&frames[0]).unwrap();
             assert_eq!((vnet.flags, vnet.gso_type), (NEEDS_CSUM, GSO_NONE));
             assert_eq!(recut(&frames[0]), std::slice::from_ref(&packet));
@@ -225,7 +330,7 @@ fn with_and_without_a_checksum_is_one_stream() {
             _ => (1, without_checksum(p), true),
         })
         .collect();
-    let frames = run_mixed(&mut Coalescer::default(), &mixed);
+    let frames = run_mixed(&mut Coalescer::new(TCP_ONLY), &mixed);
     assert_eq!(frames.len(), 1);
     assert_eq!(recut(&frames[0]), whole);
 }
@@ -250,9 +355,9 @@ fn nothing_stands_for_a_checksum_that_has_no_place() {
             start: 0,
             len: packet.len(),
         };
-        let refused = Coalescer::default().push(&packet, span, 1, &inner, true);
+        let refused = Coalescer::new(TCP_ONLY).push(&packet, span, 1, &inner, true);
         assert_eq!(refused, Err(Dropped::Malformed));
-        assert_eq!(run(&mut Coalescer::default(), &[(1, packet)]).len(), 1);
+        assert_eq!(run(&mut Coalescer::new(TCP_ONLY), &[(1, packet)]).len(), 1);
     }
 }
 
@@ -262,7 +367,7 @@ fn datagrams_of_one_length_are_joined_where_the_kernel_parts_them_again() {
     assert_eq!(packets.len(), 11);
     // Nothing goes behind a shorter one.
     packets.extend(cut_udp(&udp(false, &[6; 2000]), 1000));
-    let frames = run(&mut Coalescer::new(true), &of_one(packets.clone()));
+    let frames = run(&mut Coalescer::new(Joins::ALL), &of_one(packets.clone()));
     assert_eq!(frames.len(), 2);
     let out: Vec<_> = frames.iter().flat_map(|f| recut(f)).collect();
     assert_eq!(out, packets);
@@ -272,7 +377,7 @@ fn datagrams_of_one_length_are_joined_where_the_kernel_parts_them_again() {
 fn a_datagram_that_was_sent_without_a_checksum_keeps_having_none() {
     let mut packets = cut_udp(&udp(false, &[5; 4000]), 1000);
     packets.iter_mut().for_each(|p| p[26..28].fill(0));
-    let frames = run(&mut Coalescer::new(true), &of_one(packets.clone()));
+    let frames = run(&mut Coalescer::new(Joins::ALL), &of_one(packets.clone()));
     let out: Vec<_> = frames.iter().map(|f| f[FRAME_HEAD..].to_vec()).collect();
     assert_eq!(out, packets);
 }
@@ -284,7 +389,7 @@ fn datagrams_pass_untouched() {
         udp(true, &[2; 100]),
         udp(false, &[1; 100]),
     ];
-    let frames = run(&mut Coalescer::default(), &of_one(packets.clone()));
+    let frames = run(&mut Coalescer::new(TCP_ONLY), &of_one(packets.clone()));
     let out: Vec<_> = frames.iter().map(|f| f[FRAME_HEAD..].to_vec()).collect();
     assert_eq!(out, packets);
 }
@@ -305,7 +410,7 @@ proptest! {
                 (*from, packet)
             })
             .collect();
-        let frames = run(&mut Coalescer::default(), &packets);
+        let frames = run(&mut Coalescer::new(TCP_ONLY), &packets);
         for from in 0..2 {
             for version in [4, 6] {
                 let sent = packets.iter().filter(|(f, p)| *f == from && p[0] >> 4 == version).map(|(_, p)| p.clone());

@@ -4,11 +4,16 @@ use std::sync::mpsc::{self, Receiver as Events};
 
 use proptest::prelude::*;
 use weft_core::session::transport::Transport;
+use weft_core::underlay::Dscp;
 use weft_core::view::PeerNumber;
 
 use super::*;
+use crate::batch::tests::Kept;
 use crate::bundle::{ITEM_HEAD, write_head};
+use crate::ecn::{CE, NOT_ECT};
 use crate::inner::tests::ip;
+use crate::offload::{Joins, Offloads};
+use crate::segment::fill_v4_checksum;
 use crate::table::States;
 use crate::table::tests::{entry, session, table};
 use crate::vnet::FRAME_HEAD;
@@ -29,14 +34,18 @@ fn home() -> SocketAddr {
 fn rig(known: bool) -> Rig {
     let (near, far) = session();
     let mut peer = entry(7, if known { 2 } else { 99 });
-    peer.path = Some(home());
+    peer.path = Some(home().into());
     peer.transport = Some(near.clone());
     peer.prefixes = vec!["10.33.0.0/16".parse().unwrap()];
     let (sender, events) = mpsc::channel();
     Rig {
-        shared: Shared::new(Box::new(move |event| drop(sender.send(event)))),
+        shared: Shared::new(
+            Box::new(move |event| drop(sender.send(event))),
+            Dscp::Clear,
+            Offloads::default(),
+        ),
         table: Table::new(table(vec![peer], vec![near]), &mut States::new()),
-        inbound: Inbound::new(true),
+        inbound: Inbound::new(Joins::ALL),
         events,
         far,
     }
@@ -67,16 +76,28 @@ impl Rig {
 
     /// Takes one datagram; gives the frames it made.
     fn take(&mut self, datagram: &[u8], from: SocketAddr) -> Vec<Vec<u8>> {
+        self.take_marked(datagram, from, NOT_ECT)
+    }
+
+    fn take_marked(&mut self, datagram: &[u8], from: SocketAddr, ecn: u8) -> Vec<Vec<u8>> {
         let mut octets = datagram.to_vec();
         let span = Span {
             start: 0,
             len: octets.len(),
         };
-        self.inbound
-            .handle_datagram(&self.table, &self.shared, &mut octets, span, from);
+        self.inbound.handle_datagram(
+            &self.table,
+            &self.shared,
+            &Kept::default(),
+            &mut octets,
+            span,
+            (from, ecn),
+        );
         let mut frames = Vec::new();
-        self.inbound.flush(&self.table, &octets, |pieces| {
-            frames.push(pieces.iter().flat_map(|p| p.iter().copied()).collect());
+        self.inbound.flush(&self.table, &octets, |frame| {
+            let octets = frame.pieces.iter().flat_map(|p| p.iter().copied());
+            frames.push(octets.collect());
+            true
         });
         frames
     }
@@ -145,7 +166,7 @@ fn who_is_no_peer_yet_can_talk_but_not_send_packets() {
     };
     assert_eq!(
         (local_index, from, kind, &body[..]),
-        (11, home(), 16, &b"hello"[..])
+        (11, home().into(), 16, &b"hello"[..])
     );
 }
 
@@ -186,7 +207,7 @@ fn another_address_is_told_only_when_the_datagram_is_authentic() {
     assert_eq!(rig.take(&datagram, elsewhere).len(), 1);
     let moved = CarrierEvent::Moved {
         local_index: 11,
-        from: elsewhere,
+        from: elsewhere.into(),
     };
     assert_eq!(rig.events.try_iter().collect::<Vec<_>>(), [moved]);
     // A replay from a third place tells nothing, and nothing of it gets through.
@@ -213,7 +234,7 @@ fn what_belongs_to_a_newcomer_goes_to_the_core_unopened() {
     datagram.resize(100, 3);
     assert!(rig.take(&datagram, home()).is_empty());
     let expected = CarrierEvent::Handshake {
-        from: home(),
+        from: home().into(),
         bytes: datagram.clone(),
     };
     assert_eq!(rig.events.try_recv(), Ok(expected));
@@ -242,6 +263,25 @@ fn handshakes_are_bounded_in_length_and_number() {
         .find(|(r, _)| *r == Dropped::HandshakeFlood)
         .map(|(_, n)| *n);
     assert_eq!(flood, Some(1000 - heard as u64));
+}
+
+#[test]
+fn a_mark_reaches_every_packet_of_a_bundle_that_can_bear_it() {
+    let mut rig = rig(true);
+    let with = |tos: u8| {
+        let mut packet = packet("10.33.0.9");
+        packet[1] = tos;
+        fill_v4_checksum(&mut packet[..20]);
+        packet
+    };
+    let body = bundle(&[0xb8 | 2, 0, 1, 3].map(with));
+    let datagram = rig.sealed(FrameKind::Bundle, &body);
+    let frames = rig.take_marked(&datagram, home(), CE);
+    let inner: Vec<_> = frames.iter().map(|f| f[FRAME_HEAD..].to_vec()).collect();
+    assert_eq!(inner, [0xb8 | 3, 3, 3].map(with));
+    assert_eq!(rig.drops(), [(Dropped::CeOnNotEct, 1)]);
+    let received = rig.table.peers[0].state.traffic.read(PeerNumber(7));
+    assert_eq!(received.rx_packets, 3);
 }
 
 proptest! {

@@ -1,49 +1,29 @@
-use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver};
 
 use proptest::prelude::*;
+use weft_core::underlay::Dscp;
 use weft_core::view::PeerNumber;
 use weft_core::wire::{DATA_HEADER, FrameKind, OVERHEAD};
 
 use super::*;
-use crate::bundle::Items;
+use crate::batch::tests::Kept;
+use crate::bundle::tests::items;
 use crate::counters::Dropped;
 use crate::inner::tests::ip;
 use crate::measure::{Path, tcp_frame};
+use crate::offload::Offloads;
 use crate::table::tests::{entry, session, table};
 use crate::table::{PeerTable, States};
 
 const MTU: u16 = 1400;
 
-/// Keeps what is sent, or refuses it.
-#[derive(Default)]
-struct Sent {
-    runs: RefCell<Vec<(SocketAddr, Vec<Vec<u8>>)>>,
-    refuse: Option<i32>,
-}
-
-impl Wire for Sent {
-    fn max_run(&self, _: SocketAddr) -> usize {
-        64
-    }
-
-    fn send(&self, to: SocketAddr, run: &[u8], stride: usize) -> io::Result<()> {
-        if let Some(errno) = self.refuse {
-            return Err(io::Error::from_raw_os_error(errno));
-        }
-        let datagrams = run.chunks(stride).map(<[u8]>::to_vec).collect();
-        self.runs.borrow_mut().push((to, datagrams));
-        Ok(())
-    }
-}
-
 struct Rig {
     shared: Shared,
     table: Table,
     outbound: Outbound,
-    wire: Sent,
+    wire: Kept,
     events: Receiver<CarrierEvent>,
     far: std::sync::Arc<weft_core::session::transport::Transport>,
 }
@@ -65,7 +45,7 @@ fn peers(
         .map(|number| {
             let mut peer = entry(*number, *number as u8);
             peer.mtu = Some(MTU);
-            peer.path = Some(path(*number));
+            peer.path = Some(path(*number).into());
             peer.transport = connected.then(|| near.clone());
             peer
         })
@@ -77,10 +57,14 @@ fn rig(numbers: &[u16], connected: bool) -> Rig {
     let (table, far) = peers(numbers, connected);
     let (sender, events) = mpsc::channel();
     Rig {
-        shared: Shared::new(Box::new(move |event| drop(sender.send(event)))),
+        shared: Shared::new(
+            Box::new(move |event| drop(sender.send(event))),
+            Dscp::Clear,
+            Offloads::default(),
+        ),
         table: Table::new(table, &mut States::new()),
         outbound: Outbound::new(),
-        wire: Sent::default(),
+        wire: Kept::default(),
         events,
         far,
     }
@@ -121,7 +105,7 @@ impl Rig {
                 let mut datagram = datagram.clone();
                 let (kind, body) = self.far.open(&mut datagram).unwrap();
                 if kind == FrameKind::Bundle as u8 {
-                    for item in Items::new(body) {
+                    for item in items(body) {
                         let item = item.unwrap();
                         packets.push((to.port(), FrameKind::Bundle, body[item.range].to_vec()));
                     }
@@ -140,6 +124,70 @@ impl Rig {
             .find(|(r, _)| *r == reason)
             .map_or(0, |(_, n)| *n)
     }
+}
+
+#[test]
+fn what_differs_in_its_mark_shares_no_outer_header() {
+    for (dscp, runs) in [
+        (Dscp::Clear, vec![(2, 2), (0, 1), (2, 1)]),
+        (Dscp::Copy, vec![(2, 1), (0xba, 1), (0, 1), (2, 1)]),
+    ] {
+        let mut rig = rig(&[7], true);
+        rig.shared.dscp = dscp;
+        let all: Vec<_> = [2, 0xba, 0, 2].into();
+        for tos in &all {
+            let mut frame = frame(7, &[*tos; 30]);
+            frame[FRAME_HEAD + 1] = *tos;
+            rig.push(&frame);
+        }
+        rig.flush();
+        let sent: Vec<_> = rig
+            .opened()
+            .iter()
+            .map(|(_, _, packet)| packet[1])
+            .collect();
+        assert_eq!(sent, all, "the inner ones stay, and so does their order");
+        let counted: Vec<_> = rig
+            .wire
+            .runs
+            .borrow()
+            .iter()
+            .zip(&*rig.wire.tos.borrow())
+            .map(|((_, run), tos)| {
+                let len = run[0].len() - OVERHEAD;
+                (*tos, if len == 50 { 1 } else { 2 })
+            })
+            .collect();
+        assert_eq!(counted, runs);
+    }
+}
+
+#[test]
+fn congestion_marks_a_packet_or_costs_one_and_spares_the_small() {
+    let mut rig = rig(&[7], true);
+    let mut marked = frame(7, &[1; 1000]);
+    marked[FRAME_HEAD + 1] = 2;
+    rig.wire.congested.set(true);
+    rig.push(&frame(7, &[1; 30]));
+    assert!(rig.wire.congested.get());
+    rig.push(&marked);
+    rig.wire.congested.set(true);
+    rig.push(&frame(7, &[2; 1000]));
+    rig.push(&frame(7, &[3; 1000]));
+    // Of a super-packet the first segment.
+    rig.wire.congested.set(true);
+    let mut whole = tcp_frame(4000, 1000, 100);
+    whole[VNET_LEN..VNET_LEN + 6].copy_from_slice(&layout::peer_mac(PeerNumber(7)));
+    rig.push(&whole);
+    rig.flush();
+    let sent = rig.opened();
+    let first: Vec<_> = sent[..3].iter().map(|(_, _, p)| (p[1], p[20])).collect();
+    assert_eq!(first, [(0, 1), (3, 1), (0, 3)]);
+    let sequence = |p: &[u8]| u32::from_be_bytes(p[24..28].try_into().unwrap());
+    let rest: Vec<_> = sent[3..].iter().map(|(_, _, p)| sequence(p)).collect();
+    assert_eq!(rest, [1100, 2100, 3100]);
+    assert_eq!(rig.dropped(Dropped::Congested), 2);
+    assert!(!rig.wire.congested.get());
 }
 
 #[test]

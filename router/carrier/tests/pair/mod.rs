@@ -12,11 +12,14 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
-use weft_carrier::{Carrier, CarrierConfig, CarrierError, CarrierEvent, PeerEntry, PeerTable};
+use weft_carrier::{
+    Carrier, CarrierConfig, CarrierError, CarrierEvent, Descriptors, PeerEntry, PeerTable,
+};
 use weft_core::crypto::{Cipher, Secret};
 use weft_core::layout;
 use weft_core::model::{AddressPlan, ClusterId, NodeId};
 use weft_core::session::transport::{Transport, TransportKeys};
+use weft_core::underlay::Offload;
 use weft_core::view::PeerNumber;
 
 pub const PORT: u16 = 6783;
@@ -89,6 +92,10 @@ pub struct Side {
     pub overlay: Ipv4Addr,
     /// What it calls the other.
     pub number: PeerNumber,
+    /// Offloads that it does without from its next start on.
+    pub no_offload: Vec<Offload>,
+    /// Its end of the present session.
+    pub transport: Option<Arc<Transport>>,
 }
 
 /// Which IP version the underlay is.
@@ -118,6 +125,8 @@ impl Side {
             underlay6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, id.into()),
             overlay,
             number: PeerNumber(number),
+            no_offload: Vec::new(),
+            transport: None,
         };
         side.start();
         side
@@ -125,16 +134,25 @@ impl Side {
 
     /// Starts the carrier, the first time or again.
     pub fn start(&mut self) {
+        self.start_with(Descriptors::default());
+    }
+
+    /// The same with what one before it had open.
+    pub fn start_with(&mut self, mut given: Descriptors) {
         self.carrier = None;
         let (sender, events) = mpsc::channel();
-        let start = || {
+        let mut start = || {
             let sender = sender.clone();
-            let config = CarrierConfig::new(self.domain.fd(), PORT);
+            let config = CarrierConfig {
+                no_offload: self.no_offload.clone(),
+                given: std::mem::take(&mut given),
+                ..CarrierConfig::new(self.domain.fd(), PORT)
+            };
             Carrier::start(config, Box::new(move |event| drop(sender.send(event))))
         };
         let end = Instant::now() + PATIENCE;
         let carrier = loop {
-            match self.host.run(start) {
+            match self.host.run(&mut start) {
                 // For an instant the programs that other tests start hold copies of all descriptors.
                 Err(CarrierError::PortTaken { .. }) if Instant::now() < end => {}
                 started => break started.unwrap(),
@@ -225,14 +243,10 @@ impl Pair {
         }
     }
 
-    /// Both tables without a session.
+    /// Both tables, before there is a session.
     pub fn know(&self) {
-        self.a
-            .carrier()
-            .set_table(self.table(&self.a, &self.b, None));
-        self.b
-            .carrier()
-            .set_table(self.table(&self.b, &self.a, None));
+        self.a.carrier().set_table(self.table(&self.a, &self.b));
+        self.b.carrier().set_table(self.table(&self.b, &self.a));
     }
 
     /// A new session between the two, under new keys and indices, known to both.
@@ -247,22 +261,26 @@ impl Pair {
         let (at_a, at_b) = (u32::from(n) * 100, u32::from(n) * 100 + 1);
         let ours = Transport::new(self.b.me, at_a, at_b, &keys(2 * n, 2 * n + 1));
         let theirs = Transport::new(self.a.me, at_b, at_a, &keys(2 * n + 1, 2 * n));
-        let b_table = self.table(&self.b, &self.a, Some(theirs));
+        self.a.transport = Some(Arc::new(ours));
+        self.b.transport = Some(Arc::new(theirs));
+        let b_table = self.table(&self.b, &self.a);
         self.b.carrier().set_table(b_table);
-        let a_table = self.table(&self.a, &self.b, Some(ours));
+        let a_table = self.table(&self.a, &self.b);
         self.a.carrier().set_table(a_table);
     }
 
-    fn table(&self, of: &Side, other: &Side, transport: Option<Transport>) -> PeerTable {
-        let transport = transport.map(Arc::new);
+    fn table(&self, of: &Side, other: &Side) -> PeerTable {
+        let transport = of.transport.clone();
         let prefix = format!("{}/16", other.overlay).parse::<ipnet::Ipv4Net>();
         PeerTable {
+            me: of.me,
+            relays: false,
             plan: self.plan,
             peers: vec![PeerEntry {
                 number: of.number,
                 id: other.me,
                 transport: transport.clone(),
-                path: Some(other.addr(self.under)),
+                path: Some(other.addr(self.under).into()),
                 prefixes: vec![prefix.unwrap().trunc()],
                 mtu: Some(1380),
             }],

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 
 use super::Wall;
+use super::addresses::Reflexive;
 use super::asks::{Asks, MAX_CHECKS, MAX_WAITING};
 use super::durable::Then;
 use super::io::{Input, NodeConfig, Output};
@@ -18,6 +19,7 @@ use super::repair::Repairs;
 use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::{HOUSEKEEPING, MAX_TOLD};
+use crate::carriers::{self, Carriers};
 use crate::catalog::{Catalog, Changes};
 use crate::crypto::Random;
 use crate::identity::Identity;
@@ -26,6 +28,7 @@ use crate::membership::{Membership, MembershipEvent};
 use crate::model::{
     AddressPlan, ClusterId, Generation, NetworkName, NodeId, NodeName, Now, WallMicros,
 };
+use crate::path::Path;
 use crate::roster::{Roster, Standing};
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
@@ -42,6 +45,7 @@ pub(super) struct Buffers {
     pub(super) membership: Vec<MembershipEvent>,
     pub(super) sync: Vec<SyncEvent>,
     pub(super) door: Vec<JoinEvent>,
+    pub(super) carriers: Vec<carriers::Event>,
 }
 
 impl Buffers {
@@ -50,6 +54,7 @@ impl Buffers {
             && self.membership.is_empty()
             && self.sync.is_empty()
             && self.door.is_empty()
+            && self.carriers.is_empty()
     }
 }
 
@@ -65,6 +70,7 @@ pub(super) struct Cluster {
     pub(super) membership: Membership,
     pub(super) sessions: Sessions,
     pub(super) door: JoinResponder,
+    pub(super) carriers: Carriers,
     pub(super) numbers: Numbers,
     pub(super) tokens: Tokens,
     pub(super) asks: Asks,
@@ -98,7 +104,8 @@ pub(super) struct Cluster {
     /// Sessions that may still be received on.
     pub(super) receivers: BTreeMap<u32, Arc<Transport>>,
     pub(super) silent: BTreeSet<NodeId>,
-    pub(super) path_mtu: BTreeMap<SocketAddr, u16>,
+    /// The host's own address from which it sends to each path's; of `vxlan` alone.
+    pub(super) path_source: BTreeMap<SocketAddr, IpAddr>,
     /// It may write and allocate.
     pub(super) ready: bool,
     pub(super) announced_ready: bool,
@@ -120,6 +127,7 @@ pub(super) struct Cluster {
     pub(super) to_house: BTreeSet<Vec<u8>>,
     pub(super) look_again_at: Option<Now>,
     pub(super) repairs: Repairs,
+    pub(super) reflexive: Reflexive,
 }
 
 impl Cluster {
@@ -150,8 +158,8 @@ impl Cluster {
             cluster_secret: meta.secret.clone(),
             cipher: config.cipher,
             generation,
-            plain_vxlan: false,
-            relay: false,
+            relay: config.relay,
+            trusted_subnets: config.trusted_subnets.clone(),
         };
         let sessions = Sessions::new(identity.clone(), session_config, random.fork(), now);
         let door = JoinResponder::new(
@@ -160,6 +168,11 @@ impl Cluster {
             config.cipher,
             random.fork(),
             now,
+        );
+        let carriers = Carriers::new(
+            me,
+            config.trusted_subnets.clone(),
+            carriers_random(&config, &mut random),
         );
         let membership = Membership::new(me, generation, random.fork(), now);
         let sync = Sync::new(me, random.fork(), now);
@@ -176,6 +189,7 @@ impl Cluster {
             membership,
             sessions,
             door,
+            carriers,
             numbers: Numbers::restore(stored),
             tokens: Tokens::restore(stored),
             asks: Asks::default(),
@@ -199,7 +213,7 @@ impl Cluster {
             next_persist,
             receivers: BTreeMap::new(),
             silent: BTreeSet::new(),
-            path_mtu: BTreeMap::new(),
+            path_source: BTreeMap::new(),
             ready: false,
             announced_ready: false,
             revision: 0,
@@ -217,10 +231,10 @@ impl Cluster {
             to_house: BTreeSet::new(),
             look_again_at: None,
             repairs: Repairs::default(),
+            reflexive: Reflexive::default(),
         };
-        let seeds = cluster.meta.seeds.clone();
-        for (peer, addresses) in seeds {
-            cluster.sessions.set_addresses(now, peer, addresses);
+        for peer in cluster.meta.remembered_peers() {
+            cluster.tell_addresses(now, peer);
         }
         let pruned = cluster.catalog.prune(&cluster.meta.roster);
         cluster.persist(now, pruned, Vec::new(), out);
@@ -292,6 +306,7 @@ impl Cluster {
                     local_index,
                     from,
                     (kind, body),
+                    &mut self.meta.roster,
                     &mut self.buffers.sessions,
                 );
             }
@@ -307,9 +322,17 @@ impl Cluster {
             }
             Input::Persisted(id) => self.on_persisted(now, id, out),
             Input::PathMtu { addr, mtu } => {
-                if self.path_mtu.insert(addr, mtu) != Some(mtu) {
-                    self.tunnels_changed = true;
-                }
+                self.sessions
+                    .set_ceiling(addr, mtu, &mut self.buffers.sessions);
+            }
+            Input::PathSource { addr, source } => self.set_path_source(addr, source),
+            Input::VxlanDevice(state) => {
+                self.carriers
+                    .set_device(now, state, &mut self.buffers.carriers)
+            }
+            Input::VxlanProbe { from, nonce } => {
+                self.carriers
+                    .on_probe(now, from, nonce, &mut self.buffers.carriers);
             }
             Input::Command(id, command) => self.on_command(now, id, command, out),
             Input::PublishChecked { ask, owner } => self.on_publish_checked(now, ask, owner),
@@ -327,6 +350,7 @@ impl Cluster {
             .expire(now, &self.meta.roster, &mut self.buffers.sessions);
         self.door.expire(now, &mut self.buffers.door);
         self.membership.expire(now, &mut self.buffers.membership);
+        self.carriers.expire(now, &mut self.buffers.carriers);
         let wall = self.wall.micros(now);
         let stores = Stores {
             catalog: &mut self.catalog,
@@ -351,6 +375,7 @@ impl Cluster {
             self.sessions.deadline(),
             self.door.deadline(),
             self.membership.deadline(),
+            self.carriers.deadline(),
             self.sync.deadline(),
             self.asks.deadline(),
             self.allocator.deadline(),
@@ -372,18 +397,20 @@ impl Cluster {
         out: &mut Vec<Output>,
     ) {
         self.config.host_addrs = host;
-        self.config.underlay = underlay;
+        if std::mem::replace(&mut self.config.underlay, underlay) != self.config.underlay {
+            self.sessions.on_moved(now, &mut self.buffers.sessions);
+        }
         self.write_node_info(now, out);
         self.pump(now, out);
     }
 
-    fn on_datagram(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8], out: &mut Vec<Output>) {
-        match DatagramType::of(bytes) {
-            Some(DatagramType::JoinInit) => self.knock(now, from, bytes),
-            Some(DatagramType::Data)
+    fn on_datagram(&mut self, now: Now, from: Path, bytes: &mut [u8], out: &mut Vec<Output>) {
+        match (DatagramType::of(bytes), from) {
+            (Some(DatagramType::JoinInit), Path::Direct(addr)) => self.knock(now, addr, bytes),
+            (Some(DatagramType::Data), Path::Direct(addr))
                 if DataHeader::parse(bytes).is_some_and(|h| is_join_index(h.receiver)) =>
             {
-                self.knock(now, from, bytes);
+                self.knock(now, addr, bytes);
             }
             _ => self.on_session_datagram(now, from, bytes, out),
         }
@@ -393,7 +420,7 @@ impl Cluster {
     fn on_session_datagram(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         bytes: &mut [u8],
         out: &mut Vec<Output>,
     ) {
@@ -495,9 +522,8 @@ impl Cluster {
         for peer in &changes.nodes {
             // What a removed node said of itself still counts; nobody calls it.
             let is_peer = *peer != self.me && self.roster().is_member(peer);
-            if let Some(info) = self.catalog.node(peer).filter(|_| is_peer) {
-                let underlay = info.underlay.clone();
-                self.sessions.set_addresses(now, *peer, underlay);
+            if is_peer && self.catalog.node(peer).is_some() {
+                self.tell_addresses(now, *peer);
             }
         }
         let mine = changes.endpoints.iter().filter(|(of, _)| *of == self.me);
@@ -603,14 +629,21 @@ impl Cluster {
     }
 
     pub(super) fn show_changes(&mut self, out: &mut Vec<Output>) {
-        if std::mem::take(&mut self.tunnels_changed) {
-            self.view_changed = true;
-            out.push(Output::Tunnels);
-        }
+        self.show_tunnels(out);
         if std::mem::take(&mut self.view_changed) {
             self.revision += 1;
             out.push(Output::View);
         }
+    }
+
+    /// True if they changed.
+    pub(super) fn show_tunnels(&mut self, out: &mut Vec<Output>) -> bool {
+        let changed = std::mem::take(&mut self.tunnels_changed);
+        if changed {
+            self.view_changed = true;
+            out.push(Output::Tunnels);
+        }
+        changed
     }
 
     pub(super) fn liveness(&self, id: &NodeId) -> Liveness {
@@ -631,6 +664,14 @@ pub(super) fn ring_of(meta: &Meta, catalog: &Catalog) -> Ring {
     let strangers = grants.iter().map(|(_, grant)| grant.to);
     removed.extend(strangers.filter(|id| meta.roster.standing(id) == Standing::Unknown));
     Ring::compute(meta.roster.founder(), meta.range, &grants, &removed)
+}
+
+/// Only where it is needed: what all else draws stays the same.
+fn carriers_random(config: &NodeConfig, random: &mut Random) -> Random {
+    match config.trusted_subnets.is_empty() {
+        true => Random::from_seed([0; 32]),
+        false => random.fork(),
+    }
 }
 
 /// A name stays until a person asks for another one.

@@ -1,6 +1,6 @@
 //! Handing on what the machines say to each other, until all buffers are empty.
 
-use super::cluster::Cluster;
+use super::cluster::{Buffers, Cluster};
 use super::io::Output;
 use crate::membership::MembershipEvent;
 use crate::model::{NodeId, Now};
@@ -15,29 +15,48 @@ impl Cluster {
     pub(super) fn pump(&mut self, now: Now, out: &mut Vec<Output>) {
         // Two sets of buffers change places, so that neither has to grow anew for each event.
         let mut events = std::mem::take(&mut self.spare);
-        while !self.buffers.is_empty() {
-            std::mem::swap(&mut events, &mut self.buffers);
-            for event in events.sessions.drain(..) {
-                self.on_session(now, event, out);
+        loop {
+            while !self.buffers.is_empty() {
+                std::mem::swap(&mut events, &mut self.buffers);
+                self.hand_on(now, &mut events, out);
             }
-            for event in events.door.drain(..) {
-                self.on_door(now, event, out);
+            // Sessions or paths changed: what follows from that for the carriers may have more to say.
+            if !self.carriers.is_on() || !self.show_tunnels(out) {
+                break;
             }
-            for event in events.membership.drain(..) {
-                self.on_membership(now, event, out);
-            }
-            for event in events.sync.drain(..) {
-                self.on_sync(now, event, out);
-            }
+            self.follow_paths(now);
         }
         self.spare = events;
         self.become_ready(now, out);
         self.show_changes(out);
     }
 
+    fn hand_on(&mut self, now: Now, events: &mut Buffers, out: &mut Vec<Output>) {
+        for event in events.sessions.drain(..) {
+            self.on_session(now, event, out);
+        }
+        for event in events.door.drain(..) {
+            self.on_door(now, event, out);
+        }
+        for event in events.membership.drain(..) {
+            self.on_membership(now, event, out);
+        }
+        for event in events.sync.drain(..) {
+            self.on_sync(now, event, out);
+        }
+        for event in events.carriers.drain(..) {
+            self.on_carrier(now, event, out);
+        }
+    }
+
     pub(super) fn on_session(&mut self, now: Now, event: SessionEvent, out: &mut Vec<Output>) {
         match event {
             SessionEvent::Send { to, datagram } => out.push(Output::Send { to, datagram }),
+            SessionEvent::Relay { by, to, datagram } => {
+                self.sessions
+                    .relay(now, &by, &to, &datagram, &mut self.buffers.sessions);
+            }
+            SessionEvent::SeenAt { peer, addr } => self.on_seen_at(now, peer, addr, out),
             SessionEvent::Accepting { transport, .. } => {
                 self.receivers.insert(transport.local_index(), transport);
                 self.tunnels_changed = true;
@@ -59,8 +78,15 @@ impl Cluster {
                 self.receivers.remove(&local_index);
                 self.tunnels_changed = true;
             }
-            SessionEvent::Path { .. } => self.tunnels_changed = true,
+            SessionEvent::Mtu { .. } => self.tunnels_changed = true,
+            SessionEvent::Path { peer, path } => {
+                self.tunnels_changed = true;
+                self.on_path(now, peer, path, out);
+            }
             SessionEvent::Lost { peer } => {
+                self.forget_seen(&peer);
+                self.sessions
+                    .lose_relay(now, &peer, &mut self.buffers.sessions);
                 // Nothing tells any more whether it answers; membership goes on by itself.
                 self.view_changed |= self.silent.remove(&peer);
                 self.tunnels_changed = true;
@@ -130,6 +156,10 @@ impl Cluster {
             }
             Message::Ask { id, body } => self.on_ask(now, peer, id, &body, out),
             Message::Answer { id, body } => self.on_answer(now, peer, id, &body, out),
+            Message::Carrier(word) => {
+                self.carriers
+                    .on_word(now, peer, &word, &mut self.buffers.carriers);
+            }
             Message::Bye => self.sessions.drop_peer(&peer, &mut self.buffers.sessions),
         }
     }

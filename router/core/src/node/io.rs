@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::control::{ErrorKind, NameSpec, NetworkSpec, ServiceSpec, TokenRequest};
 use crate::crypto::Cipher;
 use crate::model::{
     EndpointId, EndpointName, Label, NetworkName, NodeId, NodeName, Proto, ServiceName, WallMicros,
 };
+use crate::path::Path;
 use crate::store::Batch;
 use crate::token::Token;
 use crate::view::{Endpoint, EndpointKind, NetworkView, PeerNumber, PublishConflict, Service};
@@ -28,6 +29,10 @@ pub struct NodeConfig {
     pub host_addrs: Vec<IpAddr>,
     /// Where peers may reach it, best first.
     pub underlay: Vec<SocketAddr>,
+    /// It passes on datagrams between members that don't reach each other.
+    pub relay: bool,
+    /// Networks of the underlay that this host trusts with plain packets.
+    pub trusted_subnets: Vec<IpNet>,
 }
 
 /// How a node comes into its cluster.
@@ -52,8 +57,8 @@ pub enum Start {
 pub enum Input<'a> {
     /// A datagram of any type came. Sealed ones may come this way too (the simulator has no carrier).
     Datagram {
-        /// Its source.
-        from: SocketAddr,
+        /// How it came.
+        from: Path,
         /// Its octets, opened in place.
         bytes: &'a mut [u8],
     },
@@ -61,8 +66,8 @@ pub enum Input<'a> {
     Opened {
         /// The session's index on this side.
         local_index: u32,
-        /// Its source.
-        from: SocketAddr,
+        /// How it came.
+        from: Path,
         /// The frame's kind.
         kind: u8,
         /// The frame's body.
@@ -70,12 +75,12 @@ pub enum Input<'a> {
     },
     /// The carrier has packets for a peer and no session to seal them with.
     Wanted(PeerNumber),
-    /// Authenticated packets came from another address than the session's path.
+    /// Authenticated packets came by another way than the session's path.
     Moved {
         /// The session's index on this side.
         local_index: u32,
-        /// The new address.
-        from: SocketAddr,
+        /// How they came.
+        from: Path,
     },
     /// The batch with this id is on stable storage.
     Persisted(u64),
@@ -97,6 +102,22 @@ pub enum Input<'a> {
         addr: SocketAddr,
         /// Octets, IP header included.
         mtu: u16,
+    },
+    /// The host's own address from which it sends to this one.
+    PathSource {
+        /// A peer's address.
+        addr: SocketAddr,
+        /// The host's.
+        source: IpAddr,
+    },
+    /// The `vxlan` carrier is up behind its filter, or why it is not.
+    VxlanDevice(Result<(), String>),
+    /// A probe came over it.
+    VxlanProbe {
+        /// The MAC that the frame says it is from.
+        from: [u8; 6],
+        /// What it carries.
+        nonce: u64,
     },
     /// A person or a program asks; the answer comes as [`Output::Reply`] under the same number.
     Command(u64, Command),
@@ -125,6 +146,17 @@ pub enum Output {
     },
     /// Write this batch and say [`Input::Persisted`] when it can't be lost any more.
     Persist(u64, Batch),
+    /// Send a probe over the `vxlan` carrier.
+    VxlanProbe {
+        /// The peer's MAC there.
+        to: [u8; 6],
+        /// This host's.
+        from: [u8; 6],
+        /// What it carries.
+        nonce: u64,
+        /// How long the frame is, Ethernet header included, octets.
+        length: u16,
+    },
     /// The table of sessions and paths changed: see [`super::Node::tunnels`].
     Tunnels,
     /// What is visible changed: see [`super::Node::view`].
@@ -297,8 +329,8 @@ pub struct Tunnel {
     pub peer: NodeId,
     /// This host's number for it.
     pub number: PeerNumber,
-    /// Where to send.
-    pub path: Option<SocketAddr>,
+    /// How to send.
+    pub path: Option<Path>,
     /// The newest session, to seal with.
     pub transport: Option<std::sync::Arc<crate::session::transport::Transport>>,
     /// All sessions that may still be received on.

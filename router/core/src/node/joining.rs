@@ -8,6 +8,7 @@ use crate::control::ErrorKind;
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::model::{Generation, NodeId, Now};
+use crate::path::Path;
 use crate::session::join::{JoinConfig, Joiner, JoinerEvent};
 use crate::token::Token;
 use crate::wire;
@@ -45,7 +46,10 @@ impl Joining {
 
     pub(super) fn handle(&mut self, now: Now, input: Input<'_>, out: &mut Vec<Output>) {
         match input {
-            Input::Datagram { from, bytes } => {
+            Input::Datagram {
+                from: Path::Direct(from),
+                bytes,
+            } => {
                 let mut events = Vec::new();
                 self.joiner.handle(now, from, bytes, &mut events);
                 self.apply(now, events, out);

@@ -120,8 +120,34 @@ impl Meta {
         })
     }
 
+    /// Where `peer` was reached before, whatever its record says.
+    pub(super) fn remembered(&self, peer: &NodeId) -> &[SocketAddr] {
+        let found = self.seeds.iter().find(|(id, _)| id == peer);
+        found.map_or(&[], |(_, addresses)| addresses)
+    }
+
+    /// Of whom there is something to remember.
+    pub(super) fn remembered_peers(&self) -> Vec<NodeId> {
+        self.seeds.iter().map(|(id, _)| *id).collect()
+    }
+
+    /// Remembers where `peer` was reached, and nothing any more of those who are no members.
+    pub(super) fn remember(&mut self, peer: NodeId, addresses: Vec<SocketAddr>) -> Batch {
+        let roster = &self.roster;
+        self.seeds
+            .retain(|(id, _)| *id != peer && roster.is_member(id));
+        self.seeds.push((peer, addresses));
+        self.row()
+    }
+
     /// All of it, to write down at once.
     pub(crate) fn batch(&self) -> Batch {
+        let mut batch = self.unwritten.clone();
+        batch.append(self.row());
+        batch
+    }
+
+    fn row(&self) -> Batch {
         let row = Row {
             version: 1,
             cluster: self.cluster,
@@ -129,7 +155,7 @@ impl Meta {
             range: self.range,
             seeds: self.seeds.clone(),
         };
-        let mut batch = self.unwritten.clone();
+        let mut batch = Batch::new();
         batch.put(Table::Cluster.key(&[CLUSTER]), wire::encode(&row));
         batch
     }

@@ -13,7 +13,9 @@
 //! What the shell must respect: outputs are carried out in order; `Persist` may be slow, everything that depends on it
 //! is held back here until [`Input::Persisted`]; `handle` and `expire` are cheap and never wait.
 
+mod addresses;
 mod asks;
+mod carriers;
 mod cluster;
 mod commands;
 #[cfg(feature = "deviations")]
@@ -298,6 +300,11 @@ impl Node {
     /// Who this is.
     pub fn id(&self) -> NodeId {
         self.me
+    }
+
+    /// Does it pass on what members have for each other?
+    pub fn relays(&self) -> bool {
+        self.config.relay
     }
 
     fn is_waiting_for(&self, id: u64) -> bool {

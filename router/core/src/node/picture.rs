@@ -1,21 +1,17 @@
 //! The view and the table of tunnels: what the edges plan from, computed from the machines' states.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use super::cluster::Cluster;
 use super::io::Tunnel;
 use crate::model::{NodeId, Now};
+use crate::path::Path;
 use crate::session::SessionInfo;
-use crate::view::{Blocked, Carrier, Endpoint, Liveness, Member, PeerNumber, PeerView, View};
+use crate::view::{Blocked, Endpoint, Liveness, Member, PeerNumber, PeerView, View};
 use crate::wire;
 
-/// RFC 791 and RFC 8200 headers, RFC 768 header.
-const IPV4_HEADER: u16 = 20;
-const IPV6_HEADER: u16 = 40;
-const UDP_HEADER: u16 = 8;
-/// Assumed until the kernel says otherwise: the smallest that any IPv6 link carries.
-const CAUTIOUS_MTU: u16 = 1280 + 33 + IPV6_HEADER + UDP_HEADER;
+/// Assumed until the kernel says what it sends in one piece: what inner IPv6 needs (RFC 8200 §5).
+const LEAST: u16 = 1280;
 
 impl Cluster {
     pub(super) fn view(&self) -> View {
@@ -32,6 +28,7 @@ impl Cluster {
             conflicts: self.catalog.conflicts(&hidden),
             networks: self.networks(),
             blocked: self.blocked(),
+            vxlan: self.carriers.view(),
         }
     }
 
@@ -66,26 +63,33 @@ impl Cluster {
                         .cloned()
                         .collect(),
                     prefixes: self.ring.prefixes(&member.id, &self.plan),
-                    mtu: session
-                        .and_then(|s| s.path)
-                        .map(|path| self.inner_mtu(path)),
+                    mtu: session.and_then(inner_mtu),
                 })
             })
             .collect()
     }
 
     pub(super) fn peers(&self, now: Now) -> Vec<PeerView> {
+        let sessions: Vec<SessionInfo> = self.sessions.peers().collect();
         self.sessions
-            .peers()
-            .map(|session| PeerView {
-                id: session.peer,
-                carrier: Some(Carrier::Udp),
-                path: session.path,
-                rtt_micros: session
-                    .rtt
-                    .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
-                handshake_age_millis: u64::try_from(session.handshake_age(now).as_millis()).ok(),
-                mtu: session.path.map(|path| self.inner_mtu(path)),
+            .linked()
+            .map(|id| {
+                let session = sessions.iter().find(|session| session.peer == id);
+                let (carrier, why, mtu) = self.carriers.of(&id);
+                PeerView {
+                    id,
+                    carrier: session.map(|_| carrier),
+                    why,
+                    path: session.and_then(|session| session.path),
+                    rtt_micros: session
+                        .and_then(|session| session.rtt)
+                        .map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+                    handshake_age_millis: session.and_then(|session| {
+                        u64::try_from(session.handshake_age(now).as_millis()).ok()
+                    }),
+                    mtu: session.and_then(|session| mtu.or_else(|| inner_mtu(session))),
+                    paths: self.sessions.paths(&id),
+                }
             })
             .collect()
     }
@@ -133,24 +137,20 @@ impl Cluster {
                     number: self.numbers.of(&member.id).unwrap_or(PeerNumber(0)),
                     prefixes: self.ring.prefixes(&member.id, &self.plan),
                     host_addrs: info.map(|info| info.host_addrs.clone()).unwrap_or_default(),
-                    mtu: session
-                        .and_then(|s| s.path)
-                        .map(|path| self.inner_mtu(path)),
+                    mtu: session.and_then(inner_mtu),
                 }
             })
             .collect();
         members.sort_by_key(|member| member.id);
         members
     }
+}
 
-    /// The largest inner packet that fits into one datagram on this path.
-    fn inner_mtu(&self, path: SocketAddr) -> u16 {
-        let outer = self.path_mtu.get(&path).copied().unwrap_or(CAUTIOUS_MTU);
-        let ip = if path.is_ipv6() {
-            IPV6_HEADER
-        } else {
-            IPV4_HEADER
-        };
-        outer.saturating_sub(ip + UDP_HEADER + wire::OVERHEAD as u16)
-    }
+/// The largest inner packet that fits into one datagram.
+fn inner_mtu(session: &SessionInfo) -> Option<u16> {
+    let path = session.path?;
+    Some(session.mtu.unwrap_or(match path {
+        Path::Direct(_) => LEAST,
+        Path::Relayed(_) => LEAST - wire::RELAY_OVERHEAD as u16,
+    }))
 }

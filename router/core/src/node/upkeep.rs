@@ -169,10 +169,10 @@ impl Cluster {
         let info = NodeInfo {
             name: self.config.name.clone(),
             host_addrs: self.config.host_addrs.iter().copied().take(8).collect(),
-            underlay: self.config.underlay.iter().copied().take(8).collect(),
+            underlay: self.own_addresses(),
             caps: 0,
         };
-        // It always fits: eight addresses of each kind and one name.
+        // It always fits: eight addresses of each kind, two that others see, and one name.
         let _ = self.put(now, &Object::NodeInfo(info), Vec::new(), out);
     }
 

@@ -21,8 +21,8 @@ impl Cluster {
         services
     }
 
-    fn tell_impossible(&mut self, out: &mut Vec<Output>) {
-        let mut services = self.catalog.services(self.wall_now());
+    fn tell_impossible(&mut self, now: Now, out: &mut Vec<Output>) {
+        let mut services = self.catalog.services(self.wall.micros(now));
         services.retain(|service| !self.plan.is_vip(service.vip));
         for Service { name, vip, .. } in services {
             let text = format!(
@@ -45,7 +45,7 @@ impl Cluster {
         if !self.ready || self.leaving || !self.is_member() {
             return;
         }
-        self.tell_impossible(out);
+        self.tell_impossible(now, out);
         let in_common = self.catalog.services_in_common(self.wall.micros(now));
         self.services_apart = in_common.is_empty();
         for (first, service) in in_common {

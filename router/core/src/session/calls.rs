@@ -1,6 +1,5 @@
 //! How a session comes to be, from either side: the call, its answer, and the cookie that a busy peer asks for between them.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::cookie::{Verdict, index_at};
@@ -11,7 +10,8 @@ use super::timers::{COOKIE_USE, INSIST_FOR, retry_after};
 use super::transport::Transport;
 use super::{MAX_HALF_OPEN, SessionEvent, Sessions, Trust, link_at};
 use crate::model::{NodeId, Now};
-use crate::wire::MAX_DATAGRAM;
+use crate::path::Path;
+use crate::wire::{MAX_DATAGRAM, MAX_RELAYED};
 
 impl Sessions {
     pub(super) fn dial(
@@ -30,12 +30,12 @@ impl Sessions {
         }
     }
 
-    /// Sends a first message: to `address` where given, else to the next candidate.
+    /// Sends a first message: along `path` where given, else along the next one.
     pub(super) fn call(
         &mut self,
         now: Now,
         peer: &NodeId,
-        address: Option<SocketAddr>,
+        path: Option<Path>,
         trust: &impl Trust,
         out: &mut Vec<SessionEvent>,
     ) {
@@ -51,11 +51,13 @@ impl Sessions {
             }
             return;
         };
-        dial.next = now.plus(retry_after(dial.tries, &mut self.desk.random));
+        let paths = link.paths.to_call();
+        let count = paths.len().max(1);
         let tries = dial.tries as usize;
-        let addresses = link.addresses();
-        let next = addresses.get(tries % addresses.len().max(1)).copied();
-        let Some(to) = address.or(next).filter(|_| !is_full) else {
+        let rounds = (tries / count) as u32;
+        dial.next = now.plus(retry_after(rounds, &mut self.desk.random));
+        let next = paths.get(tries % count).copied();
+        let Some(to) = path.or(next).filter(|_| !is_full) else {
             return;
         };
         if let Some(dial) = &mut link.dial {
@@ -76,9 +78,13 @@ impl Sessions {
             extra: Vec::new(),
         };
         let index = self.desk.draw(*peer);
+        let most = match to {
+            Path::Direct(_) => MAX_DATAGRAM,
+            Path::Relayed(_) => MAX_RELAYED,
+        };
         let called = self.context.call(
             &noise_key,
-            index,
+            (index, most),
             &mut payload,
             cookie.as_ref(),
             &mut self.desk.random,
@@ -94,31 +100,32 @@ impl Sessions {
             to,
             sent: now,
         };
+        link.paths.on_called(to);
         link.add_attempt(attempt, &mut self.desk);
-        out.push(SessionEvent::Send {
-            to,
-            datagram: called.datagram,
-        });
+        out.push(SessionEvent::send(to, *peer, called.datagram));
     }
 
     pub(super) fn on_init(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         bytes: &[u8],
         trust: &mut impl Trust,
         out: &mut Vec<SessionEvent>,
     ) -> Result<(), DropReason> {
         let checked = self.context.macs.check(bytes)?;
-        match self.gate.ask(now, from, &checked, &mut self.desk.random) {
-            Verdict::Pass => {}
-            Verdict::Refuse(reason) => return Err(reason),
-            Verdict::Ask(cookie) => {
+        let verdict = self.gate.ask(now, from, &checked, &mut self.desk.random);
+        match (verdict, from) {
+            (Verdict::Pass, _) => {}
+            (Verdict::Refuse(reason), _) => return Err(reason),
+            (Verdict::Ask(cookie), Path::Direct(to)) => {
                 let random = &mut self.desk.random;
                 let datagram = self.context.macs.seal_cookie(&checked, &cookie, random);
-                out.push(SessionEvent::Send { to: from, datagram });
+                out.push(SessionEvent::Send { to, datagram });
                 return Err(DropReason::CookieAsked);
             }
+            // Nobody knows yet whom it is from, and a member's word that it passes it on is no proof of an address.
+            (Verdict::Ask(_), Path::Relayed(_)) => return Err(DropReason::TooMany),
         }
         let arrived = self
             .context
@@ -186,7 +193,7 @@ impl Sessions {
     fn answer(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         arrived: Arrived,
         out: &mut Vec<SessionEvent>,
     ) -> Result<(), DropReason> {
@@ -205,7 +212,7 @@ impl Sessions {
         link.yield_dial(now);
         link.add_pending(Pending { live, from }, &mut self.desk, out);
         out.push(SessionEvent::Accepting { peer, transport });
-        out.push(SessionEvent::Send { to: from, datagram });
+        out.push(SessionEvent::send(from, peer, datagram));
         Ok(())
     }
 
@@ -223,7 +230,7 @@ impl Sessions {
     pub(super) fn on_response(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         bytes: &[u8],
         trust: &impl Trust,
         out: &mut Vec<SessionEvent>,

@@ -3,7 +3,7 @@
 //! receiver's public key: who does not hold it hears nothing, ever.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::drops::DropReason;
@@ -11,6 +11,7 @@ use crate::crypto::{
     AeadKey, Cipher, Random, Secret, TAG_LEN, check_mac16, hkdf_sha256, mac16, same,
 };
 use crate::model::Now;
+use crate::path::Path;
 use crate::wire::{DatagramType, MAX_DATAGRAM};
 
 /// Both macs at the end of a handshake datagram.
@@ -166,7 +167,7 @@ impl Gate {
     pub(super) fn ask(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         checked: &Checked<'_>,
         random: &mut Random,
     ) -> Verdict {
@@ -202,7 +203,7 @@ impl Gate {
         }
     }
 
-    fn is_proven(&self, from: SocketAddr, checked: &Checked<'_>) -> bool {
+    fn is_proven(&self, from: Path, checked: &Checked<'_>) -> bool {
         [&self.secret, &self.previous].iter().any(|secret| {
             let key = widen(&cookie(secret, from));
             same(&mac16(&key, &[checked.body, &checked.mac1]), &checked.mac2)
@@ -210,17 +211,25 @@ impl Gate {
     }
 }
 
-fn cookie(secret: &Secret<32>, from: SocketAddr) -> Cookie {
-    let port = from.port().to_le_bytes();
-    match from.ip() {
+fn cookie(secret: &Secret<32>, from: Path) -> Cookie {
+    let addr = match from {
+        Path::Direct(addr) => addr,
+        Path::Relayed(by) => return mac16(secret.expose(), &[&by.0]),
+    };
+    let port = addr.port().to_le_bytes();
+    match addr.ip() {
         IpAddr::V4(ip) => mac16(secret.expose(), &[&ip.octets(), &port]),
         IpAddr::V6(ip) => mac16(secret.expose(), &[&ip.octets(), &port]),
     }
 }
 
-/// One IPv4 address or IPv6 /64: what one sender commonly has.
-fn source(from: SocketAddr) -> u128 {
-    match from.ip() {
+/// One IPv4 address or IPv6 /64: what one sender commonly has. Or all that one member passes on.
+fn source(from: Path) -> u128 {
+    let addr = match from {
+        Path::Direct(addr) => addr,
+        Path::Relayed(by) => return u128::from(u64::from_be_bytes(by.prefix())) | 1 << 126,
+    };
+    match addr.ip() {
         IpAddr::V4(ip) => u128::from(u32::from(ip)),
         IpAddr::V6(ip) => u128::from(ip) >> 64 | 1 << 127,
     }
@@ -230,8 +239,8 @@ fn source(from: SocketAddr) -> u128 {
 mod tests {
     use super::*;
 
-    fn addr(last: u8) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, last], 6783))
+    fn addr(last: u8) -> Path {
+        Path::Direct(([192, 0, 2, last], 6783).into())
     }
 
     fn datagram(keys: &MacKeys, cookie: Option<&Cookie>) -> (Vec<u8>, [u8; MAC]) {
@@ -305,10 +314,10 @@ mod tests {
         let checked = keys.check(&plain).unwrap();
         let passed = (0..50)
             .filter(|port| {
-                let from: SocketAddr = format!("[2001:db8::{port}]:{}", 1000 + port)
+                let from: std::net::SocketAddr = format!("[2001:db8::{port}]:{}", 1000 + port)
                     .parse()
                     .unwrap();
-                let verdict = gate.ask(Now::default(), from, &checked, &mut random);
+                let verdict = gate.ask(Now::default(), from.into(), &checked, &mut random);
                 matches!(verdict, Verdict::Pass)
             })
             .count();

@@ -1,6 +1,9 @@
 //! What all links of a node share: the generator, the session indices and the counts of what was dropped.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use super::SessionEvent;
 use super::drops::Drops;
@@ -15,15 +18,18 @@ pub(super) struct Desk {
     pub(super) me: NodeId,
     pub(super) random: Random,
     pub(super) drops: Drops,
+    /// Networks that this host trusts.
+    pub(super) trusted: Arc<[IpNet]>,
     indices: BTreeMap<u32, NodeId>,
 }
 
 impl Desk {
-    pub(super) fn new(me: NodeId, random: Random) -> Self {
+    pub(super) fn new(me: NodeId, random: Random, trusted: Arc<[IpNet]>) -> Self {
         Self {
             me,
             random,
             drops: Drops::default(),
+            trusted,
             indices: BTreeMap::new(),
         }
     }

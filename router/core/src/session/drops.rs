@@ -33,6 +33,8 @@ pub enum DropReason {
     BadFrame,
     /// A table is full.
     Full,
+    /// Something to pass on for somebody whom we don't reach, or though we pass nothing on.
+    NotRelayed,
     /// Our own message, too long to send.
     Oversized,
     /// Our own message, pushed out of the queue or without a peer to go to.

@@ -1,14 +1,17 @@
 //! What goes into [`super::Sessions`] besides datagrams, and what comes out.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::handshake::{Capabilities, Refusal};
 use super::transport::Transport;
 use crate::crypto::{Cipher, Secret};
 use crate::model::{ClusterId, Generation, NodeId, Now};
-use crate::wire::Message;
+use crate::path::Path;
+use crate::wire::{ECHO_REPLY, ECHO_REQUEST, Message};
 
 /// What a node's sessions are made with.
 #[derive(Clone, Debug)]
@@ -21,10 +24,10 @@ pub struct SessionConfig {
     pub cipher: Cipher,
     /// Of this start.
     pub generation: Generation,
-    /// Consent to plain VXLAN.
-    pub plain_vxlan: bool,
     /// Readiness to relay.
     pub relay: bool,
+    /// Networks of the underlay that this host trusts: paths in them go before all others, and plain VXLAN may go there.
+    pub trusted_subnets: Vec<IpNet>,
 }
 
 /// What the roster knows, and sessions need to.
@@ -50,6 +53,16 @@ pub enum SessionEvent {
         /// To there.
         to: SocketAddr,
         /// At most [`MAX_DATAGRAM`](crate::wire::MAX_DATAGRAM) octets.
+        datagram: Vec<u8>,
+    },
+    /// Give this datagram to a member that is to pass it on: hand it to [`super::Sessions::relay`].
+    Relay {
+        /// Which member.
+        by: NodeId,
+        /// Whom it is for.
+        to: NodeId,
+        /// As long as the path takes it; at most [`MAX_RELAYED`](crate::wire::MAX_RELAYED) octets but for echoes that are to
+        /// find that out.
         datagram: Vec<u8>,
     },
     /// We answered a handshake: datagrams for this transport's index may come. Open them, but send nothing through it.
@@ -78,6 +91,18 @@ pub enum SessionEvent {
         /// Which peer.
         peer: NodeId,
         /// Where it was shown to be.
+        path: Path,
+    },
+    /// The path to a peer takes other packets than before: see [`SessionInfo::mtu`].
+    Mtu {
+        /// Which peer.
+        peer: NodeId,
+    },
+    /// A peer sees this host there.
+    SeenAt {
+        /// Which peer.
+        peer: NodeId,
+        /// This host's address as it arrives: a NAT's, where there is one.
         addr: SocketAddr,
     },
     /// A control message came.
@@ -137,15 +162,33 @@ pub enum SessionEvent {
     },
 }
 
+impl SessionEvent {
+    /// The effect that carries `datagram` to `peer` along `path`.
+    pub(super) fn send(path: Path, peer: NodeId, datagram: Vec<u8>) -> Self {
+        match path {
+            Path::Direct(to) => SessionEvent::Send { to, datagram },
+            Path::Relayed(by) => SessionEvent::Relay {
+                by,
+                to: peer,
+                datagram,
+            },
+        }
+    }
+}
+
 /// What there is to tell about one link with a session.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
     /// With whom.
     pub peer: NodeId,
-    /// Where it is.
-    pub path: Option<SocketAddr>,
+    /// How it is reached.
+    pub path: Option<Path>,
     /// Smoothed round trip.
     pub rtt: Option<Duration>,
+    /// The largest inner packet that the path takes, octets; `None` before the kernel has said what it sends there.
+    pub mtu: Option<u16>,
+    /// The largest IP packet that it takes.
+    pub path_mtu: Option<u16>,
     /// When the keys in use were agreed.
     pub established: Now,
     /// Its generation.
@@ -169,27 +212,70 @@ impl SessionInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Probe {
     Request(u64),
-    Reply(u64),
+    /// With where the request came from, unless somebody was between.
+    Reply(u64, Option<SocketAddr>),
 }
 
 impl Probe {
-    pub(super) fn to_bytes(self) -> [u8; 9] {
-        let (flag, nonce) = match self {
-            Probe::Request(nonce) => (0, nonce),
-            Probe::Reply(nonce) => (1, nonce),
+    pub(super) fn to_bytes(self) -> Vec<u8> {
+        let (flag, nonce, seen) = match self {
+            Probe::Request(nonce) => (ECHO_REQUEST, nonce, None),
+            Probe::Reply(nonce, seen) => (ECHO_REPLY, nonce, seen),
         };
-        let mut bytes = [flag; 9];
-        bytes[1..].copy_from_slice(&nonce.to_le_bytes());
+        let mut bytes = vec![flag];
+        bytes.extend_from_slice(&nonce.to_le_bytes());
+        if let Some(addr) = seen {
+            bytes.extend_from_slice(&addr.port().to_le_bytes());
+            match addr.ip() {
+                IpAddr::V4(ip) => bytes.extend_from_slice(&ip.octets()),
+                IpAddr::V6(ip) => bytes.extend_from_slice(&ip.octets()),
+            }
+        }
         bytes
     }
 
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         let (flag, rest) = body.split_first()?;
-        let nonce = u64::from_le_bytes(*rest.first_chunk()?);
-        match flag {
-            0 => Some(Probe::Request(nonce)),
-            1 => Some(Probe::Reply(nonce)),
+        let (nonce, rest) = rest.split_first_chunk()?;
+        let nonce = u64::from_le_bytes(*nonce);
+        match *flag {
+            ECHO_REQUEST => Some(Probe::Request(nonce)),
+            ECHO_REPLY => Some(Probe::Reply(nonce, seen(rest))),
             _ => None,
         }
+    }
+}
+
+/// Port and address: 6 octets for IPv4, 18 for IPv6. Anything else says nothing.
+fn seen(bytes: &[u8]) -> Option<SocketAddr> {
+    let (port, ip) = bytes.split_first_chunk()?;
+    let ip = match ip.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(ip).ok()?),
+        16 => IpAddr::from(<[u8; 16]>::try_from(ip).ok()?),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, u16::from_le_bytes(*port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn echoes_survive_the_wire_and_padding_means_nothing() {
+        let addr = |text: &str| Some(text.parse().unwrap());
+        for probe in [
+            Probe::Request(7),
+            Probe::Reply(u64::MAX, None),
+            Probe::Reply(1, addr("192.0.2.1:6783")),
+            Probe::Reply(1, addr("[2001:db8::1]:1")),
+        ] {
+            assert_eq!(Probe::parse(&probe.to_bytes()), Some(probe));
+        }
+        let mut padded = Probe::Request(7).to_bytes();
+        padded.resize(1400, 0);
+        assert_eq!(Probe::parse(&padded), Some(Probe::Request(7)));
+        assert_eq!(Probe::parse(&[]), None);
+        assert_eq!(Probe::parse(&[2; 9]), None);
     }
 }

@@ -24,7 +24,7 @@ use super::transport::TransportKeys;
 use crate::crypto::{Cipher, Random};
 use crate::identity::Identity;
 use crate::model::{ClusterId, Generation, NodeId};
-use crate::wire::{self, DatagramType, MAX_DATAGRAM, VERSION};
+use crate::wire::{self, DatagramType, VERSION};
 
 /// What a node can do, told in both directions. Bits that a version does not know it ignores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct Capabilities {
     pub cipher: Cipher,
     /// Kinds of frame it understands: bit n is kind n + 1.
     pub framing: u16,
-    /// Its own configuration allows plain VXLAN towards this peer.
+    /// Its own configuration lists trusted subnets: between which addresses it takes plain VXLAN it says in the session.
     pub plain_vxlan: bool,
     /// It relays for others.
     pub relay: bool,
@@ -143,18 +143,19 @@ impl Context {
         }
     }
 
-    /// Makes a first message. A chain too long for a datagram is left out: the other side may know us already.
+    /// Makes a first message with this index, of at most so many octets. A chain too long for that is left out: the other
+    /// side may know us already.
     pub(super) fn call(
         &self,
         noise_key: &[u8; 32],
-        index: u32,
+        (index, most): (u32, usize),
         payload: &mut InitPayload,
         cookie: Option<&Cookie>,
         random: &mut Random,
     ) -> Option<Called> {
         let mut noise = Noise::initiator(&self.terms(), noise_key, random).ok()?;
         let mut inside = wire::encode(payload);
-        if 8 + FIRST_OVERHEAD + inside.len() + MACS > MAX_DATAGRAM {
+        if 8 + FIRST_OVERHEAD + inside.len() + MACS > most {
             payload.chain.clear();
             inside = wire::encode(payload);
         }

@@ -17,6 +17,7 @@ mod watch;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cookie::Cookie;
 use super::desk::Desk;
@@ -24,11 +25,13 @@ use super::drops::DropReason;
 use super::handshake::Capabilities;
 use super::noise::Noise;
 use super::starts::Starts;
-use super::timers::{AT_ONCE, CHALLENGE_EVERY, Dial, KEEPALIVE_BUSY, LINGER, Rtt, YIELD_FOR};
+use super::timers::{AT_ONCE, Dial, KEEPALIVE_BUSY, LINGER, YIELD_FOR};
 use super::transport::Transport;
 use super::{Probe, SessionEvent};
 use crate::model::{Generation, NodeId, Now};
-use crate::wire::FrameKind;
+use crate::path::Path;
+use crate::path::paths::{MAX_RELAYS, Mood, Paths};
+use crate::wire::{FrameKind, OVERHEAD, RelayHead};
 
 /// Control messages that wait for a session.
 const QUEUE: usize = 64;
@@ -38,10 +41,9 @@ pub(super) const ATTEMPTS: usize = 4;
 const SPARE: usize = 3;
 /// Sessions of one peer that may be received on: the present one, the answered and the replaced ones.
 pub(crate) const MAX_SESSIONS: usize = 1 + 2 * SPARE;
-/// Echoes under way.
-const PROBES: usize = 8;
-/// Addresses remembered of one peer.
-const CANDIDATES: usize = 16;
+
+/// Between offers of members that may relay: time for those to answer that were offered before.
+const OFFER_EVERY: Duration = Duration::from_secs(2);
 
 /// An established session.
 pub(super) struct Live {
@@ -88,7 +90,7 @@ impl Live {
 /// A session we answered for, until its first datagram.
 pub(super) struct Pending {
     pub(super) live: Live,
-    pub(super) from: SocketAddr,
+    pub(super) from: Path,
 }
 
 /// A first message of ours, until its answer.
@@ -96,7 +98,7 @@ pub(super) struct Attempt {
     pub(super) index: u32,
     pub(super) noise: Noise,
     pub(super) mac1: [u8; 16],
-    pub(super) to: SocketAddr,
+    pub(super) to: Path,
     pub(super) sent: Now,
 }
 
@@ -115,19 +117,15 @@ pub(super) enum Wish {
 
 pub(super) struct Link {
     pub(super) peer: NodeId,
-    pub(super) candidates: Vec<SocketAddr>,
-    pub(super) path: Option<SocketAddr>,
+    pub(super) paths: Paths,
     pub(super) current: Option<Live>,
     former: Vec<Former>,
     pub(super) pending: Vec<Pending>,
     pub(super) attempts: Vec<Attempt>,
     pub(super) dial: Option<Dial>,
-    pub(super) cookie: Option<(Cookie, SocketAddr, Now)>,
+    pub(super) cookie: Option<(Cookie, Path, Now)>,
     queue: VecDeque<Vec<u8>>,
     pub(super) starts: Starts,
-    pub(super) rtt: Rtt,
-    probes: VecDeque<(u64, Now)>,
-    challenge: Option<(SocketAddr, u64, Now)>,
     last_probe: Option<Now>,
     last_heard: Now,
     last_used: Now,
@@ -138,14 +136,17 @@ pub(super) struct Link {
     hoping_since: Option<Now>,
     fast_since: Option<Now>,
     pub(super) silent: bool,
+    /// When members were offered that may relay.
+    offered: Option<Now>,
+    /// The peer sees this host at an address that this host does not have: only traffic keeps a NAT's door open.
+    behind_nat: bool,
 }
 
 impl Link {
-    pub(super) fn new(peer: NodeId, now: Now) -> Self {
+    pub(super) fn new(peer: NodeId, desk: &Desk, now: Now) -> Self {
         Self {
             peer,
-            candidates: Vec::new(),
-            path: None,
+            paths: Paths::new(desk.trusted.clone()),
             current: None,
             former: Vec::new(),
             pending: Vec::new(),
@@ -154,9 +155,6 @@ impl Link {
             cookie: None,
             queue: VecDeque::new(),
             starts: Starts::new(now),
-            rtt: Rtt::default(),
-            probes: VecDeque::new(),
-            challenge: None,
             last_probe: None,
             last_heard: now,
             last_used: now,
@@ -165,22 +163,9 @@ impl Link {
             hoping_since: None,
             fast_since: None,
             silent: false,
+            offered: None,
+            behind_nat: false,
         }
-    }
-
-    pub(super) fn set_candidates(&mut self, candidates: Vec<SocketAddr>) {
-        self.candidates.clear();
-        for address in candidates {
-            if !self.candidates.contains(&address) && self.candidates.len() < CANDIDATES {
-                self.candidates.push(address);
-            }
-        }
-    }
-
-    /// Where to call, best first.
-    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
-        let others = self.candidates.iter().filter(|a| Some(**a) != self.path);
-        self.path.iter().chain(others).copied().collect()
     }
 
     /// Is there anything that time changes?
@@ -190,7 +175,7 @@ impl Link {
 
     /// Nothing here that would be missed.
     pub(super) fn is_empty(&self) -> bool {
-        !self.is_busy() && self.dial.is_none() && self.candidates.is_empty()
+        !self.is_busy() && self.dial.is_none() && self.paths.is_empty()
     }
 
     pub(super) fn transport(&self, index: u32) -> Option<Arc<Transport>> {
@@ -282,7 +267,7 @@ impl Link {
         &mut self,
         now: Now,
         live: Live,
-        path: SocketAddr,
+        path: Path,
         desk: &mut Desk,
         out: &mut Vec<SessionEvent>,
     ) {
@@ -290,6 +275,7 @@ impl Link {
         for attempt in self.attempts.drain(..) {
             desk.release(attempt.index);
         }
+        let was_silent = self.silent;
         self.on_heard(now, out);
         if self.keeps_current(now, &live, desk) {
             self.linger(now, live, desk, out);
@@ -303,12 +289,14 @@ impl Link {
         if let Some(former) = self.current.replace(live) {
             self.linger(now, former, desk, out);
         }
-        self.set_path(path, out);
+        let before = self.paths.current();
+        self.paths.on_through(now, path, was_silent);
+        self.tell_path(before, out);
         out.push(established);
         self.fast_since = None;
         self.probe(now, desk, out);
         for body in std::mem::take(&mut self.queue) {
-            self.seal(FrameKind::Control, &body, path, desk, out);
+            self.seal(FrameKind::Control, &body, None, desk, out);
         }
     }
 
@@ -330,11 +318,12 @@ impl Link {
         self.former.push(Former { live, retire });
     }
 
-    fn set_path(&mut self, addr: SocketAddr, out: &mut Vec<SessionEvent>) {
-        if self.path != Some(addr) {
-            self.path = Some(addr);
+    fn tell_path(&self, before: Option<Path>, out: &mut Vec<SessionEvent>) {
+        if let Some(path) = self.paths.current()
+            && before != Some(path)
+        {
             let peer = self.peer;
-            out.push(SessionEvent::Path { peer, addr });
+            out.push(SessionEvent::Path { peer, path });
         }
     }
 
@@ -347,9 +336,7 @@ impl Link {
         out: &mut Vec<SessionEvent>,
     ) -> bool {
         self.last_used = now;
-        if let Some(path) = self.path
-            && self.seal(FrameKind::Control, &body, path, desk, out)
-        {
+        if self.seal(FrameKind::Control, &body, None, desk, out) {
             // Nothing heard for a while: unless this is answered, ask soon, and not at the next keepalive.
             if now.since(self.last_heard) > KEEPALIVE_BUSY * 2 {
                 self.hoping_since.get_or_insert(now);
@@ -370,21 +357,22 @@ impl Link {
         self.last_packet = Some(now);
     }
 
+    /// Seals and sends a frame along `path`, or the present one.
     fn seal(
         &self,
         kind: FrameKind,
         body: &[u8],
-        to: SocketAddr,
+        path: Option<Path>,
         desk: &mut Desk,
         out: &mut Vec<SessionEvent>,
     ) -> bool {
-        let Some(live) = &self.current else {
+        let (Some(live), Some(path)) = (&self.current, path.or(self.paths.current())) else {
             return false;
         };
         let mut datagram = Vec::new();
         match live.transport.seal(kind, body, &mut datagram) {
             Ok(()) => {
-                out.push(SessionEvent::Send { to, datagram });
+                out.push(SessionEvent::send(path, self.peer, datagram));
                 true
             }
             Err(_) => {
@@ -394,78 +382,230 @@ impl Link {
         }
     }
 
-    /// Asks for an echo along the path.
+    /// Asks for an echo along the present path.
     pub(super) fn probe(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
-        let Some(path) = self.path else {
+        let Some(path) = self.paths.current() else {
             return;
         };
-        let nonce = desk.random.u64();
-        if self.probes.len() >= PROBES {
-            self.probes.pop_front();
-        }
-        self.probes.push_back((nonce, now));
         self.last_probe = Some(now);
         self.unanswered.get_or_insert(now);
-        let request = Probe::Request(nonce).to_bytes();
-        self.seal(FrameKind::Probe, &request, path, desk, out);
+        self.ask(now, path, desk, out);
     }
 
-    /// Something sealed came from an address that is not the path: ask there for an echo, and move only when it comes.
+    fn ask(&mut self, now: Now, path: Path, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
+        let nonce = desk.random.u64();
+        self.paths.on_asked(now, path, nonce);
+        let request = Probe::Request(nonce).to_bytes();
+        self.seal(FrameKind::Probe, &request, Some(path), desk, out);
+    }
+
+    /// Something sealed came along another path than the present one: ask there for an echo, and whether the present one
+    /// still answers. It is left only for one that does.
     pub(super) fn challenge(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         desk: &mut Desk,
         out: &mut Vec<SessionEvent>,
     ) {
-        let is_waiting = self
-            .challenge
-            .is_some_and(|(_, _, at)| now.since(at) < CHALLENGE_EVERY);
-        if self.path == Some(from) || is_waiting || self.current.is_none() {
+        if self.paths.current() == Some(from) || self.current.is_none() {
             return;
         }
+        let is_news = !self.paths.is_doubted();
+        if self.paths.see(now, from) {
+            self.ask(now, from, desk, out);
+        }
+        if is_news {
+            self.probe(now, desk, out);
+        }
+    }
+
+    /// This host's addresses changed: what was measured before may not hold.
+    pub(super) fn on_moved(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
+        if self.current.is_none() {
+            return;
+        }
+        self.paths.doubt_all(now);
+        self.probe(now, desk, out);
+    }
+
+    /// Sends a frame that somebody else's datagram is in.
+    pub(super) fn send_frame(
+        &mut self,
+        now: Now,
+        kind: FrameKind,
+        body: &[u8],
+        desk: &mut Desk,
+        out: &mut Vec<SessionEvent>,
+    ) -> bool {
+        self.last_used = now;
+        self.seal(kind, body, None, desk, out)
+    }
+
+    /// Members that may relay, the nearest first, should there be no better way. Of many the nearest are tried, and another
+    /// one each time.
+    pub(super) fn offer_relays(&mut self, now: Now, mut relays: Vec<NodeId>, desk: &mut Desk) {
+        self.offered = Some(now);
+        if relays.len() > MAX_RELAYS {
+            let others = relays.len() - (MAX_RELAYS - 1);
+            let drawn = desk.random.range(others as u64) as usize;
+            relays.swap(MAX_RELAYS - 1, MAX_RELAYS - 1 + drawn);
+        }
+        self.paths.offer(&relays);
+    }
+
+    /// Is somebody between wanted, or might another one be better?
+    pub(super) fn wants_relay(&self, now: Now) -> bool {
+        let is_relayed = self
+            .paths
+            .current()
+            .is_some_and(|path| path.relay().is_some());
+        let wanted = match self.current {
+            Some(_) => self.silent || is_relayed,
+            None => self
+                .dial
+                .is_some_and(|dial| dial.tries as usize >= self.paths.direct()),
+        };
+        wanted && self.offered.is_none_or(|at| now.since(at) >= OFFER_EVERY)
+    }
+
+    /// There is no way through this member any more.
+    pub(super) fn lose_relay(
+        &mut self,
+        now: Now,
+        relay: &NodeId,
+        desk: &mut Desk,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        if self.paths.lose_relay(relay) {
+            self.probe(now, desk, out);
+        }
+    }
+
+    /// Asks along the paths whose turn it is, and takes the best one.
+    fn look_for_paths(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
+        if self.current.is_none() {
+            return;
+        }
+        let mood = self.mood(now);
+        for path in self.paths.due(now, mood) {
+            self.ask(now, path, desk, out);
+        }
+        self.choose(now, mood, out);
+        let before = self.paths.mtu();
+        if let Some((path, size)) = self.paths.size_due(now, mood) {
+            self.ask_size(now, path, size, desk, out);
+        }
+        self.tell_mtu(before, out);
+    }
+
+    /// Asks for an echo in an IP packet of so many octets.
+    fn ask_size(
+        &mut self,
+        now: Now,
+        path: Path,
+        size: u16,
+        desk: &mut Desk,
+        out: &mut Vec<SessionEvent>,
+    ) {
         let nonce = desk.random.u64();
-        self.challenge = Some((from, nonce, now));
-        let request = Probe::Request(nonce).to_bytes();
-        self.seal(FrameKind::Probe, &request, from, desk, out);
+        self.paths.on_size_asked(now, path, size, nonce);
+        let mut request = Probe::Request(nonce).to_bytes();
+        let body = usize::from(size.saturating_sub(path.headers())).saturating_sub(OVERHEAD);
+        request.resize(body.max(request.len()), 0);
+        self.seal(FrameKind::Probe, &request, Some(path), desk, out);
+    }
+
+    fn tell_mtu(&self, before: Option<u16>, out: &mut Vec<SessionEvent>) {
+        if self.paths.mtu() != before {
+            out.push(SessionEvent::Mtu { peer: self.peer });
+        }
+    }
+
+    /// The kernel sends IP packets of so many octets along `path` in one piece. Counts for the present path alone.
+    pub(super) fn set_ceiling(&mut self, path: Path, ceiling: u16, out: &mut Vec<SessionEvent>) {
+        // Told of each link's path every few seconds, so that whoever does not take it should be done with it at once.
+        if self.paths.current() == Some(path) && self.paths.set_ceiling(path, ceiling) {
+            out.push(SessionEvent::Mtu { peer: self.peer });
+        }
+    }
+
+    /// The largest inner packet that fits into one datagram; `None` before anything is known.
+    pub(super) fn inner_mtu(&self) -> Option<u16> {
+        let path = self.paths.current()?;
+        let around = path.headers() + OVERHEAD as u16;
+        Some(self.paths.mtu()?.saturating_sub(around))
+    }
+
+    /// The longest datagram that may be given to this peer to pass on.
+    pub(super) fn passes_on(&self) -> Option<u16> {
+        self.inner_mtu()?.checked_sub(RelayHead::LEN as u16)
+    }
+
+    fn choose(&mut self, now: Now, mood: Mood, out: &mut Vec<SessionEvent>) {
+        let before = self.paths.current();
+        if self.paths.choose(now, mood) {
+            self.unanswered = None;
+            self.tell_path(before, out);
+        }
+    }
+
+    fn mood(&self, now: Now) -> Mood {
+        Mood {
+            busy: self.is_carrying(now),
+            silent: self.silent,
+        }
     }
 
     pub(super) fn on_probe(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         probe: Probe,
         desk: &mut Desk,
         out: &mut Vec<SessionEvent>,
     ) {
         match probe {
             Probe::Request(nonce) => {
-                let reply = Probe::Reply(nonce).to_bytes();
-                self.seal(FrameKind::Probe, &reply, from, desk, out);
+                let reply = Probe::Reply(nonce, from.direct()).to_bytes();
+                self.seal(FrameKind::Probe, &reply, Some(from), desk, out);
             }
-            Probe::Reply(nonce) => self.on_echo(now, from, nonce, out),
+            Probe::Reply(nonce, seen) => self.on_echo(now, from, nonce, seen, out),
         }
     }
 
-    fn on_echo(&mut self, now: Now, from: SocketAddr, nonce: u64, out: &mut Vec<SessionEvent>) {
-        if let Some((address, expected, _)) = self.challenge
-            && expected == nonce
-        {
-            if address == from {
-                self.challenge = None;
-                self.set_path(from, out);
-            }
+    fn on_echo(
+        &mut self,
+        now: Now,
+        from: Path,
+        nonce: u64,
+        seen: Option<SocketAddr>,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        let before = self.paths.mtu();
+        if !self.paths.on_echo(now, from, nonce) {
             return;
         }
-        let Some(position) = self.probes.iter().position(|(n, _)| *n == nonce) else {
-            return;
-        };
-        if let Some((_, sent)) = self.probes.remove(position) {
-            self.rtt.sample(now.since(sent));
-            let rtt = self.rtt.smoothed().unwrap_or_default();
-            let peer = self.peer;
+        self.tell_mtu(before, out);
+        let peer = self.peer;
+        self.choose(now, self.mood(now), out);
+        if self.paths.current() == Some(from) {
+            let rtt = self.rtt();
             out.push(SessionEvent::Rtt { peer, rtt });
         }
+        if let Some(addr) = seen {
+            out.push(SessionEvent::SeenAt { peer, addr });
+        }
+    }
+
+    /// Smoothed round trip along the present path.
+    pub(super) fn rtt(&self) -> Duration {
+        self.paths.rtt().smoothed().unwrap_or_default()
+    }
+
+    /// Only traffic keeps the way to this host open.
+    pub(super) fn set_behind_nat(&mut self, behind_nat: bool) {
+        self.behind_nat = behind_nat;
     }
 
     /// Something authenticated came.
@@ -504,8 +644,7 @@ impl Link {
             desk.drops.count(DropReason::Unsendable);
         }
         self.dial = None;
-        self.probes.clear();
-        self.challenge = None;
+        self.paths.close();
         self.unanswered = None;
         self.hoping_since = None;
         self.fast_since = None;

@@ -19,6 +19,7 @@ pub mod join;
 mod link;
 mod noise;
 mod refusal;
+mod relay;
 pub mod replay;
 mod starts;
 mod timers;
@@ -33,6 +34,7 @@ use std::net::SocketAddr;
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::model::{Generation, NodeId, Now};
+use crate::path::{Path, PathInfo};
 use crate::wire::{self, DataHeader, DatagramType, FrameKind, MAX_CONTROL, Message};
 use cookie::{Gate, MacKeys};
 use desk::Desk;
@@ -45,6 +47,7 @@ use timers::{POLL, keepalive_idle};
 pub(crate) use events::Probe;
 pub use events::{SessionConfig, SessionEvent, SessionInfo, Trust};
 pub(crate) use link::MAX_SESSIONS;
+pub(crate) use timers::Rtt;
 
 /// Links a node keeps at once.
 pub const MAX_LINKS: usize = 1024;
@@ -79,7 +82,7 @@ impl Sessions {
             gate: Gate::new(&mut random, now),
             instance: random.u64(),
             counter: 0,
-            desk: Desk::new(me, random),
+            desk: Desk::new(me, random, config.trusted_subnets.as_slice().into()),
             links: BTreeMap::new(),
             refused: Refused::default(),
             next_poll: now,
@@ -88,9 +91,9 @@ impl Sessions {
     }
 
     /// Where `peer` may be reached, best first. Replaces what was known.
-    pub fn set_addresses(&mut self, now: Now, peer: NodeId, candidates: Vec<SocketAddr>) {
+    pub fn set_addresses(&mut self, now: Now, peer: NodeId, candidates: &[SocketAddr]) {
         if let Some(link) = self.link(now, peer) {
-            link.set_candidates(candidates);
+            link.paths.tell(candidates);
         }
         if self.links.get(&peer).is_some_and(Link::is_empty) {
             self.links.remove(&peer);
@@ -101,7 +104,7 @@ impl Sessions {
     pub fn handle_datagram(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         bytes: &mut [u8],
         trust: &mut impl Trust,
         out: &mut Vec<SessionEvent>,
@@ -110,7 +113,7 @@ impl Sessions {
             Some(DatagramType::Init) => self.on_init(now, from, bytes, trust, out),
             Some(DatagramType::Response) => self.on_response(now, from, bytes, trust, out),
             Some(DatagramType::Cookie) => self.on_cookie(now, bytes, trust, out),
-            Some(DatagramType::Data) => self.on_data(now, from, bytes, out),
+            Some(DatagramType::Data) => self.on_data(now, from, bytes, trust, out),
             _ => Err(DropReason::Malformed),
         };
         if let Err(reason) = result {
@@ -123,11 +126,12 @@ impl Sessions {
         &mut self,
         now: Now,
         local_index: u32,
-        from: SocketAddr,
+        from: Path,
         frame: (u8, &[u8]),
+        trust: &mut impl Trust,
         out: &mut Vec<SessionEvent>,
     ) {
-        if let Err(reason) = self.on_frame(now, local_index, from, frame, out) {
+        if let Err(reason) = self.on_frame(now, local_index, from, frame, trust, out) {
             self.desk.drops.count(reason);
         }
     }
@@ -137,7 +141,7 @@ impl Sessions {
         &mut self,
         now: Now,
         local_index: u32,
-        from: SocketAddr,
+        from: Path,
         out: &mut Vec<SessionEvent>,
     ) {
         if let Some(peer) = self.desk.peer(local_index)
@@ -253,6 +257,8 @@ impl Sessions {
         if now >= self.next_poll {
             self.next_poll = now.plus(POLL);
             self.poll(now, out);
+            self.offer_relays(now);
+            self.measure_relayed(out);
         }
         let due: Vec<NodeId> = self
             .links
@@ -282,8 +288,10 @@ impl Sessions {
             let live = link.current.as_ref()?;
             Some(SessionInfo {
                 peer: link.peer,
-                path: link.path,
-                rtt: link.rtt.smoothed(),
+                path: link.paths.current(),
+                rtt: link.paths.rtt().smoothed(),
+                mtu: link.inner_mtu(),
+                path_mtu: link.paths.mtu(),
                 established: live.since,
                 generation: live.generation,
                 capabilities: live.capabilities,
@@ -291,6 +299,40 @@ impl Sessions {
                 silent: link.silent,
             })
         })
+    }
+
+    /// What is known of the ways to `peer`.
+    pub fn paths(&self, peer: &NodeId) -> Vec<PathInfo> {
+        let link = self.links.get(peer);
+        link.map(|link| link.paths.list()).unwrap_or_default()
+    }
+
+    /// There is no session with this member any more: nobody is reached through it.
+    pub fn lose_relay(&mut self, now: Now, relay: &NodeId, out: &mut Vec<SessionEvent>) {
+        for link in self.links.values_mut() {
+            link.lose_relay(now, relay, &mut self.desk, out);
+        }
+    }
+
+    /// The kernel sends IP packets of at most `mtu` octets to `addr` in one piece.
+    pub fn set_ceiling(&mut self, addr: SocketAddr, mtu: u16, out: &mut Vec<SessionEvent>) {
+        for link in self.links.values_mut() {
+            link.set_ceiling(Path::Direct(addr), mtu, out);
+        }
+    }
+
+    /// This host's addresses changed.
+    pub fn on_moved(&mut self, now: Now, out: &mut Vec<SessionEvent>) {
+        for link in self.links.values_mut() {
+            link.on_moved(now, &mut self.desk, out);
+        }
+    }
+
+    /// The peer sees this host at an address that is, or is not, one of its own.
+    pub fn set_behind_nat(&mut self, peer: &NodeId, behind_nat: bool) {
+        if let Some(link) = self.links.get_mut(peer) {
+            link.set_behind_nat(behind_nat);
+        }
     }
 
     /// What was dropped, by reason.
@@ -316,7 +358,7 @@ impl Sessions {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            plain_vxlan: self.config.plain_vxlan,
+            plain_vxlan: !self.desk.trusted.is_empty(),
             relay: self.config.relay,
             ..Capabilities::new(self.config.cipher)
         }
@@ -337,8 +379,9 @@ impl Sessions {
     fn on_data(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         bytes: &mut [u8],
+        trust: &mut impl Trust,
         out: &mut Vec<SessionEvent>,
     ) -> Result<(), DropReason> {
         let header = DataHeader::parse(bytes).ok_or(DropReason::Malformed)?;
@@ -348,15 +391,16 @@ impl Sessions {
             .and_then(|peer| self.links.get(&peer)?.transport(header.receiver))
             .ok_or(DropReason::UnknownSession)?;
         let (kind, body) = transport.open(bytes)?;
-        self.on_frame(now, header.receiver, from, (kind, body), out)
+        self.on_frame(now, header.receiver, from, (kind, body), trust, out)
     }
 
     fn on_frame(
         &mut self,
         now: Now,
         local_index: u32,
-        from: SocketAddr,
+        from: Path,
         (kind, body): (u8, &[u8]),
+        trust: &mut impl Trust,
         out: &mut Vec<SessionEvent>,
     ) -> Result<(), DropReason> {
         let link = link_at(&mut self.links, &self.desk, local_index)?;
@@ -383,6 +427,14 @@ impl Sessions {
                 link.on_wanted(now);
                 let body = body.to_vec();
                 out.push(SessionEvent::Packet { peer, kind, body });
+            }
+            // One within the other is none of ours: two members between know of each other.
+            Some(FrameKind::Relay) if from.relay().is_some() => {
+                return Err(DropReason::BadFrame);
+            }
+            Some(FrameKind::Relay) => {
+                link.on_used(now);
+                return self.on_relayed(now, peer, body, trust, out);
             }
             None => return Err(DropReason::UnknownKind),
         }
@@ -419,5 +471,5 @@ fn link_in<'a>(
         return None;
     }
     let link = links.entry(peer);
-    Some(link.or_insert_with(|| Link::new(peer, now)))
+    Some(link.or_insert_with(|| Link::new(peer, desk, now)))
 }

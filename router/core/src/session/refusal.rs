@@ -2,12 +2,12 @@
 //! by a removed node, one whose start is not its last. Everybody else who gets none hears nothing.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::handshake::{Arrived, Refusal};
 use super::{SessionEvent, Sessions};
 use crate::model::{NodeId, Now};
+use crate::path::Path;
 
 /// One node is refused aloud at most so often,
 const GAP: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ impl Sessions {
     pub(super) fn refuse(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: Path,
         arrived: Arrived,
         refusal: Refusal,
         out: &mut Vec<SessionEvent>,
@@ -43,10 +43,11 @@ impl Sessions {
         if !self.refused.is_due(now, arrived.payload.node) {
             return;
         }
+        let caller = arrived.payload.node;
         let payload = self.response(Some(refusal));
         // No session has index 0.
         if let Some((datagram, _)) = self.context.answer(arrived, 0, &payload) {
-            out.push(SessionEvent::Send { to: from, datagram });
+            out.push(SessionEvent::send(from, caller, datagram));
         }
     }
 }

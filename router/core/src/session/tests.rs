@@ -13,6 +13,7 @@ use crate::wire::MAX_DATAGRAM;
 mod calls;
 mod keys;
 mod paths;
+mod relays;
 mod strangers;
 
 const SECRET: [u8; 32] = [77; 32];
@@ -129,6 +130,12 @@ struct Net {
     duplicate_percent: u64,
     /// Datagrams to these addresses vanish.
     dead: Vec<SocketAddr>,
+    /// Nothing gets from the one to the other.
+    cut: Vec<(SocketAddr, SocketAddr)>,
+    /// What comes from or goes to these takes twenty times as long.
+    far: Vec<SocketAddr>,
+    /// IP packets larger than this vanish.
+    takes: usize,
     /// Everything that was ever sent.
     log: Vec<Flight>,
 }
@@ -139,8 +146,8 @@ fn config(generation: u64) -> SessionConfig {
         cluster_secret: Secret::new(SECRET),
         cipher: Cipher::Aes256Gcm,
         generation: Generation(generation),
-        plain_vxlan: false,
-        relay: false,
+        relay: true,
+        trusted_subnets: Vec::new(),
     }
 }
 
@@ -167,6 +174,9 @@ impl Net {
             loss_percent: 0,
             duplicate_percent: 0,
             dead: Vec::new(),
+            cut: Vec::new(),
+            far: Vec::new(),
+            takes: usize::MAX,
             log: Vec::new(),
         };
         for (number, identity) in identities.into_iter().enumerate() {
@@ -190,7 +200,7 @@ impl Net {
 
     fn set_addresses(&mut self, me: usize, other: usize, candidates: Vec<SocketAddr>) {
         let (now, id) = (self.now, self.nodes[other].id);
-        self.nodes[me].sessions.set_addresses(now, id, candidates);
+        self.nodes[me].sessions.set_addresses(now, id, &candidates);
     }
 
     fn restart(&mut self, number: usize, generation: u64) {
@@ -217,9 +227,15 @@ impl Net {
         for event in out {
             match event {
                 SessionEvent::Send { to, datagram } => {
-                    assert!(datagram.len() <= MAX_DATAGRAM);
+                    assert!(datagram.len() <= MAX_DATAGRAM || self.takes < usize::MAX);
                     let source = self.nodes[from].addr;
                     self.post(source, to, datagram);
+                }
+                SessionEvent::Relay { by, to, datagram } => {
+                    let (now, mut out) = (self.now, Vec::new());
+                    let sessions = &mut self.nodes[from].sessions;
+                    sessions.relay(now, &by, &to, &datagram, &mut out);
+                    self.collect(from, out);
                 }
                 other => self.nodes[from].events.push(other),
             }
@@ -228,7 +244,7 @@ impl Net {
 
     fn post(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         self.log.push((from, to, datagram.clone()));
-        if self.random.range(100) < self.loss_percent {
+        if self.random.range(100) < self.loss_percent || datagram.len() + 28 > self.takes {
             return;
         }
         if self.random.range(100) < self.duplicate_percent {
@@ -240,7 +256,9 @@ impl Net {
     fn fly(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         let jitter = Duration::from_micros(self.random.range(3000));
         self.serial += 1;
-        let at = self.now.plus(self.latency + jitter);
+        let is_far = self.far.contains(&from) || self.far.contains(&to);
+        let latency = self.latency * if is_far { 20 } else { 1 };
+        let at = self.now.plus(latency + jitter);
         self.air.insert((at, self.serial), (from, to, datagram));
     }
 
@@ -248,13 +266,14 @@ impl Net {
         let Some(number) = self.nodes.iter().position(|node| node.addr == to) else {
             return;
         };
-        if self.dead.contains(&to) || self.dead.contains(&from) {
+        let is_cut = self.cut.contains(&(from, to));
+        if self.dead.contains(&to) || self.dead.contains(&from) || is_cut {
             return;
         }
         let (now, mut out) = (self.now, Vec::new());
         let node = &mut self.nodes[number];
         node.sessions
-            .handle_datagram(now, from, &mut datagram, &mut node.roster, &mut out);
+            .handle_datagram(now, from.into(), &mut datagram, &mut node.roster, &mut out);
         self.collect(number, out);
     }
 
@@ -310,7 +329,7 @@ impl Net {
             .seal(FrameKind::Packet, b"inner", &mut datagram)
             .unwrap();
         let source = self.nodes[from].addr;
-        self.post(source, info.path.unwrap(), datagram);
+        self.post(source, info.path.unwrap().direct().unwrap(), datagram);
     }
 
     fn pair(seed: u8) -> Self {
@@ -319,6 +338,25 @@ impl Net {
         net.run(secs(1));
         assert_eq!(net.nodes[1].messages(), [b"hello"]);
         net
+    }
+
+    /// Nothing gets from one to the other any more, either way.
+    fn cut(&mut self, one: usize, other: usize) {
+        let (one, other) = (self.nodes[one].addr, self.nodes[other].addr);
+        self.cut.extend([(one, other), (other, one)]);
+    }
+
+    /// The session of `from` with `to`.
+    fn between(&self, from: usize, to: usize) -> Option<SessionInfo> {
+        let to = self.nodes[to].id;
+        self.nodes[from]
+            .sessions
+            .peers()
+            .find(|info| info.peer == to)
+    }
+
+    fn path(&self, from: usize, to: usize) -> Option<Path> {
+        self.between(from, to)?.path
     }
 
     fn keys(&self, number: usize) -> (u32, u32) {

@@ -43,8 +43,6 @@ pub(super) const INSIST_FOR: Duration = Duration::from_secs(3);
 pub(super) const AT_ONCE: Duration = Duration::from_secs(5);
 /// A cookie is used for this long; its maker takes it for at least that.
 pub(super) const COOKIE_USE: Duration = Duration::from_secs(50);
-/// Between challenges of new addresses.
-pub(super) const CHALLENGE_EVERY: Duration = Duration::from_secs(1);
 
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(5);
@@ -71,24 +69,24 @@ pub(super) fn retry_after(tries: u32, random: &mut Random) -> Duration {
 
 /// RFC 6298 §2, without its minimum: this one times no retransmission.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Rtt {
+pub(crate) struct Rtt {
     smoothed: Option<(Duration, Duration)>,
 }
 
 impl Rtt {
-    pub(super) fn sample(&mut self, rtt: Duration) {
+    pub(crate) fn sample(&mut self, rtt: Duration) {
         self.smoothed = Some(match self.smoothed {
             None => (rtt, rtt / 2),
             Some((srtt, var)) => ((srtt * 7 + rtt) / 8, (var * 3 + srtt.abs_diff(rtt)) / 4),
         });
     }
 
-    pub(super) fn smoothed(&self) -> Option<Duration> {
+    pub(crate) fn smoothed(&self) -> Option<Duration> {
         self.smoothed.map(|(srtt, _)| srtt)
     }
 
     /// By now an answer should have come.
-    pub(super) fn slack(&self) -> Duration {
+    pub(crate) fn slack(&self) -> Duration {
         self.smoothed
             .map_or(Duration::ZERO, |(srtt, var)| srtt + var * 4)
             .min(Duration::from_secs(2))

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nix::sys::socket::SockProtocol;
-use weft_core::layout::{HOST_LEG, HOST_TABLE, LEG_PREFIX};
+use weft_core::layout::{HOST_LEG, HOST_TABLE, LEG_PREFIX, VXLAN_CARRIER};
 
 use super::raw::RawSocket;
 use super::rtnl::{Link, Rtnl};
@@ -100,6 +100,8 @@ impl Namespace {
             Op::DelAddress(device, net) => rtnl.delete_address(index(device)?, *net),
             Op::SetNeighbour(device, ip, mac) => rtnl.set_neighbour(index(device)?, *ip, *mac),
             Op::DelNeighbour(device, ip) => rtnl.delete_neighbour(index(device)?, *ip),
+            Op::SetForwarding(device, mac, to) => rtnl.set_forwarding(index(device)?, *mac, *to),
+            Op::DelForwarding(device, mac) => rtnl.delete_forwarding(index(device)?, *mac),
             Op::SetNextHop(id, hop) => nexthop::set(&self.raw, *id, hop, index(&hop.device)?),
             Op::DelNextHop(id) => nexthop::delete(&self.raw, *id),
             Op::SetRoute(key, route) => {
@@ -147,6 +149,12 @@ impl Namespace {
             if wanted.neighbours.contains_key(&key) || is_ours(name, place) {
                 kernel.neighbours.insert(key, mac);
             }
+        }
+        if place == Place::Domain && links.iter().any(|link| link.name == VXLAN_CARRIER) {
+            let entries = self.rtnl.forwarding()?.into_iter();
+            let named = entries
+                .filter_map(|(index, mac, to)| Some(((names.get(&index)?.clone(), mac), to)));
+            kernel.forwarding.extend(named);
         }
         for address in self.rtnl.addresses()? {
             let Some(name) = names.get(&address.device) else {

@@ -12,13 +12,16 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::SockProtocol;
 
-use super::raw::{ACK, RawSocket, attribute, push};
+use super::netns::alone;
+use super::raw::{ACK, RawSocket, attribute, push, terminated};
 
 /// `GENL_ID_CTRL`, and what asks it for a family's number by name (linux/genetlink.h).
 const CONTROL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+/// `struct genlmsghdr`: command, version, two octets reserved.
+const HEADER: usize = 4;
 /// linux/ethtool_netlink.h.
 const FEATURES_SET: u8 = 12;
 const FEATURES_HEADER: u16 = 1;
@@ -78,33 +81,19 @@ fn family(socket: &RawSocket, name: &str) -> io::Result<u16> {
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
 }
 
-/// `struct genlmsghdr`: command, version, two octets reserved.
-const HEADER: usize = 4;
-
 fn generic(command: u8) -> Vec<u8> {
     vec![command, 1, 0, 0]
-}
-
-fn terminated(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
 }
 
 /// A thread per device is a switch in sysfs alone, and what sysfs shows of the network is the namespace's in which it was
 /// mounted: it is mounted where only a thread that ends with it sees that.
 fn set_threaded(leg: &str) -> io::Result<()> {
-    let switch = format!("/sys/class/net/{leg}/threaded");
-    std::thread::scope(|scope| {
-        let worker = scope.spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNS)?;
-            let none: Option<&str> = None;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some("sysfs"), "/sys", Some("sysfs"), flags, none)?;
-            fs::write(&switch, "1")
-        });
-        match worker.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+    alone(|| {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("sysfs"), "/sys", Some("sysfs"), flags, none)?;
+        fs::write(format!("/sys/class/net/{leg}/threaded"), "1")
     })
 }

@@ -18,4 +18,5 @@ pub(crate) mod raw;
 pub(crate) mod rtnl;
 pub(crate) mod sys;
 pub(crate) mod sysctl;
+pub(crate) mod vxlan;
 pub(crate) mod watch;

@@ -31,15 +31,17 @@ pub fn inside<T: Send>(
     namespace: BorrowedFd<'_>,
     work: impl FnOnce() -> T + Send,
 ) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let worker = scope.spawn(move || {
-            setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            Ok(work())
-        });
-        match worker.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+    alone(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        Ok(work())
+    })
+}
+
+/// Runs `work` on a thread that ends with it, and waits for it: whatever namespace it enters, nobody else is there.
+pub(crate) fn alone<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| match scope.spawn(work).join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
     })
 }
 

@@ -4,11 +4,12 @@ use std::io;
 
 use nix::sys::socket::SockProtocol;
 
-use super::raw::{DUMP, RawSocket, attribute, be32, push, text};
+use super::raw::{DUMP, RawSocket, attribute, attributes, be32, push, terminated, text};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_GETSETELEM: u16 = 13;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
@@ -19,6 +20,14 @@ const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_USERDATA: u16 = 7;
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_EXPR: u16 = 7;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_COUNTER_PACKETS: u16 = 2;
 /// libnftnl's number for a rule's comment.
 const COMMENT: u8 = 0;
 const NF_INET_FORWARD: u32 = 2;
@@ -128,11 +137,6 @@ fn read_chain(body: &[u8]) -> Option<Chain> {
 /// The rules of one chain; none if it is not there.
 pub(crate) fn rules(family: TableFamily, table: &str, chain: &str) -> io::Result<Vec<Rule>> {
     let mut body = vec![family.number(), 0, 0, 0];
-    let terminated = |name: &str| {
-        let mut octets = name.as_bytes().to_vec();
-        octets.push(0);
-        octets
-    };
     push(&mut body, NFTA_RULE_TABLE, &terminated(table));
     push(&mut body, NFTA_RULE_CHAIN, &terminated(chain));
     match open()?.request(kind(NFT_MSG_GETRULE), DUMP, &body) {
@@ -140,6 +144,35 @@ pub(crate) fn rules(family: TableFamily, table: &str, chain: &str) -> io::Result
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// The elements of a set that counts: each key and how many packets it met. None if the set is not there.
+pub(crate) fn counted(
+    family: TableFamily,
+    table: &str,
+    set: &str,
+) -> io::Result<Vec<(Vec<u8>, u64)>> {
+    let mut body = vec![family.number(), 0, 0, 0];
+    push(&mut body, NFTA_SET_ELEM_LIST_TABLE, &terminated(table));
+    push(&mut body, NFTA_SET_ELEM_LIST_SET, &terminated(set));
+    let answers = match open()?.request(kind(NFT_MSG_GETSETELEM), DUMP, &body) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let lists = answers
+        .iter()
+        .filter_map(|message| attribute(message.body.get(HEADER..)?, NFTA_SET_ELEM_LIST_ELEMENTS));
+    Ok(lists
+        .flat_map(attributes)
+        .filter_map(|(_, element)| read_element(element))
+        .collect())
+}
+
+fn read_element(element: &[u8]) -> Option<(Vec<u8>, u64)> {
+    let key = attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
+    let counter = attribute(attribute(element, NFTA_SET_ELEM_EXPR)?, NFTA_EXPR_DATA)?;
+    let packets = attribute(counter, NFTA_COUNTER_PACKETS)?;
+    Some((key.to_vec(), u64::from_be_bytes(packets.try_into().ok()?)))
 }
 
 fn read_rule(body: &[u8]) -> Option<Rule> {

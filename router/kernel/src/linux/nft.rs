@@ -1,5 +1,6 @@
 //! Runs nft: text on its standard input, no shell, no environment, whole tables in one transaction.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,7 +11,7 @@ use super::domain::Domain;
 use super::host::Host;
 use super::nfnetlink::{self, TableFamily};
 use crate::error::{Doing, NftError, Result};
-use crate::filter::SENTINEL;
+use crate::filter::{SENTINEL, vxlan};
 
 /// Only these: `PATH` is whoever's started the daemon.
 const BINARIES: [&str; 4] = [
@@ -54,6 +55,35 @@ pub fn present(place: Where<'_>) -> Result<bool> {
     Ok(!rules
         .doing(|| "read the nft table inet weft".into())?
         .is_empty())
+}
+
+/// Does the host's part of the `vxlan` carrier's filter stand, rule for rule? While it does not, the carrier must be down.
+pub fn guards_vxlan(host: &Host) -> Result<bool> {
+    // A list that is read while the table is being replaced may lack what stands before and after: look twice.
+    host.run(|| Ok(vxlan_chains_stand()? || vxlan_chains_stand()?))?
+        .map_err(|error: io::Error| error)
+        .doing(|| "read the filter of the vxlan carrier".into())
+}
+
+fn vxlan_chains_stand() -> io::Result<bool> {
+    for (chain, count) in vxlan::HOST_CHAINS {
+        let rules = nfnetlink::rules(TableFamily::Inet, NFT_TABLE, chain)?;
+        if rules.len() != count {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How many packets have come over the `vxlan` carrier from each MAC since the domain's table was last replaced.
+pub fn vxlan_received(domain: &Domain) -> Result<BTreeMap<[u8; 6], u64>> {
+    let counted = domain.run(|| nfnetlink::counted(TableFamily::Inet, NFT_TABLE, vxlan::PEERS))?;
+    let counted = counted.doing(|| "read the counters of the vxlan carrier".into())?;
+    let by_mac = counted.into_iter().filter_map(|(key, packets)| {
+        let mac: [u8; 6] = *key.first_chunk()?;
+        Some((mac, packets))
+    });
+    Ok(by_mac.collect())
 }
 
 /// Removes the table; that it is gone already is no error.

@@ -5,6 +5,7 @@
 
 mod route;
 mod rule;
+mod vxlan;
 
 use std::io;
 use std::net::IpAddr;
@@ -33,6 +34,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 pub(crate) use self::route::KernelRoute;
 use self::route::{read_route, route_message};
 use self::rule::{read_rule, rule_message};
+pub(crate) use self::vxlan::Vxlan;
 use super::sys;
 use crate::state::{Family, Route, RouteKey, Rule};
 
@@ -59,6 +61,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<InfoKind>,
     /// It is a port of a bridge, bond or VRF.
     pub(crate) enslaved: bool,
+    /// It is a VXLAN device; how it was made.
+    pub(crate) vxlan: Option<Vxlan>,
 }
 
 /// One address.
@@ -173,9 +177,17 @@ impl Rtnl {
     }
 
     pub(crate) fn set_up(&self, index: u32) -> io::Result<()> {
+        self.set_flags(index, LinkFlags::Up)
+    }
+
+    pub(crate) fn set_down(&self, index: u32) -> io::Result<()> {
+        self.set_flags(index, LinkFlags::empty())
+    }
+
+    fn set_flags(&self, index: u32, flags: LinkFlags) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.header.flags = LinkFlags::Up;
+        message.header.flags = flags;
         message.header.change_mask = LinkFlags::Up;
         self.act(RouteNetlinkMessage::SetLink(message), 0)
     }
@@ -369,6 +381,7 @@ fn read_link(message: LinkMessage) -> Option<Link> {
         loopback: flags.contains(LinkFlags::Loopback),
         kind: None,
         enslaved: false,
+        vxlan: None,
     };
     let (mut operational, mut queue) = (false, String::new());
     for attribute in message.attributes {
@@ -379,10 +392,15 @@ fn read_link(message: LinkMessage) -> Option<Link> {
             LinkAttribute::Address(mac) => link.mac = mac,
             LinkAttribute::Controller(index) => link.enslaved = index != 0,
             LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.into_iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind),
+                        LinkInfo::Data(InfoData::Vxlan(data)) => {
+                            link.vxlan = Some(vxlan::read_vxlan(&data));
+                        }
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use weft_core::model::{ClusterId, Generation, Label, NodeId};
-use weft_core::view::Endpoint;
+use weft_core::view::{Endpoint, VxlanView};
 
 use super::*;
 
@@ -80,6 +80,76 @@ fn a_live_peers_prefix_leads_to_its_next_hop_with_its_path_mtu() {
     let twin = view().plan.v6_net("10.32.128.0/17".parse().unwrap());
     let found6 = route(&plan, &twin.to_string(), METRIC_ROUTE).unwrap();
     assert_eq!(found6.mtu, Some(1280), "IPv6 can't go below 1280");
+}
+
+/// Peers 1 and 2 of the view are open on VXLAN, the first carries.
+fn on_vxlan() -> View {
+    let open = |id: u8, number: u16, carries: bool| VxlanPeer {
+        id: NodeId([id; 32]),
+        number: PeerNumber(number),
+        mac: [6, id, 0, 0, 0, 0],
+        addr: [192, 0, 2, id].into(),
+        carries,
+        mtu: 1450,
+    };
+    let vxlan = VxlanView {
+        mac: [6, 1, 0, 0, 0, 0],
+        peers: vec![open(2, 1, true), open(3, 2, false)],
+    };
+    let mut view = view();
+    view.members[2].liveness = Liveness::Alive;
+    view.vxlan = Some(vxlan);
+    view
+}
+
+#[test]
+fn a_peer_s_one_next_hop_says_which_carrier_it_is_and_the_route_its_mtu() {
+    let hop = |up: bool, number: u16| {
+        let local = LocalFacts {
+            vxlan: up,
+            ..facts()
+        };
+        let plan = plan_domain(&on_vxlan(), &local);
+        let id = peer_nexthop(PeerNumber(number));
+        let route = route(&plan, "10.32.128.0/17", METRIC_ROUTE).unwrap();
+        (plan.kernel.next_hops[&id].device.clone(), route.mtu)
+    };
+    assert_eq!(hop(true, 1), (VXLAN_CARRIER.to_owned(), Some(1450)));
+    assert_eq!(hop(true, 2).0, UDP_CARRIER);
+    assert_eq!(hop(false, 1), (UDP_CARRIER.to_owned(), Some(1200)));
+    let local = LocalFacts {
+        vxlan: true,
+        ..facts()
+    };
+    let plan = plan_domain(&on_vxlan(), &local);
+    let on = |device: &str| {
+        let keys = plan.kernel.neighbours.keys();
+        keys.filter(|key| key.0 == device).count()
+    };
+    assert_eq!(
+        (on(UDP_CARRIER), on(VXLAN_CARRIER)),
+        (2, 2),
+        "falling back is one step"
+    );
+    assert_eq!(plan.kernel.forwarding.len(), 2);
+}
+
+#[test]
+fn the_filter_knows_peers_on_vxlan_and_without_trust_nothing_of_them() {
+    let view = on_vxlan();
+    let host = crate::filter::host_filter(&view, &facts(), Default::default());
+    assert!(host.contains("192.0.2.2 . 0x060200000000, 192.0.2.3 . 0x060300000000"));
+    let domain = crate::filter::domain_filter(&view, &facts());
+    assert!(domain.contains("06:02:00:00:00:00 . 10.32.128.0/17"));
+    let plain = View {
+        vxlan: None,
+        ..view
+    };
+    let host = crate::filter::host_filter(&plain, &facts(), Default::default());
+    let domain = crate::filter::domain_filter(&plain, &facts());
+    for text in [host, domain] {
+        assert!(!text.contains("wx0") && !text.contains("vxlan") && !text.contains("6784"));
+    }
 }
 
 #[test]

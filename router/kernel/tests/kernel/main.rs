@@ -7,3 +7,4 @@
 mod domain;
 mod host;
 mod lab;
+mod vxlan;

@@ -7,9 +7,8 @@ use crate::pair::{Ground, Pair};
 /// No tunnel: the hosts route.
 pub(super) fn make_routed(_: Option<&Path>) -> Pair {
     let ground = Ground::new("routed");
-    let others = [ground.hosts[1].v4(), ground.hosts[0].v4()];
-    for ((host, prefix), other) in ground.sides().into_iter().zip(others) {
-        let via = other.to_string();
+    for (host, other, prefix) in ground.sides() {
+        let via = other.v4().to_string();
         host.space()
             .ip(&["route", "add", &prefix, "via", &via])
             .ok();
@@ -20,11 +19,10 @@ pub(super) fn make_routed(_: Option<&Path>) -> Pair {
 /// VXLAN with static forwarding, as by hand.
 pub(super) fn make_vxlan(_: Option<&Path>) -> Pair {
     let ground = Ground::new("vxlan");
-    let others = [ground.hosts[1].v4(), ground.hosts[0].v4()];
-    for (place, ((host, prefix), other)) in ground.sides().into_iter().zip(others).enumerate() {
+    for (place, (host, other, prefix)) in ground.sides().into_iter().enumerate() {
         let (own, peer) = (1 + place, 2 - place);
         let local = host.v4().to_string();
-        let remote = other.to_string();
+        let remote = other.v4().to_string();
         let space = host.space();
         let add = [
             "link", "add", "vx0", "type", "vxlan", "id", "42", "dstport", "4789",

@@ -8,8 +8,8 @@ use crate::pair::{Ground, Pair};
 
 pub(super) fn make(_: Option<&Path>) -> Pair {
     let ground = Ground::new("nebula");
-    let [one, other] = &ground.hosts;
     let sides = ground.sides();
+    let (one, _, _) = &sides[0];
     let authority = ground.lab.dir().join("ca");
     std::fs::create_dir_all(&authority).expect("a directory for the authority");
     let authority = authority.to_str().expect("the lab's paths are text");
@@ -26,8 +26,8 @@ pub(super) fn make(_: Option<&Path>) -> Pair {
     ])
     .ok();
     let mut daemons = Vec::new();
-    for (place, (own, peer)) in [(one, other), (other, one)].into_iter().enumerate() {
-        let behind = &sides[1 - place].1;
+    for (place, (own, peer, towards)) in sides.iter().enumerate() {
+        let (_, _, behind) = &sides[1 - place];
         let file = |name: &str| own.dir().join(name).display().to_string();
         own.run(&[
             "nebula-cert",
@@ -48,7 +48,7 @@ pub(super) fn make(_: Option<&Path>) -> Pair {
             &file("own.key"),
         ])
         .ok();
-        let text = config(own, peer, place, &sides[place].1, &certificate);
+        let text = config(own, peer, place, towards, &certificate);
         std::fs::write(file("nebula.yml"), text).expect("writing a configuration");
         daemons
             .push(Box::new(own.spawn("nebula", &["nebula", "-config", &file("nebula.yml")])) as _);

@@ -47,7 +47,7 @@ fn make(short: &str, command: impl Fn(&str) -> Vec<String>) -> Pair {
     let sides: Vec<Side<'_>> = ground
         .sides()
         .into_iter()
-        .map(|(host, prefix)| side(short, host, prefix))
+        .map(|(host, _, prefix)| side(short, host, prefix))
         .collect();
     let mut daemons = Vec::new();
     for (own, other) in [(&sides[0], &sides[1]), (&sides[1], &sides[0])] {

@@ -18,8 +18,7 @@ fn three_hosts_join_and_see_each_other() {
     }
     lab.wait("every host has a tunnel to every other", 20, || {
         hosts.iter().all(|host| {
-            let peers = host.weft(&["peers", "--json"]).json();
-            let peers = peers.as_array().cloned().unwrap_or_default();
+            let peers = host.peers();
             peers.len() == 2 && peers.iter().all(|p| p["liveness"] == "alive")
         })
     });
@@ -78,9 +77,9 @@ fn hosts_join_over_an_ipv6_underlay() {
         a.ask("tcp", &format!("{}:80", b.ip())).is_ok()
     });
     a.ask("tcp", &format!("[{}]:80", b.ip6())).ok();
-    let peers = h1.weft(&["peers", "--json"]).json();
-    let path = peers[0]["path"].as_str().unwrap_or_default();
-    assert!(path.starts_with("[2001:db8:"), "{peers}");
+    let peer = h1.only_peer();
+    let path = peer["path"].as_str().unwrap_or_default();
+    assert!(path.starts_with("[2001:db8:"), "{peer}");
 }
 
 #[test]

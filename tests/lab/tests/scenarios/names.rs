@@ -184,25 +184,12 @@ fn much_data_goes_through_a_narrow_path() {
     let lab = Lab::new("narrow");
     let [h1, h2] = lab.pair();
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
-    let fetch = |size: u64| {
-        let url = format!("http://{}/bytes/{size}", b.ip());
-        let args = [
-            "curl",
-            "-sS",
-            "--max-time",
-            "60",
-            "-o",
-            "/dev/null",
-            "-w",
-            "%{size_download}",
-            &url,
-        ];
-        a.run(&args).stdout.trim() == size.to_string()
-    };
     lab.wait("the two talk", 20, || a.pings(&b.ip().to_string()));
-    assert!(fetch(20_000_000), "20 MB over an ordinary path");
+    assert!(a.fetches(&b, 20_000_000), "20 MB over an ordinary path");
     h2.narrow(1300);
-    lab.wait("20 MB over a path of 1300 octets", 60, || fetch(20_000_000));
+    lab.wait("20 MB over a path of 1300 octets", 60, || {
+        a.fetches(&b, 20_000_000)
+    });
 }
 
 #[test]

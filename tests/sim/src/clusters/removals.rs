@@ -90,12 +90,13 @@ impl Cluster {
     /// Who was let in by a removed node that had not heard of it yet is no member, and nothing that it says counts: what
     /// it was given, or gave, is its giver's again.
     pub(super) fn look_who_let_in(&mut self, host: usize) {
-        if !self.ledger.evicted.contains(&host) && self.is_void(host, false) {
-            self.leave_out(host);
-        }
+        self.leave_out_if_void(host, false);
     }
 
-    fn leave_out(&mut self, host: usize) {
+    fn leave_out_if_void(&mut self, host: usize, for_any: bool) {
+        if self.ledger.evicted.contains(&host) || !self.is_void(host, for_any) {
+            return;
+        }
         if let Some(id) = self.world.hosts[host].machine.as_ref().map(Shell::id) {
             let parts = self.space_of(&id);
             let gifts = self.gifts_of(&id);
@@ -157,9 +158,7 @@ impl Cluster {
     /// A host says that it is no member because of who let it in: its people begin anew there.
     pub(super) fn is_told_to_begin_anew(&mut self, host: usize) -> bool {
         // Who told it so may be about to go.
-        if !self.ledger.evicted.contains(&host) && self.is_void(host, true) {
-            self.leave_out(host);
-        }
+        self.leave_out_if_void(host, true);
         let void = self.ledger.evicted.contains(&host);
         if void {
             let at = self.world.now.plus(TRY_AGAIN);

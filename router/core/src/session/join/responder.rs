@@ -257,7 +257,7 @@ impl JoinResponder {
         let secret = secret_of(cluster_secret, signed);
         let macs = MacKeys::new(&secret);
         let checked = macs.check(bytes)?;
-        match self.gate.ask(now, from, &checked, &mut self.random) {
+        match self.gate.ask(now, from.into(), &checked, &mut self.random) {
             cookie::Verdict::Pass => {}
             cookie::Verdict::Refuse(reason) => return Err(reason),
             cookie::Verdict::Ask(cookie) => {

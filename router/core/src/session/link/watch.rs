@@ -23,6 +23,7 @@ impl Link {
         self.look(now, desk, out);
         self.forget(now, desk, out);
         self.keep_alive(now, idle, desk, out);
+        self.look_for_paths(now, desk, out);
         self.dial_if_due(now);
         let is_hopeless = self
             .dial
@@ -105,7 +106,7 @@ impl Link {
         let overdue = self
             .unanswered
             .filter(|at| now.since(*at) >= KEEPALIVE_BUSY);
-        let is_busy = self.last_packet.is_some_and(|at| now.since(at) < BUSY_FOR);
+        let is_busy = self.is_carrying(now);
         self.fast_since = match (self.fast_since, overdue) {
             (Some(since), Some(_)) => Some(since),
             (since, _) if is_busy => Some(since.unwrap_or(now)),
@@ -139,10 +140,14 @@ impl Link {
         }
     }
 
-    /// It is reached where it does not say it is: only traffic keeps that way open.
+    /// Packets pass.
+    pub(super) fn is_carrying(&self, now: Now) -> bool {
+        self.last_packet.is_some_and(|at| now.since(at) < BUSY_FOR)
+    }
+
+    /// One of the two is reached where it does not say it is: only traffic keeps that way open.
     fn is_behind_nat(&self) -> bool {
-        self.path
-            .is_some_and(|path| !self.candidates.is_empty() && !self.candidates.contains(&path))
+        self.behind_nat || self.paths.is_off_record()
     }
 
     /// For how long the peer has owed an answer.
@@ -150,7 +155,7 @@ impl Link {
         match (self.fast_since, self.unanswered) {
             (Some(since), Some(_)) => now
                 .since(self.last_heard.max(since))
-                .saturating_sub(self.rtt.slack()),
+                .saturating_sub(self.paths.rtt().slack()),
             _ => Duration::ZERO,
         }
     }

@@ -170,11 +170,14 @@ fn the_carriers_way_in_is_the_same_as_ours() {
     let opener = net.nodes[0].info().unwrap().transport;
     let (kind, body) = opener.open(&mut datagram).unwrap();
     let (now, mut out) = (net.now, Vec::new());
-    let sessions = &mut net.nodes[0].sessions;
-    sessions.handle_opened(now, to, addr(1), (kind, body), &mut out);
-    sessions.handle_moved(now, to, addr(44), &mut out);
-    sessions.handle_moved(now, to, addr(45), &mut out);
-    sessions.handle_opened(now, 5, addr(1), (200, b""), &mut out);
+    let Node {
+        sessions, roster, ..
+    } = &mut net.nodes[0];
+    let from = |node| Path::Direct(addr(node));
+    sessions.handle_opened(now, to, from(1), (kind, body), roster, &mut out);
+    sessions.handle_moved(now, to, from(44), &mut out);
+    sessions.handle_moved(now, to, from(45), &mut out);
+    sessions.handle_opened(now, 5, from(1), (200, b""), roster, &mut out);
     let challenged: Vec<_> = out
         .iter()
         .filter_map(|e| match e {
@@ -182,7 +185,8 @@ fn the_carriers_way_in_is_the_same_as_ours() {
             _ => None,
         })
         .collect();
-    assert_eq!(challenged, [addr(44)], "one challenge at a time");
+    // One challenge at a time, and the question whether the peer is still where it was.
+    assert_eq!(challenged, [addr(44), addr(1)]);
     net.collect(0, out);
     assert_eq!(net.nodes[0].messages(), [b"via carrier"]);
 }

@@ -9,7 +9,7 @@ fn candidates_are_tried_in_turn() {
     net.say(0, 1, "x");
     net.run(secs(3));
     assert_eq!(net.nodes[1].messages(), [b"x"]);
-    assert_eq!(net.nodes[0].info().unwrap().path, Some(addr(1)));
+    assert_eq!(net.nodes[0].info().unwrap().path, Some(addr(1).into()));
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn a_peer_that_moves_is_followed_after_a_sealed_echo() {
     net.nodes[0].addr = addr(40);
     net.say(0, 1, "from elsewhere");
     net.run(secs(1));
-    assert_eq!(net.nodes[1].info().unwrap().path, Some(addr(40)));
+    assert_eq!(net.nodes[1].info().unwrap().path, Some(addr(40).into()));
     net.say(1, 0, "found");
     net.run(secs(1));
     assert_eq!(net.nodes[0].messages(), [b"found"]);
@@ -71,7 +71,49 @@ fn a_spoofed_source_never_moves_the_path() {
         net.deliver(addr(88), addr(1), datagram);
         net.run(millis(500));
     }
-    assert_eq!(net.nodes[1].info().unwrap().path, Some(addr(0)));
+    assert_eq!(net.nodes[1].info().unwrap().path, Some(addr(0).into()));
     assert_eq!(net.nodes[1].count(is_path), 1);
     assert_eq!(net.nodes[1].messages().len(), 51);
+}
+
+#[test]
+fn round_trips_are_measured_along_each_path() {
+    let net = Net::pair(18);
+    let rtt = net.nodes[0].info().unwrap().rtt.unwrap();
+    assert!((millis(10)..millis(17)).contains(&rtt), "{rtt:?}");
+    assert!(net.nodes[1].info().unwrap().rtt.is_some());
+}
+
+/// Packets both ways, so that somebody cares what the path takes.
+fn busy(net: &mut Net, rounds: usize) {
+    for _ in 0..rounds {
+        net.packet(0);
+        net.packet(1);
+        net.run(millis(250));
+    }
+}
+
+fn kernel_says(net: &mut Net, from: usize, to: SocketAddr, mtu: u16) {
+    let mut out = Vec::new();
+    net.nodes[from].sessions.set_ceiling(to, mtu, &mut out);
+    net.collect(from, out);
+}
+
+#[test]
+fn what_a_path_takes_is_found_under_traffic_and_told() {
+    let mut net = Net::pair(19);
+    net.takes = 1400;
+    assert_eq!(net.nodes[0].info().unwrap().mtu, None);
+    kernel_says(&mut net, 0, addr(1), 1500);
+    assert_eq!(net.nodes[0].info().unwrap().mtu, Some(1500 - 28 - 33));
+    net.run(secs(20));
+    assert_eq!(net.nodes[0].info().unwrap().mtu, Some(1500 - 28 - 33));
+    busy(&mut net, 40);
+    assert_eq!(net.nodes[0].info().unwrap().mtu, Some(1400 - 28 - 33));
+    assert!(net.nodes[0].count(|event| matches!(event, SessionEvent::Mtu { .. })) >= 2);
+    net.takes = 1320;
+    busy(&mut net, 80);
+    assert_eq!(net.nodes[0].info().unwrap().mtu, Some(1320 - 28 - 33));
+    let largest = net.log.iter().map(|(_, _, datagram)| datagram.len()).max();
+    assert_eq!(largest, Some(1500 - 28), "as large as was asked for");
 }

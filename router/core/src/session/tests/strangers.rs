@@ -17,7 +17,7 @@ fn garbage_and_other_clusters_get_no_byte() {
     other.nodes[0].roster.keys.insert(victim, key);
     let (now, mut out) = (other.now, Vec::new());
     let stranger = &mut other.nodes[0];
-    stranger.sessions.set_addresses(now, victim, vec![addr(1)]);
+    stranger.sessions.set_addresses(now, victim, &[addr(1)]);
     stranger
         .sessions
         .send(now, &victim, &Message::Bye, &stranger.roster, &mut out);
@@ -134,7 +134,7 @@ fn replayed_data_changes_nothing_and_moves_no_path() {
     assert_eq!(net.nodes[1].messages().len(), before);
     assert!(!net.log.iter().any(|(_, to, _)| *to == addr(66)));
     net.run(secs(2));
-    assert_eq!(net.nodes[1].info().unwrap().path, Some(addr(0)));
+    assert_eq!(net.nodes[1].info().unwrap().path, Some(addr(0).into()));
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn under_a_flood_of_true_handshakes_cookies_are_asked_for_and_honest_ones_get_in
         let id = net.nodes[1].id;
         let node = &mut net.nodes[0];
         node.sessions.drop_peer(&id, &mut Vec::new());
-        node.sessions.set_addresses(now, id, vec![addr(1)]);
+        node.sessions.set_addresses(now, id, &[addr(1)]);
         node.sessions.want(now, &id, &node.roster, &mut out);
         for event in out {
             if let SessionEvent::Send { datagram, .. } = event {

@@ -2,12 +2,16 @@
 //! source port, senders of bad datagrams, a resolver that knows two names. One small program, so that the lab needs no
 //! interpreter and no netcat dialect.
 
+mod manager;
+mod steady;
+
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Error, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -19,8 +23,17 @@ const USAGE: &str = "usage:
   lab-tool count ADDR:PORT N [--text T]         N numbered datagrams, no answer awaited
   lab-tool throw ADDR:PORT N                    N datagrams of all lengths, some in a row of one length
   lab-tool catch PORT N                         takes those of `throw`; prints `N whole, B broken, late: [], lost: []`
+  lab-tool pour ADDR:PORT MIB                   so much over one TCP connection; prints what `drain` says
+  lab-tool drain PORT                           takes it, connection after connection; says `N octets, whole`
+  lab-tool tick ADDR:PORT MILLIS                numbered datagrams, one every so often, for ever
+  lab-tool tally PORT                           takes those of `tick`; after each `number N missing M`
+  lab-tool flow ADDR:PORT                       one TCP connection, written to without a pause, for ever
+  lab-tool follow PORT                          takes that of `flow` and checks it; prints `octets N` as it goes
+  lab-tool manage SOCKET CMD...                 runs CMD as systemd runs a service that is told of and keeps descriptors
   lab-tool garbage ADDR:PORT N SEED             N random datagrams; prints how many answers came back
-  lab-tool replay FILE [--flip]                 sends recorded IPv4 packets again as they are, or with one bit changed
+  lab-tool replay FILE [--flip|--exact]         sends recorded IPv4 packets again without their UDP checksums, with one bit
+                                                changed, or to the last octet as they are
+  lab-tool payload FILE ADDR:PORT N             the file's octets in one datagram, N times, as any user may
   lab-tool dns ADDR:PORT                        a resolver: nx* does not exist, all else is 198.18.0.1";
 
 fn main() -> ExitCode {
@@ -48,8 +61,16 @@ fn run(words: &[&str]) -> Result<()> {
         }
         ["throw", to, n] => throw(to.parse()?, n.parse()?),
         ["catch", port, n] => catch(port.parse()?, n.parse()?),
+        ["pour", to, mib] => pour(to.parse()?, mib.parse()?),
+        ["drain", port] => drain(port.parse()?),
+        ["tick", to, millis] => steady::tick(to.parse()?, millis.parse()?),
+        ["tally", port] => steady::tally(port.parse()?),
+        ["flow", to] => steady::flow(to.parse()?),
+        ["follow", port] => steady::follow(port.parse()?),
+        ["manage", socket, command @ ..] => manager::manage(socket, command),
         ["garbage", to, n, seed] => garbage(to.parse()?, n.parse()?, seed.parse()?),
-        ["replay", file, rest @ ..] => replay(file, rest.contains(&"--flip")),
+        ["replay", file, rest @ ..] => replay(file, rest),
+        ["payload", file, to, n] => payload(file, to.parse()?, n.parse()?),
         ["dns", at] => dns(at.parse()?),
         _ => Err(USAGE.into()),
     }
@@ -199,7 +220,8 @@ fn udp_socket(to: SocketAddr, from: Option<SocketAddr>) -> Result<UdpSocket> {
     Ok(UdpSocket::from(socket))
 }
 
-/// Sends again every half second: the network may lose a datagram, the scenario is not about that.
+/// Sends again every half second: the network may lose a datagram, the scenario is not about that. Nor is it that a first
+/// datagram is larger than the way: the kernel has been told by then, and cuts the next.
 fn ask_udp(to: SocketAddr, from: Option<SocketAddr>, text: &str, wait: Duration) -> Result<String> {
     let socket = udp_socket(to, from)?;
     socket.connect(to)?;
@@ -207,14 +229,22 @@ fn ask_udp(to: SocketAddr, from: Option<SocketAddr>, text: &str, wait: Duration)
     let end = Instant::now() + wait;
     let mut buffer = [0u8; 65536];
     while Instant::now() < end {
-        socket.send(text.as_bytes())?;
-        match socket.recv(&mut buffer) {
+        let answer = match socket.send(text.as_bytes()) {
+            Ok(_) => socket.recv(&mut buffer),
+            Err(e) => Err(e),
+        };
+        match answer {
             Ok(length) => return Ok(String::from_utf8_lossy(&buffer[..length]).into_owned()),
-            Err(e) if would_block(&e) => {}
+            Err(e) if would_block(&e) || is_too_long(&e) => {}
             Err(e) => return Err(e.into()),
         }
     }
     Err(format!("no answer within {wait:?}").into())
+}
+
+fn is_too_long(e: &Error) -> bool {
+    // EMSGSIZE
+    e.raw_os_error() == Some(90)
 }
 
 fn would_block(e: &Error) -> bool {
@@ -274,6 +304,8 @@ fn throw(to: SocketAddr, n: u32) -> Result<()> {
 
 fn catch(port: u16, n: u32) -> Result<()> {
     let socket = UdpSocket::from(dual_stack(Type::DGRAM, port)?);
+    // What is lost shall be the network's fault, not that of a machine too busy to let this program run.
+    setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20))?;
     say("ready");
     let (mut whole, mut late) = (BTreeSet::new(), Vec::new());
     let (mut broken, mut next) = (0, 0);
@@ -304,6 +336,57 @@ fn catch(port: u16, n: u32) -> Result<()> {
         "{count} whole, {broken} broken, late: {late:?}, lost: {lost:?}"
     ));
     Ok(())
+}
+
+/// The octet at a place of what is poured: no two stretches are alike, whatever they are cut into.
+fn drop_of(at: usize) -> u8 {
+    (at ^ at >> 8 ^ at >> 16).wrapping_mul(0x9d) as u8
+}
+
+fn pour(to: SocketAddr, mib: usize) -> Result<()> {
+    let mut stream = connect(to, None, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let total = mib << 20;
+    for start in (0..total).step_by(1 << 16) {
+        let octets: Vec<u8> = (start..start + (1 << 16)).map(drop_of).collect();
+        stream.write_all(&octets)?;
+    }
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    say(answer.trim_end());
+    Ok(())
+}
+
+fn drain(port: u16) -> Result<()> {
+    let listener = dual_stack(Type::STREAM, port)?;
+    listener.listen(8)?;
+    let listener = TcpListener::from(listener);
+    say("ready");
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        let answer = match drained(&mut stream) {
+            Ok(answer) => answer,
+            Err(error) => error.to_string(),
+        };
+        writeln!(stream, "{answer}")?;
+    }
+    Ok(())
+}
+
+fn drained(stream: &mut TcpStream) -> Result<String> {
+    let (mut at, mut buffer) = (0, vec![0; 1 << 16]);
+    loop {
+        let length = stream.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(format!("{at} octets, whole"));
+        }
+        let wrong = (0..length).find(|n| buffer[*n] != drop_of(at + n));
+        if let Some(wrong) = wrong {
+            return Ok(format!("broken at {}", at + wrong));
+        }
+        at += length;
+    }
 }
 
 /// xorshift64*: bad datagrams must be the same ones in each run.
@@ -356,7 +439,7 @@ fn answers(socket: &UdpSocket, wait: Duration) -> Result<u32> {
 }
 
 /// The file holds packets one after the other, each behind its length in two octets.
-fn replay(file: &str, flip: bool) -> Result<()> {
+fn replay(file: &str, flags: &[&str]) -> Result<()> {
     let mut bytes = Vec::new();
     std::fs::File::open(file)?.read_to_end(&mut bytes)?;
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))?;
@@ -368,14 +451,29 @@ fn replay(file: &str, flip: bool) -> Result<()> {
         let (packet, next) = body.split_at_checked(length).ok_or("a torn file")?;
         rest = next;
         let mut packet = packet.to_vec();
-        // Recorded before a card would have filled it in; none at all is as good (RFC 768), and it must arrive.
-        packet.get_mut(26..28).ok_or("a short packet")?.fill(0);
-        if flip {
+        if !flags.contains(&"--exact") {
+            // Recorded before a card would have filled it in; none at all is as good (RFC 768), and it must arrive.
+            packet.get_mut(26..28).ok_or("a short packet")?.fill(0);
+        }
+        if flags.contains(&"--flip") {
             flip_one_bit(&mut packet, &mut dice)?;
         }
         let to: [u8; 4] = packet.get(16..20).ok_or("a short packet")?.try_into()?;
         socket.send_to(&packet, &SockAddr::from(SocketAddr::from((to, 0))))?;
         sent += 1;
+    }
+    say(&sent.to_string());
+    Ok(())
+}
+
+fn payload(file: &str, to: SocketAddr, n: u32) -> Result<()> {
+    let bytes = std::fs::read(file)?;
+    let socket = udp_socket(to, None)?;
+    let mut sent = 0;
+    for _ in 0..n {
+        // The host's filter answers some with an error; that is what the scenario is about.
+        sent += u32::from(socket.send_to(&bytes, to).is_ok());
+        std::thread::sleep(Duration::from_millis(1));
     }
     say(&sent.to_string());
     Ok(())

@@ -1,0 +1,368 @@
+//! Which carrier takes packets to a peer: `vxlan` where both ends trust the network between them, `udp` everywhere else.
+//!
+//! ```text
+//!           both addresses lie in this host's trusted subnets
+//!   closed ---------------------------------------------------> open: takes VXLAN from the peer, tells it so
+//!     ^                                                           |  the peer is open, too, for the same two addresses
+//!     | session lost, other path, device down                     v
+//!     +---------------------------------------------------- probing <----------------+
+//!                                                                 | answered         | three in a row did not come
+//!                                                                 v                  |
+//!                                                              carrying -------------+
+//! ```
+//!
+//! All words are said inside the session; only the probes themselves go over VXLAN, in the clear, and prove nothing but
+//! that the way is open: the answer to one is sealed. A probe counts as lost only when the peer itself says, inside the
+//! session, that it did not come: a daemon that restarts says nothing, and its kernel carries on.
+//!
+//! INVARIANT: nothing is sent in the clear to a peer that did not say, in its present session, that it takes it between
+//! the very addresses that this host's own configuration trusts (threats C10).
+
+mod peer;
+mod probing;
+#[cfg(test)]
+mod tests;
+mod why;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::crypto::Random;
+use crate::layout::vxlan_mac;
+use crate::model::{Generation, NodeId, Now};
+use crate::view::{Carrier, PeerNumber, VxlanPeer, VxlanView};
+use crate::wire;
+use peer::Peer;
+use probing::{Probing, Step};
+pub use why::Why;
+
+/// The Ethernet header of a probe.
+const ETHERNET: u16 = 14;
+
+/// What is known of a peer that there is a session with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Who.
+    pub peer: NodeId,
+    /// This host's number for it.
+    pub number: PeerNumber,
+    /// Its present start.
+    pub generation: Generation,
+    /// It said in the handshake that it lists trusted subnets, too.
+    pub consents: bool,
+    /// Where it is.
+    pub path: Option<SocketAddr>,
+    /// The host's own address from which it sends there.
+    pub source: Option<IpAddr>,
+    /// Largest packet that the path takes in one piece, octets, outer headers included.
+    pub path_mtu: Option<u16>,
+    /// Somebody who has been known here for longer has the same MAC.
+    pub mac_taken: bool,
+}
+
+/// The two ends of a way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// This host's address.
+    pub mine: Ipv4Addr,
+    /// The peer's.
+    pub theirs: Ipv4Addr,
+}
+
+/// Between which addresses this host takes plain VXLAN from a peer, or why it takes none.
+pub fn ends(trusted: &[IpNet], facts: &Facts) -> Result<Ends, Why> {
+    if trusted.is_empty() {
+        return Err(Why::NoTrustedSubnet);
+    }
+    if !facts.consents {
+        return Err(Why::PeerListsNone);
+    }
+    if facts.mac_taken {
+        return Err(Why::MacTaken);
+    }
+    let (Some(path), Some(source), Some(_)) = (facts.path, facts.source, facts.path_mtu) else {
+        return Err(Why::NoPath);
+    };
+    let (IpAddr::V4(theirs), IpAddr::V4(mine)) = (path.ip().to_canonical(), source.to_canonical())
+    else {
+        return Err(Why::NotIpv4);
+    };
+    for ip in [mine, theirs] {
+        let is_inside = trusted.iter().any(|net| net.contains(&IpAddr::V4(ip)));
+        if !is_inside {
+            return Err(Why::OutsideTrusted(ip));
+        }
+    }
+    Ok(Ends { mine, theirs })
+}
+
+/// Which carrier it is, and why: `device` is the carrier's own state, `ends` what [`ends`] says, `told` what the peer told
+/// of itself, `reaches` whether probes arrive (`None` before the first).
+pub fn choose(
+    device: &Result<(), String>,
+    ends: &Result<Ends, Why>,
+    told: Option<Ends>,
+    reaches: Option<bool>,
+) -> (Carrier, Why) {
+    let sealed = |why| (Carrier::Udp, why);
+    let ends = match ends {
+        Ok(ends) => *ends,
+        Err(why) => return sealed(why.clone()),
+    };
+    if let Err(trouble) = device {
+        return sealed(Why::Device(trouble.clone()));
+    }
+    match told {
+        None => return sealed(Why::PeerNotOpen),
+        Some(told) if told != ends => return sealed(Why::OtherEnds),
+        Some(_) => {}
+    }
+    match reaches {
+        Some(true) => (Carrier::Vxlan, Why::BothTrust),
+        Some(false) => sealed(Why::NoAnswer),
+        None => sealed(Why::Trying),
+    }
+}
+
+/// What two hosts say to each other about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Word {
+    /// I take plain VXLAN from you, between your address and mine.
+    Open {
+        yours: Ipv4Addr,
+        mine: Ipv4Addr,
+        /// I know that you do, too.
+        confirmed: bool,
+    },
+    /// I take none from you.
+    Shut,
+    /// I sent you this over VXLAN; did it come?
+    Sent(u64),
+    /// This came over VXLAN.
+    Came(u64),
+    /// This did not.
+    Missed(u64),
+}
+
+/// What it wants done, or tells.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Tell the peer inside the session.
+    Say { to: NodeId, word: Word },
+    /// Send a probe over VXLAN.
+    Probe {
+        to: [u8; 6],
+        nonce: u64,
+        length: u16,
+    },
+    /// Some peer's carrier, or who it takes VXLAN from, is another now.
+    Changed,
+}
+
+/// All peers' carriers.
+#[derive(Debug)]
+pub(crate) struct Carriers {
+    me: NodeId,
+    trusted: Vec<IpNet>,
+    device: Result<(), String>,
+    peers: BTreeMap<NodeId, Peer>,
+    random: Random,
+    /// What was shown last.
+    shown: Vec<VxlanPeer>,
+    due: Option<Now>,
+}
+
+impl Carriers {
+    pub(crate) fn new(me: NodeId, trusted: Vec<IpNet>, random: Random) -> Self {
+        Self {
+            me,
+            trusted,
+            device: Err("it is not up yet".to_owned()),
+            peers: BTreeMap::new(),
+            random,
+            shown: Vec::new(),
+            due: None,
+        }
+    }
+
+    /// Does this host list any trusted subnet? Without one nothing here ever does anything.
+    pub(crate) fn is_on(&self) -> bool {
+        !self.trusted.is_empty()
+    }
+
+    /// What the edges plan from.
+    pub(crate) fn view(&self) -> Option<VxlanView> {
+        self.is_on().then(|| VxlanView {
+            mac: vxlan_mac(&self.me),
+            peers: self.open_peers(),
+        })
+    }
+
+    /// Which carrier takes packets to `peer`, why, and the largest packet if it is `vxlan`.
+    pub(crate) fn of(&self, peer: &NodeId) -> (Carrier, Why, Option<u16>) {
+        let Some(peer) = self.peers.get(peer) else {
+            let why = match self.is_on() {
+                true => Why::NoPath,
+                false => Why::NoTrustedSubnet,
+            };
+            return (Carrier::Udp, why, None);
+        };
+        let (carrier, why) = peer.choice(&self.device);
+        let mtu = (carrier == Carrier::Vxlan).then(|| peer.mtu());
+        (carrier, why, mtu)
+    }
+
+    fn open_peers(&self) -> Vec<VxlanPeer> {
+        let open = self.peers.iter().filter_map(|(id, peer)| {
+            let ends = peer.ends.as_ref().ok()?;
+            Some(VxlanPeer {
+                id: *id,
+                number: peer.facts.number,
+                mac: peer.mac,
+                addr: ends.theirs,
+                carries: peer.choice(&self.device).0 == Carrier::Vxlan,
+                mtu: peer.mtu(),
+            })
+        });
+        open.collect()
+    }
+
+    /// Sessions, paths or members changed: these are the peers with a session now.
+    pub(crate) fn set_peers(&mut self, now: Now, peers: Vec<Facts>, out: &mut Vec<Event>) {
+        let present: Vec<NodeId> = peers.iter().map(|facts| facts.peer).collect();
+        self.peers.retain(|id, _| present.contains(id));
+        for facts in peers {
+            let ends = ends(&self.trusted, &facts);
+            let peer = self
+                .peers
+                .entry(facts.peer)
+                .or_insert_with(|| Peer::new(facts.clone()));
+            if peer.facts.generation != facts.generation {
+                *peer = Peer::new(facts.clone());
+            }
+            if peer.ends != ends {
+                peer.probing = Probing::default();
+                peer.confirmed = false;
+            }
+            peer.ends = ends;
+            peer.facts = facts;
+        }
+        self.settle(now, out);
+    }
+
+    /// The carrier's device is up behind its filter, or why not.
+    pub(crate) fn set_device(
+        &mut self,
+        now: Now,
+        device: Result<(), String>,
+        out: &mut Vec<Event>,
+    ) {
+        if self.device != device {
+            self.device = device;
+            self.settle(now, out);
+        }
+    }
+
+    /// The peer said something, inside its session.
+    pub(crate) fn on_word(&mut self, now: Now, from: NodeId, word: &[u8], out: &mut Vec<Event>) {
+        let Some(peer) = self.peers.get_mut(&from) else {
+            return;
+        };
+        let Ok(word) = wire::decode(word) else {
+            return;
+        };
+        match word {
+            Word::Open {
+                yours,
+                mine,
+                confirmed,
+            } => {
+                peer.told = Some(Ends {
+                    mine: yours,
+                    theirs: mine,
+                });
+                peer.confirmed = confirmed;
+                if !confirmed {
+                    // Said once more, this time with the confirmation.
+                    peer.said = None;
+                }
+            }
+            Word::Shut => peer.told = None,
+            Word::Sent(nonce) if peer.ends.is_ok() => {
+                let word = match peer.came.contains(&nonce) {
+                    true => Word::Came(nonce),
+                    false => Word::Missed(nonce),
+                };
+                out.push(Event::Say { to: from, word });
+            }
+            Word::Sent(_) => {}
+            Word::Came(nonce) => peer.probing.on_came(now, nonce),
+            Word::Missed(nonce) => peer.probing.on_missed(now, nonce),
+        }
+        self.settle(now, out);
+    }
+
+    /// A probe came over VXLAN, from this MAC as it says.
+    pub(crate) fn on_probe(&mut self, now: Now, from: [u8; 6], nonce: u64, out: &mut Vec<Event>) {
+        let sender = self
+            .peers
+            .values_mut()
+            .find(|peer| peer.mac == from && peer.ends.is_ok());
+        let Some(peer) = sender else { return };
+        if peer.remember(now, nonce) {
+            let (to, word) = (peer.facts.peer, Word::Came(nonce));
+            out.push(Event::Say { to, word });
+        }
+    }
+
+    /// Time passed.
+    pub(crate) fn expire(&mut self, now: Now, out: &mut Vec<Event>) {
+        if self.due.is_some_and(|due| due <= now) {
+            self.settle(now, out);
+        }
+    }
+
+    /// When to call `expire` next.
+    pub(crate) fn deadline(&self) -> Option<Now> {
+        self.due
+    }
+
+    /// Says and sends what is due now, and shows what changed by it.
+    fn settle(&mut self, now: Now, out: &mut Vec<Event>) {
+        let crowd = self.peers.len();
+        for (id, peer) in &mut self.peers {
+            if let Some(word) = peer.tell(now, &self.device) {
+                out.push(Event::Say { to: *id, word });
+            }
+            if !peer.is_agreed(&self.device) {
+                peer.probing = Probing::default();
+                continue;
+            }
+            let step = peer.probing.step(now, crowd, &mut self.random);
+            match step {
+                Some(Step::Probe { nonce, whole }) => {
+                    // Until it carries, each is as large as the largest packet will be.
+                    let length = ETHERNET + if whole { peer.mtu() } else { 0 };
+                    let to = peer.mac;
+                    out.push(Event::Probe { to, nonce, length });
+                }
+                Some(Step::Ask(nonce)) => {
+                    let (to, word) = (*id, Word::Sent(nonce));
+                    out.push(Event::Say { to, word });
+                }
+                None => {}
+            }
+        }
+        let shown = self.open_peers();
+        if shown != self.shown {
+            self.shown = shown;
+            out.push(Event::Changed);
+        }
+        let tellings = self.peers.values().filter_map(|p| Some(p.tell_again?.0));
+        let probings = self.peers.values().filter_map(|p| p.probing.due());
+        self.due = tellings.chain(probings).min();
+    }
+}

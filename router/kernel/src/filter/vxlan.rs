@@ -1,0 +1,108 @@
+//! What the filter needs for the `vxlan` carrier. VXLAN proves nothing of its sender: the host takes it only from the
+//! address and inner MAC of a peer with which it was agreed, and the domain holds each such MAC to the peer's own
+//! addresses. Nothing of this stands on a host without trusted subnets.
+//!
+//! An accept-list, and all else is dropped: a rule that drops what is *not* listed never matches a fragment that ends
+//! before the inner header, and lets it in.
+
+use std::fmt::Write as _;
+
+use weft_core::layout::{VXLAN_CARRIER, VXLAN_PORT, mac_text};
+use weft_core::view::{View, VxlanView};
+
+use super::set;
+
+/// The host's chains, and how many rules stand in each while nobody has touched them.
+pub(crate) const HOST_CHAINS: [(&str, usize); 3] = [
+    ("base_vxlan_in", 2),
+    ("base_vxlan_out", 2),
+    ("base_vxlan_through", 1),
+];
+
+/// The domain's set of the MACs that come over `wx0`. It counts what comes from each.
+pub(crate) const PEERS: &str = "base_vxlan_macs";
+
+/// The host's part. Packets of the carrier itself come from the domain: no user of the host has a socket for them. They
+/// need no connection tracking either, which would cost more than the carrier.
+pub(super) fn host(out: &mut String, view: &View) {
+    let Some(vxlan) = &view.vxlan else { return };
+    let senders: Vec<String> = vxlan
+        .peers
+        .iter()
+        .map(|peer| {
+            let mac: String = peer.mac.map(|octet| format!("{octet:02x}")).concat();
+            format!("{} . 0x{mac}", peer.addr)
+        })
+        .collect();
+    // Behind the UDP header (64 bits), VXLAN's (64) and the inner destination (48).
+    set(
+        out,
+        "base_vxlan_peers",
+        "typeof ip saddr . @th,176,48",
+        &senders,
+    );
+    let _ = writeln!(
+        out,
+        "chain base_vxlan_in {{ type filter hook prerouting priority raw; policy accept;
+  udp dport {VXLAN_PORT} ip saddr . @th,176,48 @base_vxlan_peers notrack accept
+  udp dport {VXLAN_PORT} counter drop
+}}
+chain base_vxlan_out {{ type filter hook output priority raw; policy accept;
+  udp dport {VXLAN_PORT} meta skuid >= 0 counter drop
+  udp dport {VXLAN_PORT} notrack
+}}
+chain base_vxlan_through {{ type filter hook forward priority filter - 10; policy accept;
+  udp dport {VXLAN_PORT} counter drop
+}}"
+    );
+}
+
+/// The domain's sets: who may come over `wx0`, and with which addresses of the overlay.
+pub(super) fn domain_sets(out: &mut String, view: &View) {
+    let Some(vxlan) = &view.vxlan else { return };
+    let macs: Vec<String> = vxlan.peers.iter().map(|peer| mac_text(peer.mac)).collect();
+    set(out, PEERS, "type ether_addr; counter", &macs);
+    let (sources4, sources6) = sources(view, vxlan);
+    let kind4 = "type ether_addr . ipv4_addr; flags interval";
+    let kind6 = "type ether_addr . ipv6_addr; flags interval";
+    set(out, "base_vxlan_sources4", kind4, &sources4);
+    set(out, "base_vxlan_sources6", kind6, &sources6);
+}
+
+fn sources(view: &View, vxlan: &VxlanView) -> (Vec<String>, Vec<String>) {
+    let owned = vxlan.peers.iter().flat_map(|peer| {
+        let prefixes = view.member(&peer.id).map(|member| &member.prefixes);
+        let mac = mac_text(peer.mac);
+        let each = prefixes.into_iter().flatten();
+        each.map(move |net| (mac.clone(), *net))
+    });
+    owned
+        .map(|(mac, net)| {
+            let net6 = view.plan.v6_cover(net);
+            (format!("{mac} . {net}"), format!("{mac} . {net6}"))
+        })
+        .unzip()
+}
+
+/// The domain's chains: what userspace does for `wu0` before the TAP. The mark of a packet says in the domain which peer it
+/// belongs to; outside, where its outer packet is routed, it would say something else.
+pub(super) fn domain_chains(out: &mut String, view: &View) {
+    if view.vxlan.is_none() {
+        return;
+    }
+    let (range, range6) = (view.plan.range, view.plan.range6());
+    let _ = writeln!(
+        out,
+        "chain base_vxlan {{
+  ether saddr @{PEERS} goto base_vxlan_peer
+  counter drop
+}}
+chain base_vxlan_peer {{
+  ip saddr {range} ether saddr . ip saddr != @base_vxlan_sources4 counter drop
+  ip6 saddr {range6} ether saddr . ip6 saddr != @base_vxlan_sources6 counter drop
+}}
+chain base_unmark {{ type filter hook postrouting priority mangle; policy accept;
+  oifname \"{VXLAN_CARRIER}\" meta mark set 0x0
+}}"
+    );
+}

@@ -1,0 +1,163 @@
+//! The `vxlan` carrier of this host: its device is up while its filter stands and no longer, and the core knows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+use weft_carrier::{CarrierEvent, VxlanProbes};
+use weft_core::view::View;
+use weft_kernel::{Domain, Host, nft};
+
+use super::Daemon;
+use super::core_thread::{Core, Message};
+
+/// How often traffic over the carrier is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Without its filter the device is down: also told by who hears first that somebody changed the host's rules, because a
+/// pass of the kernel's thread may be under way.
+pub(super) fn close_unguarded(domain: &Domain, host: &Host) {
+    if let Err(error) = domain.close_unguarded_vxlan(host) {
+        warn!(%error, "the vxlan carrier can't be closed");
+    }
+}
+
+/// The kernel carries packets over VXLAN without a word. What comes from a peer keeps its session in use, and watched as
+/// closely as if the packets went through it: a peer that falls silent is noticed as fast.
+pub(super) async fn follow_traffic(daemon: Arc<Daemon>) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut known = BTreeMap::new();
+    loop {
+        ticks.tick().await;
+        let Some(vxlan) = daemon.core.view().and_then(|view| view.vxlan.clone()) else {
+            continue;
+        };
+        let domain = daemon.domain.clone();
+        let read = tokio::task::spawn_blocking(move || nft::vxlan_received(&domain));
+        let Ok(Ok(received)) = read.await else {
+            continue;
+        };
+        for peer in vxlan.peers {
+            let now = received.get(&peer.mac).copied().unwrap_or(0);
+            // The table may have been replaced, and begun to count anew.
+            if now > 0 && known.get(&peer.mac) != Some(&now) {
+                let wanted = CarrierEvent::Wanted(peer.number);
+                daemon.core.tell(Message::Carrier(wanted));
+            }
+        }
+        known = received;
+    }
+}
+
+/// What the kernel's thread keeps of it.
+pub(super) struct VxlanDevice {
+    domain: Arc<Domain>,
+    host: Arc<Host>,
+    core: Core,
+    /// The device's index, and what sends probes over it.
+    probes: Option<(u32, Arc<VxlanProbes>)>,
+    /// An earlier daemon's device was looked for, on a host without trusted subnets.
+    is_swept: bool,
+    trouble: Option<String>,
+}
+
+impl VxlanDevice {
+    pub(super) fn new(domain: Arc<Domain>, host: Arc<Host>, core: Core) -> Self {
+        Self {
+            domain,
+            host,
+            core,
+            probes: None,
+            is_swept: false,
+            trouble: None,
+        }
+    }
+
+    /// The first thing of a pass: without its filter the device is down, before anything is done that takes time.
+    pub(super) fn guard(&mut self, view: &View) {
+        if view.vxlan.is_some() {
+            close_unguarded(&self.domain, &self.host);
+        }
+    }
+
+    /// Once the rules of both namespaces are in place, or were refused: the device up or down. True if it is up.
+    pub(super) fn keep(&mut self, view: &View, rules: Result<(), String>) -> bool {
+        let Some(vxlan) = &view.vxlan else {
+            self.sweep();
+            return false;
+        };
+        let state = rules
+            .and_then(|()| match self.is_guarded() {
+                true => Ok(()),
+                false => Err("its filter does not stand".to_owned()),
+            })
+            .and_then(|()| {
+                let index = self.domain.ensure_vxlan(&self.host, vxlan.mac);
+                index.map_err(|error| error.to_string())
+            })
+            .and_then(|index| self.probes_on(index));
+        if state.is_err() {
+            self.close();
+        }
+        self.remember(state.as_ref().err().cloned());
+        let is_up = state.is_ok();
+        // Every time: a message may be lost while the core is very busy.
+        self.core.tell(Message::Vxlan(state));
+        is_up
+    }
+
+    /// Why the device is not up, for `weft status`.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.as_ref()?;
+        Some(format!(
+            "plain VXLAN is not used, all is encrypted: {trouble}"
+        ))
+    }
+
+    /// Does the host's filter for it stand?
+    pub(super) fn is_guarded(&self) -> bool {
+        nft::guards_vxlan(&self.host).unwrap_or(false)
+    }
+
+    fn close(&mut self) {
+        if let Err(error) = self.domain.close_vxlan() {
+            warn!(%error, "the vxlan carrier can't be closed");
+        }
+    }
+
+    fn sweep(&mut self) {
+        if !self.is_swept {
+            match self.domain.remove_vxlan() {
+                Ok(()) => self.is_swept = true,
+                Err(error) => warn!(%error, "the vxlan carrier can't be removed"),
+            }
+        }
+    }
+
+    fn probes_on(&mut self, index: u32) -> Result<Arc<VxlanProbes>, String> {
+        if let Some((of, probes)) = &self.probes
+            && *of == index
+        {
+            return Ok(probes.clone());
+        }
+        let core = self.core.clone();
+        let heard = move |from, nonce| core.tell(Message::VxlanProbe(from, nonce));
+        let domain = self.domain.fd().map_err(|error| error.to_string())?;
+        let probes = VxlanProbes::start(&domain, index, heard);
+        let probes = Arc::new(probes.map_err(|error| format!("can't send probes: {error}"))?);
+        self.probes = Some((index, probes.clone()));
+        Ok(probes)
+    }
+
+    /// Logged when it begins, changes or ends.
+    fn remember(&mut self, trouble: Option<String>) {
+        if self.trouble != trouble {
+            match &trouble {
+                Some(error) => warn!(%error, "plain VXLAN is not used"),
+                None => info!("the vxlan carrier is up"),
+            }
+            self.trouble = trouble;
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! VXLAN that nobody agreed on: from outside, from a neighbour, in fragments, from users of the host itself.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use weft_lab::{Container, Host, Lab};
+
+use super::{TRUSTED, VXLAN, trusting, wait_carrier};
+
+/// What each forged packet says; each way of forging has its own.
+const PORT: u16 = 80;
+const TIMES: usize = 20;
+
+/// A datagram of VXLAN around a datagram to a container.
+#[derive(Clone)]
+struct Forged<'a> {
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    macs: ([u8; 6], [u8; 6]),
+    inner: (Ipv4Addr, Ipv4Addr),
+    text: &'a str,
+}
+
+impl Forged<'_> {
+    /// What a UDP socket would be given.
+    fn payload(&self) -> Vec<u8> {
+        let (from_mac, to_mac) = self.macs;
+        let datagram = udp(40_000, PORT, self.text.as_bytes());
+        let mut bytes = vec![0x08, 0, 0, 0];
+        bytes.extend((6783u32 << 8).to_be_bytes());
+        bytes.extend([to_mac, from_mac].concat());
+        bytes.extend([0x08, 0x00]);
+        bytes.extend(ipv4(self.inner.0, self.inner.1, &datagram, 0));
+        bytes
+    }
+
+    /// The whole packet.
+    fn packet(&self) -> Vec<u8> {
+        ipv4(self.from, self.to, &udp(50_000, VXLAN, &self.payload()), 0)
+    }
+
+    /// The packet in two fragments, the first with so many octets.
+    fn fragments(&self, first: usize) -> Vec<Vec<u8>> {
+        let datagram = udp(50_000, VXLAN, &self.payload());
+        let (head, tail) = datagram.split_at(first);
+        let more = 0x2000;
+        let behind = u16::try_from(first / 8).unwrap();
+        vec![
+            ipv4(self.from, self.to, head, more),
+            ipv4(self.from, self.to, tail, behind),
+        ]
+    }
+}
+
+fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).unwrap();
+    // No checksum (RFC 768).
+    let mut bytes: Vec<u8> = [from, to, length, 0].map(u16::to_be_bytes).concat();
+    bytes.extend(payload);
+    bytes
+}
+
+fn ipv4(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8], fragment: u16) -> Vec<u8> {
+    let length = u16::try_from(20 + payload.len()).unwrap();
+    let mut header = vec![0x45, 0];
+    header.extend(length.to_be_bytes());
+    header.extend(0x7766u16.to_be_bytes());
+    header.extend(fragment.to_be_bytes());
+    header.extend([64, 17, 0, 0]);
+    header.extend(from.octets());
+    header.extend(to.octets());
+    let sum: u32 = header
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    header.extend(payload);
+    header
+}
+
+/// Packets behind their lengths, [`TIMES`] over, as `lab-tool replay` reads them.
+fn file(lab: &Lab, name: &str, packets: &[Vec<u8>]) -> String {
+    let mut bytes = Vec::new();
+    for packet in std::iter::repeat_n(packets, TIMES).flatten() {
+        bytes.extend(u16::try_from(packet.len()).unwrap().to_be_bytes());
+        bytes.extend(packet);
+    }
+    let path = lab.dir().join(format!("forged-{name}"));
+    std::fs::write(&path, bytes).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+fn mac(host: &Host) -> [u8; 6] {
+    let link = ["exec", "--", "ip", "-j", "link", "show", "wx0"];
+    let link = host.weft(&link).json();
+    let text = link[0]["address"].as_str().unwrap().to_owned();
+    let octets: Vec<u8> = text
+        .split(':')
+        .map(|octet| u8::from_str_radix(octet, 16).unwrap())
+        .collect();
+    octets.try_into().unwrap()
+}
+
+/// Two hosts on VXLAN, a container on each, and what a perfect forgery of the first one's packet to `b` looks like.
+struct Scene {
+    lab: Lab,
+    hosts: [Host; 2],
+    a: Container,
+    b: Container,
+    neighbour: Host,
+    outside: Host,
+}
+
+fn scene(name: &str) -> Scene {
+    let lab = Lab::new(name);
+    let hosts = trusting(&lab);
+    let (a, b) = (hosts[0].serve("a", &[]), hosts[1].serve("b", &[]));
+    let neighbour = lab.host("h3", hosts[0].network());
+    let outside = lab.host("outside", &lab.subnet("o"));
+    // Neighbours know each other, so that what is forged is not lost for want of an answer.
+    for host in [&neighbour, &outside] {
+        let ping = ["ping", "-c1", "-w3", &hosts[1].v4().to_string()];
+        host.run(&ping).ok();
+    }
+    Scene {
+        lab,
+        hosts,
+        a,
+        b,
+        neighbour,
+        outside,
+    }
+}
+
+impl Scene {
+    fn perfect<'a>(&self, text: &'a str) -> Forged<'a> {
+        Forged {
+            from: self.hosts[0].v4(),
+            to: self.hosts[1].v4(),
+            macs: (mac(&self.hosts[0]), mac(&self.hosts[1])),
+            inner: (self.a.ip(), self.b.ip()),
+            text,
+        }
+    }
+
+    /// Sends from the host, as root and to the last octet.
+    fn send(&self, from: &Host, name: &str, packets: &[Vec<u8>]) {
+        let file = file(&self.lab, name, packets);
+        let sent = from.tool(&["replay", &file, "--exact"]).ok();
+        assert_eq!(sent, (TIMES * packets.len()).to_string());
+    }
+
+    /// How often the container behind the second host was told this.
+    fn heard(&self, text: &str) -> usize {
+        let heard = self.b.heard();
+        heard.lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// What was sent before this has been dealt with: packets of one way do not overtake each other.
+    fn settle(&self) {
+        for host in [&self.neighbour, &self.outside, &self.hosts[0]] {
+            let ping = ["ping", "-c2", "-w5", &self.hosts[1].v4().to_string()];
+            host.run(&ping).ok();
+        }
+        let to = format!("{}:{PORT}", self.b.ip());
+        self.a.ask("udp", &to).ok();
+    }
+}
+
+#[test]
+fn forged_vxlan_gets_nothing_through() {
+    let s = scene("vxforged");
+    // Whoever can speak with the peer's address and its MAC gets in, and that is how far a trusted network is to be trusted:
+    // so what follows is forged well enough.
+    let perfect = s.perfect("perfect");
+    let forgery = file(&s.lab, "perfect", &[perfect.packet()]);
+    let tool = Host::binary("lab-tool");
+    s.lab
+        .router()
+        .run(&[&tool, "replay", &forgery, "--exact"])
+        .ok();
+    s.lab.wait("a perfect forgery gets in", 10, || {
+        s.heard("perfect") == TIMES
+    });
+    for (sender, name) in [(&s.neighbour, "neighbour"), (&s.outside, "outside")] {
+        let own = Forged {
+            from: sender.v4(),
+            ..s.perfect(name)
+        };
+        s.send(sender, name, &[own.packet()]);
+        for first in [8, 16, 24, 32, 48] {
+            let pieces = own.fragments(first);
+            s.send(sender, &format!("{name}-{first}"), &pieces);
+            let turned: Vec<_> = pieces.into_iter().rev().collect();
+            s.send(sender, &format!("{name}-{first}-turned"), &turned);
+        }
+    }
+    // Another node's MAC, or none of any, from the peer's own address.
+    for (name, from_mac) in [("own", mac(&s.hosts[1])), ("any", [2, 0, 0, 0, 0, 9])] {
+        let text = format!("mac-{name}");
+        let other = Forged {
+            macs: (from_mac, mac(&s.hosts[1])),
+            ..s.perfect(&text)
+        };
+        let file = file(&s.lab, &text, &[other.packet()]);
+        let args = [tool.as_str(), "replay", &file, "--exact"];
+        s.lab.router().run(&args).ok();
+    }
+    s.settle();
+    for text in ["neighbour", "outside", "mac-"] {
+        assert_eq!(s.heard(text), 0, "{text}: {}", s.b.heard());
+    }
+}
+
+#[test]
+fn a_peer_speaks_for_its_own_containers_alone() {
+    let s = scene("vxspoof");
+    let c = s.hosts[1].serve("c", &[]);
+    // As if the peer itself were taken over: its address, its MAC, other sources inside.
+    for (name, source) in [
+        ("of-the-other", c.ip()),
+        ("of-nobody", Ipv4Addr::from(u32::from(c.ip()) + 100)),
+        ("outside", Ipv4Addr::new(203, 0, 113, 9)),
+        ("loopback", Ipv4Addr::new(127, 0, 0, 1)),
+        ("link-local", Ipv4Addr::new(169, 254, 1, 1)),
+    ] {
+        let text = format!("spoofed-{name}");
+        let forged = Forged {
+            inner: (source, s.b.ip()),
+            ..s.perfect(&text)
+        };
+        let file = file(&s.lab, &text, &[forged.packet()]);
+        let tool = Host::binary("lab-tool");
+        let args = [tool.as_str(), "replay", &file, "--exact"];
+        s.lab.router().run(&args).ok();
+    }
+    s.settle();
+    assert_eq!(s.heard("spoofed"), 0, "{}", s.b.heard());
+}
+
+#[test]
+fn users_of_the_host_itself_can_t_speak_as_the_carrier() {
+    let s = scene("vxuser");
+    let to = format!("{}:{VXLAN}", s.hosts[1].v4());
+    let tool = Host::binary("lab-tool");
+    let long = "user".repeat(600);
+    for (name, text) in [("short", "user"), ("long", long.as_str())] {
+        let path = s.lab.dir().join(name);
+        std::fs::write(&path, s.perfect(text).payload()).unwrap();
+        let path = path.to_string_lossy().into_owned();
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let setpriv = [&["setpriv"], &nobody[..]].concat();
+        for user in [&setpriv[..], &[]] {
+            let args = [user, &[tool.as_str(), "payload", &path, &to, "1000"]].concat();
+            assert_eq!(s.hosts[0].run(&args).ok(), "0", "the host let them out");
+            // To any other port they may.
+            let other = to.replace("6784", "6785");
+            let args = [user, &[tool.as_str(), "payload", &path, &other, "3"]].concat();
+            assert_eq!(s.hosts[0].run(&args).ok(), "3");
+        }
+    }
+    s.settle();
+    assert_eq!(s.heard("user"), 0, "{}", s.b.heard());
+}
+
+/// A virtual machine or another runtime's container behind a host that masquerades for it would come from the host's own
+/// address.
+#[test]
+fn what_a_host_forwards_for_others_is_no_vxlan() {
+    let lab = Lab::new("vxforward");
+    let subnet = lab.subnet("a");
+    let [h1, h2] = ["h1", "h2"].map(|name| lab.host(name, &subnet));
+    // It forwards for others already, so weft does not guard that.
+    h1.space().sysctl("net.ipv4.ip_forward", "1");
+    h1.up(&TRUSTED);
+    let token = h1.token(&[]);
+    let join = [&["--join", "-"], &TRUSTED[..]].concat();
+    h2.up_with(&join, token.as_bytes()).ok();
+    let hosts = [h1, h2];
+    wait_carrier(&lab, &hosts, "vxlan");
+    let [h1, h2] = &hosts;
+    let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
+    let guest = lab.space("guest");
+    let pair = "link add vm0 type veth peer name eth0 netns";
+    let pair: Vec<&str> = pair.split(' ').chain([guest.name()]).collect();
+    h1.space().ip(&pair).ok();
+    for (space, command) in [
+        (h1.space(), "addr add 192.168.77.1/24 dev vm0"),
+        (h1.space(), "link set vm0 up"),
+        (&guest, "addr add 192.168.77.2/24 dev eth0"),
+        (&guest, "link set eth0 up"),
+        (&guest, "route add default via 192.168.77.1"),
+    ] {
+        space.ip(&command.split(' ').collect::<Vec<_>>()).ok();
+    }
+    h1.space().nft(
+        "table ip lab {
+            chain post { type nat hook postrouting priority 100; oifname \"eth0\" masquerade; }
+        }
+        ",
+    );
+    let mut server = h2.spawn_tool("server", &["serve", "--name", "server", "--port", "7000"]);
+    server.wait_for("ready", Duration::from_secs(5));
+    let forged = Forged {
+        from: h1.v4(),
+        to: h2.v4(),
+        macs: (mac(h1), mac(h2)),
+        inner: (a.ip(), b.ip()),
+        text: "forwarded",
+    };
+    let path = lab.dir().join("forwarded");
+    std::fs::write(&path, forged.payload()).unwrap();
+    let path = path.to_string_lossy().into_owned();
+    let tool = Host::binary("lab-tool");
+    let payload = |port: u16| {
+        let to = format!("{}:{port}", h2.v4());
+        guest.run(&[&tool, "payload", &path, &to, "20"]).ok()
+    };
+    assert_eq!(payload(VXLAN), "20");
+    assert_eq!(payload(7000), "20");
+    // The way is open, and the guest comes from the host's own address.
+    let from_host = format!("udp {} ", h1.v4());
+    lab.wait("the guest is heard", 10, || {
+        server.stdout().contains(&from_host)
+    });
+    a.ask("udp", &format!("{}:80", b.ip())).ok();
+    assert!(!b.heard().contains("forwarded"), "{}", b.heard());
+}
+
+/// Somebody flushes the host's rules: the carrier goes down and comes back with its filter. What a neighbour forges at that
+/// very moment gets in for as long as the kernel's own notice is on its way, a few milliseconds, and no longer.
+#[test]
+fn without_its_filter_the_carrier_is_down() {
+    let s = scene("vxflush");
+    let [h1, h2] = &s.hosts;
+    let mut hold =
+        s.a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", s.b.ip())]);
+    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let own = Forged {
+        from: s.neighbour.v4(),
+        ..s.perfect("meanwhile")
+    };
+    let path = s.lab.dir().join("forged-stream");
+    std::fs::write(&path, own.payload()).unwrap();
+    let to = format!("{}:{VXLAN}", h2.v4());
+    let stream = ["payload", &path.to_string_lossy(), &to, "1000000"];
+    // A thousand a second, all the time.
+    let _stream = s.neighbour.spawn_tool("stream", &stream);
+    for damage in [
+        "flush ruleset\n",
+        "flush chain inet weft base_vxlan_in\n",
+        "delete table inet weft\n",
+    ] {
+        let before = s.heard("meanwhile");
+        let begun = Instant::now();
+        h2.space().nft(damage);
+        s.lab.wait("the filter stands again", 5, || {
+            let chain = ["nft", "list", "chain", "inet", "weft", "base_vxlan_in"];
+            h2.run(&chain).stdout.contains("drop")
+        });
+        let took = begun.elapsed();
+        super::goes_on(&s.lab, &hold);
+        wait_carrier(&s.lab, &s.hosts, "vxlan");
+        let slipped = s.heard("meanwhile") - before;
+        eprintln!("{}: back after {took:?}, {slipped} forged", damage.trim());
+        assert!(took < Duration::from_secs(1), "{damage} {took:?}");
+        assert!(slipped < 50, "{damage} {slipped} forged packets got in");
+    }
+}
