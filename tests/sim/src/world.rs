@@ -157,6 +157,8 @@ pub struct World<M: Machine> {
     notes: bool,
     /// Hosts that did something since they were last asked for, and what happened to which.
     touched: Vec<usize>,
+    /// Hosts that stand still no more, with a socket that they have not read yet.
+    catching_up: VecDeque<usize>,
     acted: Vec<Action>,
     /// The largest datagram that was sent.
     pub largest: usize,
@@ -240,6 +242,7 @@ impl<M: Machine> World<M> {
             trace: keep_trace.then(String::new),
             notes: true,
             touched: Vec::new(),
+            catching_up: VecDeque::new(),
             acted: Vec::new(),
             largest: 0,
             fingerprint: 0xcbf2_9ce4_8422_2325,
@@ -273,6 +276,10 @@ impl<M: Machine> World<M> {
 
     /// Lets time pass until the next event has happened; false when there is none until `until`, which it is then.
     pub fn step(&mut self, until: Now) -> bool {
+        if let Some(host) = self.catching_up.front() {
+            self.catch_up(*host);
+            return true;
+        }
         let due = self
             .events
             .first_entry()
@@ -543,12 +550,23 @@ impl<M: Machine> World<M> {
         if this.pauses > 0 {
             return;
         }
-        self.acknowledge(host);
-        // Sockets before timers, as the daemon does.
-        while let Some((from, bytes)) = self.hosts[host].socket.pop_front() {
+        self.catching_up.push_back(host);
+    }
+
+    /// One thing of those that came while a host stood still, at the very time it goes on but each on its own: who looks
+    /// after every step sees what it knew when it did something. Sockets before timers, as the daemon does.
+    fn catch_up(&mut self, host: usize) {
+        let this = &mut self.hosts[host];
+        if this.pauses > 0 {
+            self.catching_up.pop_front();
+        } else if let Some(id) = this.synced.pop_front() {
+            self.with(host, |machine, now, fx| machine.persisted(now, id, fx));
+        } else if let Some((from, bytes)) = this.socket.pop_front() {
             self.arrive(host, from, bytes);
+        } else {
+            self.catching_up.pop_front();
+            self.with(host, |machine, now, fx| machine.expire(now, fx));
         }
-        self.with(host, |machine, now, fx| machine.expire(now, fx));
     }
 
     fn carry_out(&mut self, host: usize, fx: Effects<M::Batch>) {

@@ -4,7 +4,7 @@ use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
 /// Each of these once broke a promise; what it found is mended.
-const MENDED: [(u64, usize); 87] = [
+const MENDED: [(u64, usize); 88] = [
     (40, 3),
     (275, 6),
     (365, 8),
@@ -92,6 +92,7 @@ const MENDED: [(u64, usize); 87] = [
     (1_224_582, 9),
     (1_230_648, 3),
     (1_236_570, 5),
+    (1_266_960, 3),
 ];
 
 /// The same, of worlds in which chains of the roster were forked and who forked them was removed.
@@ -130,7 +131,11 @@ const FORKING: [Kind; 10] = [
 ];
 
 /// Worlds found by the gate's fresh seeds, which leave out these kinds.
-const FRESH: [(u64, usize); 2] = [(60_838_467_537_198, 9), (138_039_057_512_141, 8)];
+const FRESH: [(u64, usize); 3] = [
+    (60_838_467_537_198, 9),
+    (138_039_057_512_141, 8),
+    (280_133_169_948_285, 8),
+];
 const STRANGE: [Kind; 4] = [Kind::Restore, Kind::Clone, Kind::Liar, Kind::Fork];
 
 fn seeds(range: std::ops::Range<u64>) {
