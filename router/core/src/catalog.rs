@@ -438,7 +438,10 @@ impl Catalog {
             .collect();
         for writer in writers {
             let (last, rights) = match roster.standing(&writer) {
-                Standing::Member(_) => continue,
+                Standing::Member(_) => {
+                    self.forget_unproved(&writer, &mut batch);
+                    continue;
+                }
                 Standing::Revoked(..) if mutation::is_on(Mutation::AcceptRevoked) => continue,
                 Standing::Revoked(last, rights) => (last, rights),
                 Standing::Unknown => (0, Rights(0)),
@@ -456,6 +459,19 @@ impl Catalog {
             self.note(&writer, &mut batch);
         }
         batch
+    }
+
+    /// A removal had cut this log where nothing is held any more, since what stood there had been superseded by what was
+    /// void then; and it turned out not to count. Who comes now could never agree on how far the log goes.
+    fn forget_unproved(&mut self, writer: &NodeId, batch: &mut Batch) {
+        let Some(log) = self.logs.get_mut(writer) else {
+            return;
+        };
+        if log.cut_to_held() {
+            self.revision += 1;
+            self.space_revision = self.revision;
+            self.note(writer, batch);
+        }
     }
 
     fn check_place(&self, record: &Record) -> Result<(), DropReason> {

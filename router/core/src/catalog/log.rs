@@ -116,6 +116,17 @@ impl Log {
         self.top = self.top.min(last);
     }
 
+    /// Nothing after the last record that is held can be proved to anybody; was more believed?
+    pub(super) fn cut_to_held(&mut self) -> bool {
+        let held = self
+            .by_place
+            .last_key_value()
+            .map_or(0, |((sequence, _), _)| *sequence);
+        let more = self.top > held;
+        self.cut(held);
+        more
+    }
+
     /// Records above a sequence, in order.
     pub(super) fn after(&self, sequence: u64) -> impl Iterator<Item = &Record> {
         let from = sequence.saturating_add(1);

@@ -343,6 +343,39 @@ fn strangers_revoked_nodes_and_those_without_the_right_are_not_heard() {
 }
 
 #[test]
+fn what_a_removal_that_does_not_count_had_cut_is_proved_anew() {
+    let member = roster(2);
+    let mut removed = member.clone();
+    removed
+        .revoke(&identity(1), identity(2).id(), 2)
+        .expect("the founder may");
+    let mut two = catalog(2, &member);
+    let versions = [endpoint(2, 1), service("web", 1), service("web", 2)];
+    let records: Vec<Record> = versions
+        .iter()
+        .flat_map(|object| two.put(object, &identity(2), NOON).unwrap().records)
+        .collect();
+    let mut one = catalog(1, &member);
+    insert_all(&mut one, &records, &member, NOON);
+    // The second record was superseded by the third, which is void: nothing is left to show that the log had a second.
+    one.prune(&removed);
+    assert_eq!(one.state_of(&identity(2).id()).complete, 2);
+    one.prune(&member);
+    let mut late = catalog(3, &member);
+    insert_all(
+        &mut late,
+        &one.records_after(&identity(2).id(), 0),
+        &member,
+        NOON,
+    );
+    late.extend(&identity(2).id(), 0, 2, &member);
+    assert_eq!(one.digest(), late.digest());
+    // Who has them still brings them back.
+    insert_all(&mut one, &records, &member, NOON);
+    assert_eq!(one.digest(), two.digest());
+}
+
+#[test]
 fn a_lying_record_about_another_nodes_endpoint_is_not_shown() {
     let roster = roster(2);
     let mut two = catalog(2, &roster);
