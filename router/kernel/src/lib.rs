@@ -24,6 +24,7 @@
 pub mod diff;
 mod error;
 pub mod filter;
+mod gathering;
 mod linux;
 mod plan;
 pub mod state;
@@ -33,6 +34,7 @@ pub use filter::Guard;
 pub use linux::apply::Report;
 pub use linux::domain::{Domain, Origin};
 pub use linux::forwarding::HostState;
+pub use linux::gather::Gatherer;
 pub use linux::host::{Host, HostReport};
 pub use linux::leg::{AttachedLeg, LegSeen, LegSpec};
 pub use linux::netns::{NETNS_DIR, inside, open_netns};

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use weft_core::model::EndpointId;
 use weft_core::view::{Liveness, View};
 use weft_kernel::{
-    Domain, Host, HostPlan, HostState, LocalFacts, filter, nft, plan_domain, plan_host,
+    Domain, Gatherer, Host, HostPlan, HostState, LocalFacts, filter, nft, plan_domain, plan_host,
 };
 use weft_lb::Published;
 
@@ -91,6 +91,7 @@ impl Kernel {
         let ipv6 = weft_kernel::ipv6_available();
         let worker = Worker {
             vxlan: VxlanDevice::new(domain.clone(), host.clone(), core.clone()),
+            _gatherer: domain.gather()?,
             domain,
             host,
             record,
@@ -181,6 +182,8 @@ struct Worker {
     record: HostRecord,
     core: Core,
     vxlan: VxlanDevice,
+    /// Lets what busy legs send be gathered, as long as the thread runs.
+    _gatherer: Gatherer,
     kernel: Kernel,
     ipv6: bool,
     domain_text: Option<[String; 2]>,

@@ -14,7 +14,6 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use weft_core::layout::{DEVICE_MTU, GATEWAY_MAC, HOST_LEG, HOST_LEG_FAR, HOST_LEG_MAC};
 
 use super::apply::{Namespace, Place, Report, set_sysctls};
-use super::gather::gather;
 use super::host::Host;
 use super::netns::{NETNS_DIR, OWN, inside, is_own};
 use super::rtnl::{Rtnl, VethEnd};
@@ -150,9 +149,6 @@ impl Domain {
         host.with(|ns| host_leg_up(&ns.rtnl, HOST_LEG).doing(doing))?;
         self.with(|ns| {
             host_leg_up(&ns.rtnl, HOST_LEG_FAR).doing(doing)?;
-            if made {
-                gather(HOST_LEG_FAR);
-            }
             Ok(())
         })?;
         if made {

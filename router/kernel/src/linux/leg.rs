@@ -10,7 +10,6 @@ use weft_core::model::{AddressPlan, EndpointId};
 
 use super::apply::Namespace;
 use super::domain::Domain;
-use super::gather::gather;
 use super::netns::inside;
 use super::rtnl::{Rtnl, VethEnd};
 use super::sysctl;
@@ -116,7 +115,6 @@ impl Domain {
         self.with(|ns| {
             leg_switches(leg, ipv6).doing(|| format!("set the switches of {leg}"))?;
             up(&ns.rtnl, leg).doing(|| format!("set {leg} up for {}", spec.ip))?;
-            gather(leg);
             Ok(())
         })
     }

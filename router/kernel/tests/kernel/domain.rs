@@ -3,10 +3,11 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::lab::{eventually, member, network, on_a_host, run, sh, snapshot};
+use crate::lab::{Container, Lab, eventually, member, network, on_a_host, run, sh, snapshot};
 use weft_core::control::Target;
 use weft_core::layout::{UDP_CARRIER_MAC, mac_text, peer_mac, peer_nexthop, peer_table};
 use weft_core::view::{Liveness, NetworkView, PeerNumber};
@@ -41,22 +42,50 @@ fn two_containers_and_their_host_reach_each_other_on_both_families() {
 }
 
 #[test]
-fn datagrams_are_gathered_on_a_thread_of_each_leg() {
+fn datagrams_of_a_busy_leg_are_gathered_on_a_thread_of_its_own() {
     on_a_host(|lab| {
         let a = lab.container([10, 32, 0, 2]);
         let attached = lab.attach(&a).unwrap();
         lab.bring_up();
+        let gatherer = lab.domain().gather().unwrap();
         for leg in [attached.leg.as_str(), "wh0"] {
-            let features = lab.in_domain(&format!("ethtool -k {leg}"));
-            for feature in ["generic-receive-offload", "rx-udp-gro-forwarding"] {
-                assert!(features.contains(&format!("{feature}: on")), "{features}");
-            }
-            let switch = format!("/sys/class/net/{leg}/threaded");
-            let show = format!("mount -t sysfs own /sys && cat {switch}");
-            let own = format!("unshare --mount --propagation slave sh -c '{show}'");
-            assert_eq!(lab.in_domain(&own).trim(), "1");
+            let wanted = ["generic-receive-offload", "rx-udp-gro-forwarding"];
+            eventually(&format!("{leg} joins datagrams"), || {
+                let features = lab.in_domain(&format!("ethtool -k {leg}"));
+                wanted
+                    .iter()
+                    .all(|f| features.contains(&format!("{f}: on")))
+            });
+            assert!(!has_thread(lab, leg));
         }
+        let busy = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| floods(&a, &busy));
+            eventually("a busy leg gets a thread", || {
+                has_thread(lab, &attached.leg)
+            });
+            busy.store(false, Ordering::Relaxed);
+        });
+        assert!(!has_thread(lab, "wh0"));
+        eventually("a quiet leg loses it", || !has_thread(lab, &attached.leg));
+        drop(gatherer);
     });
+}
+
+fn floods(container: &Container, busy: &AtomicBool) {
+    let socket = inside(container.fd.as_fd(), || UdpSocket::bind("0.0.0.0:0")).unwrap();
+    let socket = socket.unwrap();
+    while busy.load(Ordering::Relaxed) {
+        // Nobody listens there, and the host's kernel says so.
+        let _ = socket.send_to(&[0; 64], "10.32.0.1:9");
+    }
+}
+
+/// sysfs shows the devices of the namespace in which it was mounted.
+fn has_thread(lab: &Lab, leg: &str) -> bool {
+    let show = format!("mount -t sysfs own /sys && cat /sys/class/net/{leg}/threaded");
+    let own = format!("unshare --mount --propagation slave sh -c '{show}'");
+    lab.in_domain(&own).trim() == "1"
 }
 
 #[test]
