@@ -13,6 +13,7 @@ mod cookie;
 mod desk;
 pub mod drops;
 mod events;
+pub mod guard;
 pub(crate) mod half;
 pub mod handshake;
 pub mod join;
