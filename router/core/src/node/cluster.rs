@@ -321,8 +321,13 @@ impl Cluster {
                 }
             }
             Input::Moved { local_index, from } => {
-                self.sessions
-                    .handle_moved(now, local_index, from, &mut self.buffers.sessions);
+                self.sessions.handle_moved(
+                    now,
+                    local_index,
+                    from,
+                    &self.meta.roster,
+                    &mut self.buffers.sessions,
+                );
             }
             Input::Persisted(id) => self.on_persisted(now, id, out),
             Input::PathMtu { addr, mtu } => {

@@ -323,7 +323,10 @@ impl Node {
 
     /// Does it pass on what members have for each other?
     pub fn relays(&self) -> bool {
-        self.config.relay
+        match &self.phase {
+            Phase::Member(cluster) => cluster.relays(),
+            _ => false,
+        }
     }
 
     fn is_waiting_for(&self, id: u64) -> bool {

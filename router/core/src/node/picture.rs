@@ -8,7 +8,7 @@ use super::io::Tunnel;
 use crate::model::{NodeId, Now};
 use crate::path::Path;
 use crate::session::guard::Guard;
-use crate::session::SessionInfo;
+use crate::session::{SessionInfo, Trust};
 use crate::view::{Blocked, Endpoint, Liveness, Member, PeerNumber, PeerView, View};
 use crate::wire;
 
@@ -44,6 +44,10 @@ impl Cluster {
             })
             .filter(|blocked| !blocked.prefixes.is_empty())
             .collect()
+    }
+
+    pub(super) fn relays(&self) -> bool {
+        self.config.relay && self.roster().may_relay(&self.me)
     }
 
     pub(super) fn guests(&self) -> Vec<u32> {
