@@ -44,6 +44,8 @@ pub enum Dropped {
     UnknownPeer,
     /// More handshakes than are looked at.
     HandshakeFlood,
+    /// A handshake of somebody who does not hold the cluster's secret, nor an invitation.
+    Stranger,
     /// The TAP took it not.
     TapRefused,
     /// To be passed on to somebody whom this node does not reach, or though it passes nothing on.
@@ -56,7 +58,7 @@ pub enum Dropped {
 
 impl Dropped {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Dropped; 21] = [
+    pub const ALL: [Dropped; 22] = [
         Dropped::NotIp,
         Dropped::NotAPeer,
         Dropped::Malformed,
@@ -74,6 +76,7 @@ impl Dropped {
         Dropped::UnknownFrame,
         Dropped::UnknownPeer,
         Dropped::HandshakeFlood,
+        Dropped::Stranger,
         Dropped::TapRefused,
         Dropped::NotRelayed,
         Dropped::CeOnNotEct,
@@ -100,6 +103,7 @@ impl Dropped {
             Dropped::UnknownFrame => "unknown-frame",
             Dropped::UnknownPeer => "unknown-peer",
             Dropped::HandshakeFlood => "handshake-flood",
+            Dropped::Stranger => "stranger",
             Dropped::TapRefused => "tap-refused",
             Dropped::NotRelayed => "not-relayed",
             Dropped::CeOnNotEct => "ce-on-not-ect",

@@ -6,7 +6,6 @@ use std::time::Instant;
 use weft_core::layout::UDP_CARRIER_MAC;
 use weft_core::path::Path;
 use weft_core::session::drops::DropReason;
-use weft_core::session::join::is_join_index;
 use weft_core::wire::{DATA_HEADER, DataHeader, DatagramType, FrameKind, MAX_DATAGRAM, RelayHead};
 
 use crate::batch::Wire;
@@ -15,7 +14,7 @@ use crate::coalesce::{Coalescer, Frame, Span};
 use crate::counters::Dropped;
 use crate::ecn;
 use crate::inner;
-use crate::limit::HandshakeGate;
+use crate::limit::{HANDSHAKES, HandshakeGate, JOINS};
 use crate::offload::Joins;
 use crate::relay::{Passing, Relayed};
 use crate::shared::{CarrierEvent, Shared};
@@ -58,6 +57,8 @@ struct Packet {
 /// One reader of the underlay.
 pub(crate) struct Inbound {
     gate: HandshakeGate,
+    /// For join-inits, before it is known who sent them: what tells that costs more than with others.
+    joins: HandshakeGate,
     coalescer: Coalescer,
     passing: Passing,
     authentic: u32,
@@ -67,7 +68,8 @@ pub(crate) struct Inbound {
 impl Inbound {
     pub(crate) fn new(joins: Joins) -> Self {
         Self {
-            gate: HandshakeGate::new(Instant::now()),
+            gate: HandshakeGate::new(HANDSHAKES, Instant::now()),
+            joins: HandshakeGate::new(JOINS, Instant::now()),
             coalescer: Coalescer::new(joins),
             passing: Passing::default(),
             authentic: 0,
@@ -121,14 +123,30 @@ impl Inbound {
         let datagram = &mut octets[span.start..span.start + span.len];
         match DatagramType::of(datagram) {
             Some(DatagramType::Data) => self.data(table, shared, wire, octets, span, outer),
-            Some(_) => self.handshake(shared, datagram, outer),
+            Some(kind) => self.handshake(table, shared, kind, datagram, outer),
             None => Err(Dropped::UnknownDatagram),
         }
     }
 
-    fn handshake(&mut self, shared: &Shared, datagram: &[u8], outer: Outer) -> Result<(), Dropped> {
+    /// INVARIANT: what strangers send is counted for nobody: whoever writes another's address on a flood must not use up
+    /// what that one may send.
+    fn handshake(
+        &mut self,
+        table: &Table,
+        shared: &Shared,
+        kind: DatagramType,
+        datagram: &[u8],
+        outer: Outer,
+    ) -> Result<(), Dropped> {
         if !(MIN_HANDSHAKE..=MAX_DATAGRAM).contains(&datagram.len()) {
             return Err(Dropped::UnknownDatagram);
+        }
+        let is_join = kind == DatagramType::JoinInit;
+        if is_join && !self.joins.admits(outer.addr.ip(), Instant::now()) {
+            return Err(Dropped::HandshakeFlood);
+        }
+        if !table.is_known(datagram) {
+            return Err(Dropped::Stranger);
         }
         self.hand_over(shared, datagram, outer)
     }
@@ -136,12 +154,13 @@ impl Inbound {
     /// Sessions of newcomers on their way in are the core's alone: few datagrams, opened there.
     fn joining(
         &mut self,
+        table: &Table,
         shared: &Shared,
         datagram: &[u8],
         index: u32,
         outer: Outer,
     ) -> Result<(), Dropped> {
-        if !is_join_index(index) || datagram.len() > MAX_DATAGRAM {
+        if !table.is_guest(index) || datagram.len() > MAX_DATAGRAM {
             return Err(Dropped::UnknownSession);
         }
         self.hand_over(shared, datagram, outer)
@@ -171,7 +190,7 @@ impl Inbound {
         let datagram = &mut octets[span.start..span.start + span.len];
         let header = DataHeader::parse(datagram).ok_or(Dropped::UnknownDatagram)?;
         let Some(receiver) = table.receiver(header.receiver) else {
-            return self.joining(shared, datagram, header.receiver, outer);
+            return self.joining(table, shared, datagram, header.receiver, outer);
         };
         let session = (receiver, outer);
         if let Err(reason) = self.opened(table, shared, wire, octets, span, session) {

@@ -1,5 +1,5 @@
-//! How many handshakes are looked at. The core spends a MAC on each and, past that, a Diffie-Hellman; what it never
-//! sees costs nothing.
+//! How many handshakes are looked at. Those of strangers end at a MAC, in the thread that reads them; on the others the core
+//! spends a Diffie-Hellman.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -12,11 +12,31 @@ const PER_SOURCE: Rate = Rate {
     per_second: 20,
     burst: 40,
 };
-/// Of all together.
-const IN_ALL: Rate = Rate {
-    per_second: 5000,
-    burst: 1000,
+/// Handshakes of those who hold the cluster's secret.
+pub(crate) const HANDSHAKES: Limits = Limits {
+    per_source: PER_SOURCE,
+    in_all: Rate {
+        per_second: 5000,
+        burst: 1000,
+    },
 };
+/// Join-inits of anybody. A flood of other addresses' takes from a newcomer's chance to be heard, who asks again every
+/// second; all of these cost some hundredths of a processor.
+pub(crate) const JOINS: Limits = Limits {
+    per_source: PER_SOURCE,
+    in_all: Rate {
+        per_second: 4000,
+        burst: 1000,
+    },
+};
+
+/// How many of a kind.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    per_source: Rate,
+    /// Of all together.
+    in_all: Rate,
+}
 
 #[derive(Clone, Copy)]
 struct Rate {
@@ -83,6 +103,7 @@ impl ProbeGate {
 
 /// Lets so many through and no more.
 pub(crate) struct HandshakeGate {
+    limits: Limits,
     start: Instant,
     hash: RandomState,
     all: Bucket,
@@ -90,16 +111,17 @@ pub(crate) struct HandshakeGate {
 }
 
 impl HandshakeGate {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new(limits: Limits, now: Instant) -> Self {
         let full = |rate: Rate| Bucket {
             milli_tokens: rate.burst * 1000,
             at_ms: 0,
         };
         Self {
+            limits,
             start: now,
             hash: RandomState::new(),
-            all: full(IN_ALL),
-            cells: vec![full(PER_SOURCE); CELLS],
+            all: full(limits.in_all),
+            cells: vec![full(limits.per_source); CELLS],
         }
     }
 
@@ -113,7 +135,8 @@ impl HandshakeGate {
             IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
         };
         let cell = self.hash.hash_one(source) as usize % CELLS;
-        self.cells[cell].take(PER_SOURCE, now_ms) && self.all.take(IN_ALL, now_ms)
+        let Limits { per_source, in_all } = self.limits;
+        self.cells[cell].take(per_source, now_ms) && self.all.take(in_all, now_ms)
     }
 }
 
@@ -129,7 +152,7 @@ mod tests {
     #[test]
     fn one_source_gets_its_burst_and_then_its_rate() {
         let start = Instant::now();
-        let mut gate = HandshakeGate::new(start);
+        let mut gate = HandshakeGate::new(HANDSHAKES, start);
         assert_eq!(admitted(&mut gate, "192.0.2.1", 1000, start), 40);
         let later = start + Duration::from_millis(500);
         assert_eq!(admitted(&mut gate, "192.0.2.1", 1000, later), 10);
@@ -138,7 +161,7 @@ mod tests {
     #[test]
     fn a_slash_64_is_one_source() {
         let start = Instant::now();
-        let mut gate = HandshakeGate::new(start);
+        let mut gate = HandshakeGate::new(HANDSHAKES, start);
         assert_eq!(admitted(&mut gate, "2001:db8::1", 100, start), 40);
         assert_eq!(admitted(&mut gate, "2001:db8::2", 100, start), 0);
     }
@@ -146,7 +169,7 @@ mod tests {
     #[test]
     fn all_sources_together_are_bounded() {
         let start = Instant::now();
-        let mut gate = HandshakeGate::new(start);
+        let mut gate = HandshakeGate::new(HANDSHAKES, start);
         let admitted = (0..100_000u32)
             .filter(|n| gate.admits(IpAddr::V4((0xc000_0000 + n).into()), start))
             .count();

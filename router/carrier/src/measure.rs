@@ -109,6 +109,8 @@ impl Path {
                     mtu: Some(mtu),
                 }],
                 receivers: vec![transport],
+                guests: Vec::new(),
+                guard: None,
             };
             let shared = Shared::new(Box::new(drop), Dscp::default(), Offloads::default());
             (shared, Table::new(table, &mut States::new()))

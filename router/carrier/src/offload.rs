@@ -2,6 +2,7 @@
 //! where they turn out to be broken: every one can be done without.
 
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use weft_core::underlay::{Offload, OffloadState};
 
@@ -85,6 +86,13 @@ impl Offloads {
         }
     }
 
+    /// With `offload` again, if it was only found to be failing.
+    pub(crate) fn step_up(&self, offload: Offload) {
+        if self.state(offload) == OffloadState::Failing {
+            self.0[offload as usize].set(OffloadState::On);
+        }
+    }
+
     pub(crate) fn read(&self) -> Vec<(Offload, OffloadState)> {
         let all = Offload::ALL.into_iter();
         all.map(|offload| (offload, self.state(offload))).collect()
@@ -102,12 +110,32 @@ impl Offloads {
 /// Joined datagrams after which there is a verdict.
 const ENOUGH: u32 = 256;
 
+/// It is tried again after so long; after twice as long each time that it fails at once, up to a limit.
+const PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
 /// Do datagrams that the kernel has joined still authenticate? Where most of them do not, the joining is suspected: doing
-/// without costs speed and nothing else.
-#[derive(Debug, Default)]
+/// without costs speed and nothing else. It is tried again later: what was broken may have been another card's way, or
+/// somebody who forged them.
+#[derive(Debug)]
 pub(crate) struct JoinWatch {
     authentic: u32,
     forged: u32,
+    /// How long to do without the next time.
+    pause: Duration,
+    /// When to join again, if this watch has ended it.
+    again: Option<Instant>,
+}
+
+impl Default for JoinWatch {
+    fn default() -> Self {
+        Self {
+            authentic: 0,
+            forged: 0,
+            pause: PAUSE,
+            again: None,
+        }
+    }
 }
 
 impl JoinWatch {
@@ -119,8 +147,26 @@ impl JoinWatch {
             return false;
         }
         let broken = self.forged > self.authentic;
-        *self = Self::default();
+        if !broken {
+            self.pause = PAUSE;
+        }
+        (self.authentic, self.forged) = (0, 0);
         broken
+    }
+
+    /// Joining was ended.
+    pub(crate) fn rest(&mut self, now: Instant) {
+        self.again = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// Is it time to join again? Says so once. The clock is looked at only where it may be.
+    pub(crate) fn is_rested(&mut self, now: impl FnOnce() -> Instant) -> bool {
+        let is_due = self.again.is_some_and(|again| again <= now());
+        if is_due {
+            self.again = None;
+        }
+        is_due
     }
 }
 
@@ -146,6 +192,33 @@ mod tests {
         assert_eq!(offloads.state(Offload::Tso), OffloadState::Absent);
         assert_eq!(offloads.state(Offload::Uso), OffloadState::SwitchedOff);
         assert!(offloads.is_on(Offload::Gso) && offloads.is_on(Offload::Gro));
+    }
+
+    #[test]
+    fn joining_that_failed_is_tried_again_less_and_less_often_until_it_works() {
+        let (mut watch, start) = (JoinWatch::default(), Instant::now());
+        assert!(!watch.is_rested(|| panic!("nobody asked")));
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            assert!(watch.is_broken(0, ENOUGH));
+            watch.rest(start);
+            let pause = (1..).find(|s| watch.is_rested(|| start + Duration::from_secs(*s)));
+            assert!(!watch.is_rested(|| panic!("it is under way")));
+            pauses.push(pause.unwrap());
+        }
+        assert_eq!(pauses, [60, 120, 240, 480, 960, 1920, 3600, 3600]);
+        assert!(!watch.is_broken(ENOUGH, 0));
+        watch.rest(start);
+        assert!(watch.is_rested(|| start + PAUSE));
+    }
+
+    #[test]
+    fn only_what_failed_is_stepped_up_again() {
+        let offloads = Offloads::new(&[Offload::Uso]);
+        offloads.step_down(Offload::Gro, OffloadState::Failing);
+        offloads.step_up(Offload::Gro);
+        offloads.step_up(Offload::Uso);
+        assert!(offloads.is_on(Offload::Gro) && !offloads.is_on(Offload::Uso));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use ipnet::Ipv4Net;
 use weft_core::layout;
 use weft_core::model::{AddressPlan, NodeId};
 use weft_core::path::Path;
+use weft_core::session::guard::Guard;
+use weft_core::session::join::is_join_index;
 use weft_core::session::transport::Transport;
 use weft_core::view::PeerNumber;
 use weft_core::wire::RelayHead;
@@ -55,6 +57,10 @@ pub struct PeerTable {
     pub peers: Vec<PeerEntry>,
     /// All sessions whose datagrams are still to be opened, old ones included.
     pub receivers: Vec<Arc<Transport>>,
+    /// Indices of newcomers' sessions: what comes for them goes to the core unopened.
+    pub guests: Vec<u32>,
+    /// Tells strangers' handshakes, of which the core hears nothing.
+    pub guard: Option<Arc<Guard>>,
 }
 
 /// What outlives a change of tables.
@@ -140,6 +146,8 @@ pub(crate) struct Table {
     by_id: Vec<(NodeId, usize)>,
     /// In the order of their indices.
     receivers: Vec<(u32, Receiver)>,
+    guests: Vec<u32>,
+    guard: Option<Arc<Guard>>,
 }
 
 /// What is kept of peers, by number and key: a number may be given to another peer one day.
@@ -183,6 +191,8 @@ impl Table {
             by_number,
             by_id: by_id.into_iter().collect(),
             receivers,
+            guests: table.guests,
+            guard: table.guard,
         }
     }
 
@@ -199,6 +209,22 @@ impl Table {
             by_number: Vec::new(),
             by_id: Vec::new(),
             receivers: Vec::new(),
+            guests: Vec::new(),
+            guard: None,
+        }
+    }
+
+    /// May the core be told of this handshake? Not if it is a stranger's. Before the core has spoken nobody can tell.
+    pub(crate) fn is_known(&self, handshake: &[u8]) -> bool {
+        let guard = self.guard.as_ref();
+        guard.is_none_or(|guard| guard.knows(handshake))
+    }
+
+    /// Is it the index of a newcomer's session? This node may be one itself, before the core has spoken.
+    pub(crate) fn is_guest(&self, index: u32) -> bool {
+        match self.guard {
+            None => is_join_index(index),
+            Some(_) => self.guests.contains(&index),
         }
     }
 
@@ -320,6 +346,8 @@ pub(crate) mod tests {
             plan: crate::inner::tests::plan(),
             peers,
             receivers,
+            guests: Vec::new(),
+            guard: None,
         }
     }
 

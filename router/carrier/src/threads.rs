@@ -180,6 +180,10 @@ pub(crate) fn receive_loop(
                 let why = OffloadState::Failing;
                 shared.offloads.step_down(Offload::Gro, why);
                 underlay.join_received(&shared.offloads);
+                watch.rest(Instant::now());
+            } else if watch.is_rested(Instant::now) {
+                shared.offloads.step_up(Offload::Gro);
+                underlay.join_received(&shared.offloads);
             }
             continue;
         }

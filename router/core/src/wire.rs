@@ -12,7 +12,7 @@
 //! | 4-7 | sender index | sender index | receiver index | receiver index |
 //! | 8-11 | Noise message … | receiver index | nonce (12) … | counter (8) … |
 //! | 12- | … | Noise message … | … sealed cookie (16 + 16) | … frame, sealed; the header of 16 octets is its AAD |
-//! | last 32 | mac1 (16), mac2 (16) | mac1 (16), mac2 (16) | - | tag (16) |
+//! | last 32 | mac1 (16), mac2 (16) | mac1 (16), mac2 (16) | last 16: mac1 | tag (16) |
 //!
 //! A join-init carries, between its index and the Noise message, a u16 length and that many octets: the invitation's
 //! signed body, in clear. mac1 is keyed by the cluster secret (or the invitation's) and covers all that precedes it; mac2

@@ -531,6 +531,8 @@ impl Worker {
             plan,
             peers,
             receivers,
+            guests: self.node.guests(),
+            guard: self.node.guard(),
         });
     }
 

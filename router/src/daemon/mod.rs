@@ -34,7 +34,7 @@ use weft_core::control::{
 };
 use weft_core::node::{Command, Reply};
 use weft_core::view::{EndpointKind, Liveness, NEARLY_FULL, NetworkView, View};
-use weft_kernel::{Domain, Host};
+use weft_kernel::{Domain, Host, nft};
 
 use api::ApiError;
 use attachments::Attachments;
@@ -159,7 +159,14 @@ impl Daemon {
     pub(crate) async fn peers(&self) -> Result<Vec<PeerRow>, ApiError> {
         let view = self.view()?;
         let known = self.core.peers().await;
-        Ok(rows::peers(&view, &known, &self.counters()))
+        let mut rows = rows::peers(&view, &known, &self.counters());
+        if let Some(vxlan) = &view.vxlan {
+            let domain = self.domain.clone();
+            let read = tokio::task::spawn_blocking(move || nft::vxlan_traffic(&domain));
+            let counted = read.await.map_err(anyhow::Error::from)?.unwrap_or_default();
+            rows::add_vxlan(&mut rows, vxlan, &counted);
+        }
+        Ok(rows)
     }
 
     fn counters(&self) -> Counters {

@@ -11,8 +11,9 @@ use weft_core::model::{Label, NodeId};
 use weft_core::path::{Path, PathInfo};
 use weft_core::underlay::{Offload, OffloadState};
 use weft_core::view::{
-    Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerView, Service, View,
+    Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerView, Service, View, VxlanView,
 };
+use weft_kernel::nft::VxlanTraffic;
 
 /// This host's own endpoints of one kind.
 pub(crate) fn own_endpoints(view: &View, kind: EndpointKind) -> Vec<&Endpoint> {
@@ -196,6 +197,24 @@ pub(crate) fn peers(view: &View, known: &[PeerView], counters: &Counters) -> Vec
             }
         })
         .collect()
+}
+
+/// What the kernel carried by itself counts like what went through weft.
+pub(crate) fn add_vxlan(
+    rows: &mut [PeerRow],
+    vxlan: &VxlanView,
+    counted: &BTreeMap<[u8; 6], VxlanTraffic>,
+) {
+    for row in rows {
+        let peer = vxlan.peers.iter().find(|peer| peer.id.short() == row.node);
+        let Some(traffic) = peer.and_then(|peer| counted.get(&peer.mac)) else {
+            continue;
+        };
+        row.tx_packets += traffic.tx_packets;
+        row.tx_bytes += traffic.tx_octets;
+        row.rx_packets += traffic.rx_packets;
+        row.rx_bytes += traffic.rx_octets;
+    }
 }
 
 fn paths(view: &View, peer: &PeerView) -> Vec<PathRow> {

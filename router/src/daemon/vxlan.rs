@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 use weft_carrier::{CarrierEvent, VxlanProbes};
-use weft_core::view::View;
+use weft_core::view::{View, VxlanView};
 use weft_kernel::{Domain, Host, nft};
 
 use super::Daemon;
@@ -50,6 +50,13 @@ pub(super) async fn follow_traffic(daemon: Arc<Daemon>) {
     }
 }
 
+impl Drop for VxlanDevice {
+    /// A successor has a shield of its own, and other peers one day.
+    fn drop(&mut self) {
+        self.host.lower_shield();
+    }
+}
+
 /// What the kernel's thread keeps of it.
 pub(super) struct VxlanDevice {
     domain: Arc<Domain>,
@@ -59,6 +66,10 @@ pub(super) struct VxlanDevice {
     probes: Option<(u32, Arc<VxlanProbes>)>,
     /// An earlier daemon's device was looked for, on a host without trusted subnets.
     is_swept: bool,
+    /// What is counted: on which device, and for whom.
+    counts: Option<(u32, Vec<[u8; 6]>)>,
+    /// The kernel has no tables that belong to one process, and that was logged.
+    is_bare: bool,
     trouble: Option<String>,
 }
 
@@ -70,6 +81,8 @@ impl VxlanDevice {
             core,
             probes: None,
             is_swept: false,
+            counts: None,
+            is_bare: false,
             trouble: None,
         }
     }
@@ -89,14 +102,17 @@ impl VxlanDevice {
         };
         let state = rules
             .and_then(|()| match self.is_guarded() {
-                true => Ok(()),
+                true => Ok(self.raise_shield(vxlan)),
                 false => Err("its filter does not stand".to_owned()),
             })
             .and_then(|()| {
                 let index = self.domain.ensure_vxlan(&self.host, vxlan.mac);
                 index.map_err(|error| error.to_string())
             })
-            .and_then(|index| self.probes_on(index));
+            .and_then(|index| {
+                self.count(index, vxlan);
+                self.probes_on(index)
+            });
         if state.is_err() {
             self.close();
         }
@@ -120,6 +136,31 @@ impl VxlanDevice {
         nft::guards_vxlan(&self.host).unwrap_or(false)
     }
 
+    /// For `weft peers`. Without it all is well, but nobody sees how much.
+    fn count(&mut self, index: u32, vxlan: &VxlanView) {
+        let macs: Vec<[u8; 6]> = vxlan.peers.iter().map(|peer| peer.mac).collect();
+        let wanted = Some((index, macs));
+        if self.counts == wanted {
+            return;
+        }
+        let macs = wanted.iter().flat_map(|(_, macs)| macs);
+        let macs: Vec<[u8; 6]> = macs.copied().collect();
+        if let Err(error) = nft::count_vxlan(&self.domain, &macs) {
+            info!(%error, "traffic over the vxlan carrier is not counted");
+        }
+        // Not again before something changes: a kernel that can't will not.
+        self.counts = wanted;
+    }
+
+    /// Without it a flush of the host's rules lets forged packets in until the device is down: some milliseconds.
+    fn raise_shield(&mut self, vxlan: &VxlanView) {
+        if let Err(error) = self.host.raise_shield(vxlan)
+            && !std::mem::replace(&mut self.is_bare, true)
+        {
+            info!(%error, "no table of its own guards the vxlan carrier");
+        }
+    }
+
     fn close(&mut self) {
         if let Err(error) = self.domain.close_vxlan() {
             warn!(%error, "the vxlan carrier can't be closed");
@@ -127,6 +168,7 @@ impl VxlanDevice {
     }
 
     fn sweep(&mut self) {
+        self.host.lower_shield();
         if !self.is_swept {
             match self.domain.remove_vxlan() {
                 Ok(()) => self.is_swept = true,

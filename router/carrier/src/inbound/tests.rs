@@ -3,6 +3,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver as Events};
 
 use proptest::prelude::*;
+use weft_core::crypto::{Secret, hkdf_sha256, mac16};
+use weft_core::session::guard::Guard;
 use weft_core::session::transport::Transport;
 use weft_core::underlay::Dscp;
 use weft_core::view::PeerNumber;
@@ -14,8 +16,8 @@ use crate::ecn::{CE, NOT_ECT};
 use crate::inner::tests::ip;
 use crate::offload::{Joins, Offloads};
 use crate::segment::fill_v4_checksum;
-use crate::table::States;
 use crate::table::tests::{entry, session, table};
+use crate::table::{PeerTable, States};
 use crate::vnet::FRAME_HEAD;
 
 struct Rig {
@@ -32,19 +34,25 @@ fn home() -> SocketAddr {
 }
 
 fn rig(known: bool) -> Rig {
+    rig_with(known, |_| ())
+}
+
+fn rig_with(known: bool, change: impl FnOnce(&mut PeerTable)) -> Rig {
     let (near, far) = session();
     let mut peer = entry(7, if known { 2 } else { 99 });
     peer.path = Some(home().into());
     peer.transport = Some(near.clone());
     peer.prefixes = vec!["10.33.0.0/16".parse().unwrap()];
     let (sender, events) = mpsc::channel();
+    let mut table = table(vec![peer], vec![near]);
+    change(&mut table);
     Rig {
         shared: Shared::new(
             Box::new(move |event| drop(sender.send(event))),
             Dscp::Clear,
             Offloads::default(),
         ),
-        table: Table::new(table(vec![peer], vec![near]), &mut States::new()),
+        table: Table::new(table, &mut States::new()),
         inbound: Inbound::new(Joins::ALL),
         events,
         far,
@@ -221,11 +229,11 @@ fn another_address_is_told_only_when_the_datagram_is_authentic() {
 
 #[test]
 fn what_belongs_to_a_newcomer_goes_to_the_core_unopened() {
-    let mut rig = rig(true);
-    let index = (0..32)
-        .map(|bit| 1 << bit)
-        .find(|i| is_join_index(*i))
-        .unwrap();
+    let index = 1 << 31;
+    let mut rig = rig_with(true, |table| {
+        table.guests = vec![index];
+        table.guard = Some(Arc::new(Guard::new(&Secret::new([1; 32]))));
+    });
     let header = DataHeader {
         receiver: index,
         counter: 1,
@@ -240,7 +248,50 @@ fn what_belongs_to_a_newcomer_goes_to_the_core_unopened() {
     assert_eq!(rig.events.try_recv(), Ok(expected));
     datagram.resize(MAX_DATAGRAM + 1, 3);
     rig.take(&datagram, home());
-    assert_eq!(rig.drops(), [(Dropped::UnknownSession, 1)]);
+    // Nobody's, though it might be a newcomer's.
+    datagram.truncate(100);
+    datagram[4] ^= 1;
+    rig.take(&datagram, home());
+    assert_eq!(rig.drops(), [(Dropped::UnknownSession, 2)]);
+    assert_eq!(rig.events.try_iter().count(), 0);
+}
+
+#[test]
+fn of_strangers_the_core_hears_nothing_and_they_use_up_nobody_s_share() {
+    let secret = Secret::new([1; 32]);
+    let guard = Some(Arc::new(Guard::new(&secret)));
+    let mut rig = rig_with(true, |table| table.guard = guard);
+    let hello = |kind: u8, len: usize| -> Vec<u8> {
+        let body = (4..len).map(|n| n as u8);
+        [kind, 1, 0, 0].into_iter().chain(body).collect()
+    };
+    for kind in [1, 2, 3, 5, 6] {
+        for len in [MIN_HANDSHAKE, 200, 600, MAX_DATAGRAM] {
+            (0..100).for_each(|_| drop(rig.take(&hello(kind, len), home())));
+        }
+    }
+    assert_eq!(rig.events.try_iter().count(), 0);
+    // Of join-inits, which cost more, no more are looked at than one source may send.
+    let drops = rig.drops();
+    let of = |reason| {
+        drops
+            .iter()
+            .find(|(r, _)| *r == reason)
+            .map_or(0, |(_, n)| *n)
+    };
+    assert!((1600..1700).contains(&of(Dropped::Stranger)), "{drops:?}");
+    assert_eq!(of(Dropped::Stranger) + of(Dropped::HandshakeFlood), 2000);
+    // Whoever holds the secret is heard from the very address that the flood pretended to come from.
+    let mut call = hello(1, 200);
+    let key = hkdf_sha256(secret.expose(), b"weft handshake 1", &[b"mac1"]);
+    call.extend(mac16(key.expose(), &[&call]));
+    call.extend([0; 16]);
+    rig.take(&call, home());
+    let expected = CarrierEvent::Handshake {
+        from: home().into(),
+        bytes: call,
+    };
+    assert_eq!(rig.events.try_recv(), Ok(expected));
 }
 
 #[test]

@@ -69,6 +69,8 @@ fn table(me: u8, relays: bool, peers: Vec<PeerEntry>) -> Table {
         plan: crate::inner::tests::plan(),
         peers,
         receivers,
+        guests: Vec::new(),
+        guard: None,
     };
     Table::new(table, &mut States::new())
 }

@@ -285,6 +285,8 @@ impl Pair {
                 mtu: Some(1380),
             }],
             receivers: transport.into_iter().collect(),
+            guests: Vec::new(),
+            guard: None,
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::model::{
 };
 use crate::path::Path;
 use crate::roster::{Roster, Standing};
+use crate::session::guard::Guard;
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
 use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, Sessions};
@@ -69,6 +70,7 @@ pub(super) struct Cluster {
     pub(super) sync: Sync,
     pub(super) membership: Membership,
     pub(super) sessions: Sessions,
+    pub(super) guard: Arc<Guard>,
     pub(super) door: JoinResponder,
     pub(super) carriers: Carriers,
     pub(super) numbers: Numbers,
@@ -161,6 +163,7 @@ impl Cluster {
             relay: config.relay,
             trusted_subnets: config.trusted_subnets.clone(),
         };
+        let guard = Arc::new(Guard::new(&meta.secret));
         let sessions = Sessions::new(identity.clone(), session_config, random.fork(), now);
         let door = JoinResponder::new(
             identity.clone(),
@@ -188,6 +191,7 @@ impl Cluster {
             sync,
             membership,
             sessions,
+            guard,
             door,
             carriers,
             numbers: Numbers::restore(stored),
@@ -317,8 +321,13 @@ impl Cluster {
                 }
             }
             Input::Moved { local_index, from } => {
-                self.sessions
-                    .handle_moved(now, local_index, from, &mut self.buffers.sessions);
+                self.sessions.handle_moved(
+                    now,
+                    local_index,
+                    from,
+                    &self.meta.roster,
+                    &mut self.buffers.sessions,
+                );
             }
             Input::Persisted(id) => self.on_persisted(now, id, out),
             Input::PathMtu { addr, mtu } => {

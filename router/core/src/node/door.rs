@@ -26,8 +26,9 @@ impl Cluster {
             JoinEvent::Send { to, datagram } => out.push(Output::Send { to, datagram }),
             JoinEvent::Request(request) => self.on_request(now, &request, out),
             JoinEvent::Confirmed(request) => self.admit(now, request, out),
-            // Joiners' datagrams come here unopened.
-            JoinEvent::Accepting { .. } | JoinEvent::Retired { .. } | JoinEvent::Done { .. } => {}
+            // Joiners' datagrams come here unopened; but the carrier must know whose they are.
+            JoinEvent::Accepting { .. } | JoinEvent::Retired { .. } => out.push(Output::Tunnels),
+            JoinEvent::Done { .. } => {}
         }
     }
 

@@ -38,6 +38,8 @@ mod tokens;
 mod upkeep;
 mod vips;
 
+use std::sync::Arc;
+
 #[cfg(feature = "deviations")]
 pub use deviate::Deviation;
 pub use io::{Command, CommandError, Input, JoinFailure, NodeConfig, Output, Reply, Start, Tunnel};
@@ -53,6 +55,7 @@ use crate::identity::Identity;
 use crate::ipam::Ring;
 use crate::model::{AddressPlan, ClusterId, Generation, NodeId, Now, WallMicros};
 use crate::roster::Roster;
+use crate::session::guard::Guard;
 use crate::store::Stored;
 use crate::view::{PeerView, View};
 
@@ -224,6 +227,22 @@ impl Node {
         }
     }
 
+    /// Indices of the sessions of those who are joining.
+    pub fn guests(&self) -> Vec<u32> {
+        match &self.phase {
+            Phase::Member(cluster) => cluster.guests(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What tells strangers' handshakes, once there is a cluster to be a stranger to.
+    pub fn guard(&self) -> Option<Arc<Guard>> {
+        match &self.phase {
+            Phase::Member(cluster) => Some(cluster.guard()),
+            _ => None,
+        }
+    }
+
     /// What `weft peers` shows.
     pub fn peers(&self, now: Now) -> Vec<PeerView> {
         match &self.phase {
@@ -304,7 +323,10 @@ impl Node {
 
     /// Does it pass on what members have for each other?
     pub fn relays(&self) -> bool {
-        self.config.relay
+        match &self.phase {
+            Phase::Member(cluster) => cluster.relays(),
+            _ => false,
+        }
     }
 
     fn is_waiting_for(&self, id: u64) -> bool {

@@ -1,12 +1,14 @@
 //! The view and the table of tunnels: what the edges plan from, computed from the machines' states.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::cluster::Cluster;
 use super::io::Tunnel;
 use crate::model::{NodeId, Now};
 use crate::path::Path;
-use crate::session::SessionInfo;
+use crate::session::guard::Guard;
+use crate::session::{SessionInfo, Trust};
 use crate::view::{Blocked, Endpoint, Liveness, Member, PeerNumber, PeerView, View};
 use crate::wire;
 
@@ -42,6 +44,18 @@ impl Cluster {
             })
             .filter(|blocked| !blocked.prefixes.is_empty())
             .collect()
+    }
+
+    pub(super) fn relays(&self) -> bool {
+        self.config.relay && self.roster().may_relay(&self.me)
+    }
+
+    pub(super) fn guests(&self) -> Vec<u32> {
+        self.door.indices().collect()
+    }
+
+    pub(super) fn guard(&self) -> Arc<Guard> {
+        self.guard.clone()
     }
 
     pub(super) fn tunnels(&self) -> Vec<Tunnel> {

@@ -158,6 +158,10 @@ impl Trust for Roster {
         self.member(id).is_some()
     }
 
+    fn may_relay(&self, id: &NodeId) -> bool {
+        self.rights_of(id).has(Rights::RELAY)
+    }
+
     fn admit_chain(&self, id: &NodeId) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.chain_of(id)

@@ -25,12 +25,14 @@ const PER_SOURCE: u32 = 20;
 const MAX_SOURCES: usize = 4096;
 /// A cookie is good for this long, and for as long again.
 const COOKIE_LIFE: Duration = Duration::from_secs(60);
-const COOKIE_LEN: usize = 8 + 12 + MAC + TAG_LEN;
+/// Head, index, nonce, the cookie, its seal, mac1.
+const COOKIE_LEN: usize = 8 + 12 + MAC + TAG_LEN + MAC;
 
 /// Proof of an address.
 pub(super) type Cookie = [u8; MAC];
 
 /// The keys of mac1 and of sealed cookies, from the secret both sides hold.
+#[derive(Debug)]
 pub(super) struct MacKeys {
     mac1: Secret<32>,
     cookie: Secret<32>,
@@ -98,17 +100,24 @@ impl MacKeys {
         datagram.extend_from_slice(&nonce);
         datagram.extend_from_slice(&text);
         datagram.extend_from_slice(&tag);
+        let mac1 = mac16(self.mac1.expose(), &[&datagram]);
+        datagram.extend_from_slice(&mac1);
         datagram
+    }
+
+    /// A cookie datagram without its mac1, which is good: its sender holds the secret.
+    pub(super) fn check_cookie<'a>(&self, datagram: &'a [u8]) -> Option<&'a [u8]> {
+        let (body, mac1) = datagram.split_at_checked(COOKIE_LEN - MAC)?;
+        let is_good = mac1.len() == MAC && check_mac16(self.mac1.expose(), &[body], mac1);
+        is_good.then_some(body)
     }
 
     /// Opens the cookie that came for the datagram with this mac1.
     pub(super) fn open_cookie(&self, datagram: &[u8], mac1: &[u8; MAC]) -> Option<Cookie> {
-        if datagram.len() != COOKIE_LEN {
-            return None;
-        }
-        let mut sealed = datagram[20..].to_vec();
+        let body = self.check_cookie(datagram)?;
+        let mut sealed = body[20..].to_vec();
         let text = self
-            .cookie_key(mac1, &datagram[8..20])
+            .cookie_key(mac1, &body[8..20])
             .open(0, mac1, &mut sealed)?;
         (&*text).try_into().ok()
     }
@@ -284,9 +293,15 @@ mod tests {
             panic!("no cookie under load");
         };
         let sealed = keys.seal_cookie(&checked, &cookie, &mut random);
-        assert!(sealed.len() < plain.len() + 8, "no amplification");
+        assert!(sealed.len() < plain.len() + 24, "no amplification");
         assert_eq!(index_at(&sealed, 4), Some(7));
         assert_eq!(keys.open_cookie(&sealed, &[0; 16]), None);
+        for at in 0..sealed.len() {
+            let mut bent = sealed.clone();
+            bent[at] ^= 1;
+            assert_eq!(keys.check_cookie(&bent), None);
+        }
+        assert_eq!(keys.check_cookie(&sealed[1..]), None);
         let cookie = keys.open_cookie(&sealed, &mac1).unwrap();
         let (proven, _) = datagram(&keys, Some(&cookie));
         let checked = keys.check(&proven).unwrap();

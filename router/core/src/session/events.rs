@@ -36,6 +36,8 @@ pub trait Trust {
     fn noise_key(&self, id: &NodeId) -> Option<[u8; 32]>;
     /// Admitted and not revoked?
     fn is_member(&self, id: &NodeId) -> bool;
+    /// A member that may stand between others?
+    fn may_relay(&self, id: &NodeId) -> bool;
     /// The records that show a stranger how `me` was admitted.
     fn admit_chain(&self, me: &NodeId) -> Vec<u8>;
     /// Reads such records. The node at their end, if they are sound and it is a member now.

@@ -28,6 +28,7 @@ mod tests;
 pub use joiner::{JoinConfig, Joiner, JoinerEvent};
 pub use responder::{JoinEvent, JoinHandle, JoinRequest, JoinResponder};
 
+pub(super) use responder::split_init;
 use serde::{Deserialize, Serialize};
 
 use super::desk::JOIN_BIT;

@@ -13,6 +13,7 @@ mod cookie;
 mod desk;
 pub mod drops;
 mod events;
+pub mod guard;
 pub(crate) mod half;
 pub mod handshake;
 pub mod join;
@@ -109,6 +110,9 @@ impl Sessions {
         trust: &mut impl Trust,
         out: &mut Vec<SessionEvent>,
     ) {
+        if !self.is_open_way(from, trust) {
+            return;
+        }
         let result = match DatagramType::of(bytes) {
             Some(DatagramType::Init) => self.on_init(now, from, bytes, trust, out),
             Some(DatagramType::Response) => self.on_response(now, from, bytes, trust, out),
@@ -131,6 +135,9 @@ impl Sessions {
         trust: &mut impl Trust,
         out: &mut Vec<SessionEvent>,
     ) {
+        if !self.is_open_way(from, trust) {
+            return;
+        }
         if let Err(reason) = self.on_frame(now, local_index, from, frame, trust, out) {
             self.desk.drops.count(reason);
         }
@@ -142,9 +149,11 @@ impl Sessions {
         now: Now,
         local_index: u32,
         from: Path,
+        trust: &impl Trust,
         out: &mut Vec<SessionEvent>,
     ) {
-        if let Some(peer) = self.desk.peer(local_index)
+        if self.is_open_way(from, trust)
+            && let Some(peer) = self.desk.peer(local_index)
             && let Some(link) = self.links.get_mut(&peer)
         {
             link.challenge(now, from, &mut self.desk, out);
@@ -257,7 +266,7 @@ impl Sessions {
         if now >= self.next_poll {
             self.next_poll = now.plus(POLL);
             self.poll(now, out);
-            self.offer_relays(now);
+            self.offer_relays(now, trust);
             self.measure_relayed(out);
         }
         let due: Vec<NodeId> = self

@@ -71,7 +71,7 @@ impl Sessions {
         let to = self
             .linked()
             .find(|peer| head.is_for(peer))
-            .filter(|_| self.config.relay)
+            .filter(|_| self.config.relay && trust.may_relay(&self.desk.me))
             .ok_or(DropReason::NotRelayed)?;
         let path = self.links.get(&to).and_then(|link| {
             link.current.as_ref()?;
@@ -88,12 +88,22 @@ impl Sessions {
         }
     }
 
-    /// Members through which others may be reached: those that are reached themselves, the nearest first.
-    pub(super) fn relays_for(&self, peer: &NodeId) -> Vec<NodeId> {
+    /// May something have come this way? Not through a member that has no right to stand between others: then it is dropped,
+    /// and no answer takes that way.
+    pub(super) fn is_open_way(&mut self, from: Path, trust: &impl Trust) -> bool {
+        let is_open = from.relay().is_none_or(|by| trust.may_relay(&by));
+        if !is_open {
+            self.desk.drops.count(DropReason::NotRelayed);
+        }
+        is_open
+    }
+
+    /// Members through which others may be reached: those that have the right and are reached themselves, the nearest first.
+    pub(super) fn relays_for(&self, peer: &NodeId, trust: &impl Trust) -> Vec<NodeId> {
         let mut relays: Vec<_> = self
             .links
             .values()
-            .filter(|link| link.peer != *peer && !link.silent)
+            .filter(|link| link.peer != *peer && !link.silent && trust.may_relay(&link.peer))
             .filter(|link| {
                 link.current
                     .as_ref()
@@ -127,7 +137,7 @@ impl Sessions {
     }
 
     /// Offers members that may relay to the links that want one.
-    pub(super) fn offer_relays(&mut self, now: Now) {
+    pub(super) fn offer_relays(&mut self, now: Now, trust: &impl Trust) {
         let wanting: Vec<NodeId> = self
             .links
             .values()
@@ -135,7 +145,7 @@ impl Sessions {
             .map(|link| link.peer)
             .collect();
         for peer in wanting {
-            let relays = self.relays_for(&peer);
+            let relays = self.relays_for(&peer, trust);
             if let Some(link) = self.links.get_mut(&peer) {
                 link.offer_relays(now, relays, &mut self.desk);
             }

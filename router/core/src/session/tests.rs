@@ -37,6 +37,8 @@ struct Roster {
     hidden: BTreeMap<NodeId, [u8; 32]>,
     /// Keys of members that were removed.
     removed: BTreeMap<NodeId, [u8; 32]>,
+    /// Members without the right to stand between others.
+    aside: BTreeSet<NodeId>,
 }
 
 impl Trust for Roster {
@@ -45,6 +47,9 @@ impl Trust for Roster {
     }
     fn is_member(&self, id: &NodeId) -> bool {
         self.keys.contains_key(id)
+    }
+    fn may_relay(&self, id: &NodeId) -> bool {
+        self.is_member(id) && !self.aside.contains(id)
     }
     fn admit_chain(&self, me: &NodeId) -> Vec<u8> {
         me.0.to_vec()

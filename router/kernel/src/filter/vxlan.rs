@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use weft_core::layout::{VXLAN_CARRIER, VXLAN_PORT, mac_text};
+use weft_core::layout::{NFT_TABLE, VXLAN_CARRIER, VXLAN_PORT, mac_text};
 use weft_core::view::{View, VxlanView};
 
 use super::set;
@@ -21,6 +21,37 @@ pub(crate) const HOST_CHAINS: [(&str, usize); 3] = [
 
 /// The domain's set of the MACs that come over `wx0`. It counts what comes from each.
 pub(crate) const PEERS: &str = "base_vxlan_macs";
+
+/// What was sent to each MAC over `wx0`, and what came from it, in the table `netdev weft`.
+pub(crate) const SENT: &str = "vxlan_sent";
+pub(crate) const RECEIVED: &str = "vxlan_received";
+
+/// Commands, not a table: what is there stays and goes on counting, for these and for those of before. Only at the device's
+/// own hooks has a packet that it sends its MACs already.
+pub(crate) fn counting(macs: &[[u8; 6]]) -> String {
+    let mut out = format!("add table netdev {NFT_TABLE}\n");
+    let macs: Vec<String> = macs.iter().map(|mac| mac_text(*mac)).collect();
+    for (set, chain, hook, end) in [
+        (SENT, "vxlan_out", "egress", "daddr"),
+        (RECEIVED, "vxlan_in", "ingress", "saddr"),
+    ] {
+        let _ = writeln!(
+            out,
+            "add set netdev {NFT_TABLE} {set} {{ type ether_addr; counter; }}
+add chain netdev {NFT_TABLE} {chain} {{ type filter hook {hook} device \"{VXLAN_CARRIER}\" priority 0; policy accept; }}
+flush chain netdev {NFT_TABLE} {chain}
+add rule netdev {NFT_TABLE} {chain} ether {end} @{set}"
+        );
+        if !macs.is_empty() {
+            let _ = writeln!(
+                out,
+                "add element netdev {NFT_TABLE} {set} {{ {} }}",
+                macs.join(", ")
+            );
+        }
+    }
+    out
+}
 
 /// The host's part. Packets of the carrier itself come from the domain: no user of the host has a socket for them. They
 /// need no connection tracking either, which would cost more than the carrier.

@@ -1,16 +1,19 @@
 //! The host's own namespace: `weft0`, weft's table and rule, forwarding, and the way back to how it was.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use weft_core::layout::{HOST_LEG, NFT_TABLE};
+use weft_core::view::VxlanView;
 
 use super::apply::{Namespace, Place, Report};
 use super::domain::{self, Domain, is_domain_name};
 use super::forwarding::{self, HostState, SwitchError};
 use super::netns::{OWN, inside};
+use super::shield::Shield;
 use super::{doors, nfnetlink, nft, sys};
 use crate::error::{Doing, KernelError, Result};
 use crate::filter::Guard;
@@ -24,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Host {
     namespace: OwnedFd,
+    /// The second filter of the `vxlan` carrier.
+    shield: Mutex<Option<Shield>>,
 }
 
 /// What a reconciliation of the host did and what stands there now.
@@ -42,7 +47,8 @@ impl Host {
     pub fn current() -> Result<Self> {
         let namespace = open(OWN, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .doing(|| format!("open {OWN}"))?;
-        Ok(Self { namespace })
+        let shield = Mutex::default();
+        Ok(Self { namespace, shield })
     }
 
     /// Runs `work` on a thread of its own inside the host's namespace, and waits for it.
@@ -55,6 +61,40 @@ impl Host {
         work: impl FnOnce(&Namespace) -> Result<T> + Send,
     ) -> Result<T> {
         self.run(|| work(&Namespace::open().doing(|| "open netlink in the host".into())?))?
+    }
+
+    /// Filters for the `vxlan` carrier in a table, too, that nobody can take away while this process lives: it stands from
+    /// then on, and lets in what the peers of `vxlan` send.
+    ///
+    /// # Errors
+    /// On kernels before Linux 5.12. There is no such table then, not even the one of before.
+    pub fn raise_shield(&self, vxlan: &VxlanView) -> Result<()> {
+        let senders = vxlan
+            .peers
+            .iter()
+            .map(|peer| (peer.addr, peer.mac))
+            .collect();
+        let mut shield = self.lock_shield();
+        let raised = match shield.take() {
+            Some(mut shield) => shield.let_in(&senders).map(|()| shield),
+            None => self.run(|| Shield::raise(&senders))?,
+        };
+        *shield = Some(raised.doing(|| "make a table of weft's own".into())?);
+        Ok(())
+    }
+
+    /// Takes it away.
+    pub fn lower_shield(&self) {
+        *self.lock_shield() = None;
+    }
+
+    /// Is it there?
+    pub fn has_shield(&self) -> bool {
+        self.lock_shield().is_some()
+    }
+
+    fn lock_shield(&self) -> MutexGuard<'_, Option<Shield>> {
+        self.shield.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the host's filter needs the guard. Ask, and apply the filter, *before* [`Self::reconcile`] switches

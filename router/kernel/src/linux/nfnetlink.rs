@@ -4,9 +4,13 @@ use std::io;
 
 use nix::sys::socket::SockProtocol;
 
-use super::raw::{DUMP, RawSocket, attribute, attributes, be32, push, terminated, text};
+use super::raw::{
+    ACK, DUMP, RawSocket, Request, attribute, attributes, be32, push, terminated, text,
+};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+const NFNL_MSG_BATCH_END: u16 = 17;
 const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_GETRULE: u16 = 7;
 const NFT_MSG_GETSETELEM: u16 = 13;
@@ -27,6 +31,7 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_EXPR: u16 = 7;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_COUNTER_BYTES: u16 = 1;
 const NFTA_COUNTER_PACKETS: u16 = 2;
 /// libnftnl's number for a rule's comment.
 const COMMENT: u8 = 0;
@@ -42,6 +47,7 @@ pub(crate) enum TableFamily {
     Inet,
     Ip,
     Ip6,
+    Netdev,
     Other(u8),
 }
 
@@ -51,6 +57,7 @@ impl TableFamily {
             TableFamily::Inet => 1,
             TableFamily::Ip => 2,
             TableFamily::Ip6 => 10,
+            TableFamily::Netdev => 5,
             TableFamily::Other(n) => n,
         }
     }
@@ -60,6 +67,7 @@ impl TableFamily {
             1 => TableFamily::Inet,
             2 => TableFamily::Ip,
             10 => TableFamily::Ip6,
+            5 => TableFamily::Netdev,
             n => TableFamily::Other(n),
         }
     }
@@ -69,6 +77,7 @@ impl TableFamily {
             TableFamily::Inet => "inet",
             TableFamily::Ip => "ip",
             TableFamily::Ip6 => "ip6",
+            TableFamily::Netdev => "netdev",
             TableFamily::Other(_) => "other",
         }
     }
@@ -99,11 +108,51 @@ pub(crate) struct Rule {
     pub(crate) comment: Option<String>,
 }
 
-fn open() -> io::Result<RawSocket> {
+/// A transaction: all of it is done, or none.
+pub(crate) struct Batch {
+    family: TableFamily,
+    requests: Vec<Request>,
+}
+
+impl Batch {
+    pub(crate) fn new(family: TableFamily) -> Self {
+        Self {
+            family,
+            requests: vec![border(NFNL_MSG_BATCH_BEGIN)],
+        }
+    }
+
+    /// Adds a message whose attributes `lay` appends.
+    pub(crate) fn add(&mut self, kind: u16, flags: u16, lay: impl FnOnce(&mut Vec<u8>)) {
+        let mut body = vec![self.family.number(), 0, 0, 0];
+        lay(&mut body);
+        self.requests.push(Request { kind, flags, body });
+    }
+
+    /// What to send.
+    pub(crate) fn finish(mut self) -> Vec<Request> {
+        if let Some(last) = self.requests.last_mut() {
+            last.flags |= ACK;
+        }
+        self.requests.push(border(NFNL_MSG_BATCH_END));
+        self.requests
+    }
+}
+
+fn border(kind: u16) -> Request {
+    let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    Request {
+        kind,
+        flags: 0,
+        body: vec![0, 0, high, low],
+    }
+}
+
+pub(crate) fn open() -> io::Result<RawSocket> {
     RawSocket::open(SockProtocol::NetlinkNetFilter)
 }
 
-fn kind(message: u16) -> u16 {
+pub(crate) fn kind(message: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | message
 }
 
@@ -146,12 +195,19 @@ pub(crate) fn rules(family: TableFamily, table: &str, chain: &str) -> io::Result
     }
 }
 
-/// The elements of a set that counts: each key and how many packets it met. None if the set is not there.
+/// What an element of a set has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) packets: u64,
+    pub(crate) octets: u64,
+}
+
+/// The elements of a set that counts: each key and what it met. None if the set is not there.
 pub(crate) fn counted(
     family: TableFamily,
     table: &str,
     set: &str,
-) -> io::Result<Vec<(Vec<u8>, u64)>> {
+) -> io::Result<Vec<(Vec<u8>, Counted)>> {
     let mut body = vec![family.number(), 0, 0, 0];
     push(&mut body, NFTA_SET_ELEM_LIST_TABLE, &terminated(table));
     push(&mut body, NFTA_SET_ELEM_LIST_SET, &terminated(set));
@@ -168,11 +224,19 @@ pub(crate) fn counted(
         .collect())
 }
 
-fn read_element(element: &[u8]) -> Option<(Vec<u8>, u64)> {
+fn read_element(element: &[u8]) -> Option<(Vec<u8>, Counted)> {
     let key = attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
     let counter = attribute(attribute(element, NFTA_SET_ELEM_EXPR)?, NFTA_EXPR_DATA)?;
-    let packets = attribute(counter, NFTA_COUNTER_PACKETS)?;
-    Some((key.to_vec(), u64::from_be_bytes(packets.try_into().ok()?)))
+    let number = |kind| {
+        Some(u64::from_be_bytes(
+            attribute(counter, kind)?.try_into().ok()?,
+        ))
+    };
+    let counted = Counted {
+        packets: number(NFTA_COUNTER_PACKETS)?,
+        octets: number(NFTA_COUNTER_BYTES)?,
+    };
+    Some((key.to_vec(), counted))
 }
 
 fn read_rule(body: &[u8]) -> Option<Rule> {

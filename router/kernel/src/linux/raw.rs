@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+    recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -29,7 +29,15 @@ pub(crate) struct Message {
     pub(crate) body: Vec<u8>,
 }
 
+/// One message of several.
+pub(crate) struct Request {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) body: Vec<u8>,
+}
+
 /// A socket in the namespace of the thread that opened it.
+#[derive(Debug)]
 pub(crate) struct RawSocket {
     fd: OwnedFd,
     sequence: Cell<u32>,
@@ -59,19 +67,58 @@ impl RawSocket {
 
     /// Sends a request and collects the answers until the kernel says that it is done.
     pub(crate) fn request(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Message>> {
-        let sequence = self.sequence.get().wrapping_add(1);
-        self.sequence.set(sequence);
         let mut message = Vec::with_capacity(HEADER + body.len());
-        let length = u32::try_from(HEADER + body.len())
-            .map_err(|_| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
-        message.extend_from_slice(&length.to_ne_bytes());
-        message.extend_from_slice(&kind.to_ne_bytes());
-        message.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
-        message.extend_from_slice(&sequence.to_ne_bytes());
-        message.extend_from_slice(&0u32.to_ne_bytes());
-        message.extend_from_slice(body);
+        let sequence = self.lay(&mut message, kind, flags, body)?;
         send(self.fd.as_raw_fd(), &message, MsgFlags::empty())?;
         self.answers(sequence)
+    }
+
+    /// Sends all requests at once. The first refusal of any is the outcome; that all is done says the answer to the one with
+    /// [`ACK`], which must be the last that is answered.
+    pub(crate) fn transact(&self, requests: &[Request]) -> io::Result<()> {
+        let mut octets = Vec::new();
+        let mut waits_for = None;
+        for Request { kind, flags, body } in requests {
+            let sequence = self.lay(&mut octets, *kind, *flags, body)?;
+            if flags & ACK != 0 {
+                waits_for = Some(sequence);
+            }
+        }
+        send(self.fd.as_raw_fd(), &octets, MsgFlags::empty())?;
+        let mut buffer = vec![0; BUFFER];
+        let first = self.sequence.get().wrapping_sub(requests.len() as u32);
+        while waits_for.is_some() {
+            let length = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            for (seen, message) in messages(&buffer[..length]) {
+                let is_ours = (1..=requests.len() as u32).contains(&seen.wrapping_sub(first));
+                if is_ours && message.kind == NLMSG_ERROR {
+                    code(&message.body)?;
+                    waits_for = waits_for.filter(|last| *last != seen);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a message; its number.
+    fn lay(&self, octets: &mut Vec<u8>, kind: u16, flags: u16, body: &[u8]) -> io::Result<u32> {
+        let sequence = self.sequence.get().wrapping_add(1);
+        self.sequence.set(sequence);
+        let length = u32::try_from(HEADER + body.len())
+            .map_err(|_| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
+        octets.extend_from_slice(&length.to_ne_bytes());
+        octets.extend_from_slice(&kind.to_ne_bytes());
+        octets.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
+        octets.extend_from_slice(&sequence.to_ne_bytes());
+        octets.extend_from_slice(&0u32.to_ne_bytes());
+        octets.extend_from_slice(body);
+        octets.resize(aligned(octets.len()), 0);
+        Ok(sequence)
+    }
+
+    /// The number by which the kernel knows this socket in its namespace.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        Ok(getsockname::<NetlinkAddr>(self.fd.as_raw_fd())?.pid())
     }
 
     fn answers(&self, sequence: u32) -> io::Result<Vec<Message>> {

@@ -65,9 +65,10 @@ impl Domain {
         }
     }
 
-    /// Sets the device down if its filter does not stand, so that nothing forged comes in while the filter is put back.
+    /// Sets the device down if none of its filters stands, so that nothing forged comes in while they are put back.
     pub fn close_unguarded_vxlan(&self, host: &Host) -> Result<()> {
         match nft::guards_vxlan(host) {
+            _ if host.has_shield() => Ok(()),
             Ok(true) => Ok(()),
             Ok(false) | Err(_) => self.close_vxlan(),
         }

@@ -207,6 +207,46 @@ fn its_filter_counts_as_standing_only_whole() {
 }
 
 #[test]
+fn nobody_else_can_take_the_shield_away() {
+    on_a_host(|lab| {
+        trusting(lab, vec![peer(true)]);
+        lab.bring_up();
+        let vxlan = lab.view.vxlan.clone().unwrap();
+        lab.host.raise_shield(&vxlan).unwrap();
+        lab.domain().ensure_vxlan(&lab.host, own_mac()).unwrap();
+        let shown = sh("nft list ruleset");
+        let table = shown.lines().find(|l| l.contains("weft_vxlan_")).unwrap();
+        let name = table.split_whitespace().nth(2).unwrap().to_owned();
+        for text in ["flags owner", "ip saddr . @th,176,48 @peers", "meta skuid"] {
+            assert!(shown.contains(text), "{text}: {shown}");
+        }
+        let rules = || sh(&format!("nft list table inet {name}"));
+        let before = rules();
+        for damage in ["flush ruleset", &format!("flush chain inet {name} in")] {
+            run(&format!("nft {damage}"));
+            assert_eq!(rules(), before, "{damage}");
+        }
+        lab.domain().close_unguarded_vxlan(&lab.host).unwrap();
+        let link = lab.in_domain("ip -br link show wx0");
+        assert!(link.contains("UP"), "{link}");
+        // Other peers, and then none.
+        let mut other = vxlan.clone();
+        other.peers[0].addr = "192.0.2.77".parse().unwrap();
+        lab.host.raise_shield(&other).unwrap();
+        assert!(rules().contains("192.0.2.77") && !rules().contains("192.0.2.2 "));
+        other.peers.clear();
+        lab.host.raise_shield(&other).unwrap();
+        assert!(!rules().contains("192.0.2.77"));
+        lab.host.lower_shield();
+        assert!(!lab.host.has_shield());
+        assert_eq!(sh("nft list ruleset"), "");
+        lab.domain().close_unguarded_vxlan(&lab.host).unwrap();
+        let link = lab.in_domain("ip -br link show wx0");
+        assert!(!link.contains("UP"), "{link}");
+    });
+}
+
+#[test]
 fn a_host_without_trusted_networks_has_nothing_of_it() {
     on_a_host(|lab| {
         lab.bring_up();

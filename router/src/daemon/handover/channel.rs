@@ -8,6 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -98,6 +100,14 @@ impl Channel {
         Err(io::Error::other(format!(
             "waited for {wanted:?} and heard {word:?}"
         )))
+    }
+
+    /// Kills the process at the other end.
+    pub(super) fn end_other(&self) -> io::Result<()> {
+        // Without one that this process could name there is none to be killed; 0 would be this very group of processes.
+        let pid = self.stream.peer_cred()?.pid().filter(|pid| *pid > 1);
+        let pid = pid.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
     }
 
     async fn next(&mut self) -> io::Result<(Word, Option<OwnedFd>)> {

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Until `up` the predecessor keeps the descriptors. When the line breaks before it - the successor failed, or was killed -
-//! it begins a new life with them, as if it had been started again.
+//! it begins a new life with them, as if it had been started again. So it does when the successor hangs; that is killed first,
+//! or it would keep the state directory.
 
 mod channel;
 mod handing;
@@ -49,8 +50,9 @@ pub(crate) const PROTOCOL: &str = "weft-handover";
 const PROMPT: Duration = Duration::from_secs(10);
 /// Ending in order waits for what is being attached and for the disk.
 const RELEASE: Duration = Duration::from_secs(30);
-/// The successor opens the store, which was closed in order. Until it is done gossip hears nothing of this node.
-const PREPARE: Duration = Duration::from_secs(20);
+/// The successor opens the store, which was closed in order: a matter of milliseconds. Until it is done gossip hears nothing
+/// of this node, and members take it for dead after a few seconds.
+const PREPARE: Duration = Duration::from_secs(5);
 /// A start takes no longer.
 const START: Duration = Duration::from_secs(90);
 
@@ -202,13 +204,25 @@ impl Successor {
             self.0.say(&word, Some(fd.as_fd())).await?;
         }
         self.0.say(&Word::Released, None).await?;
-        self.0.expect(Word::Take, PREPARE).await
+        let ready = self.0.expect(Word::Take, PREPARE).await;
+        self.or_end(ready)
     }
 
     /// Nobody reads here any more; waits until the successor is up.
     pub(super) async fn leave_to_it(mut self) -> io::Result<()> {
         self.0.say(&Word::Stopped, None).await?;
-        self.0.expect(Word::Up, START).await
+        let up = self.0.expect(Word::Up, START).await;
+        self.or_end(up)
+    }
+
+    /// One that says nothing for too long must not wake up later, when the predecessor has its place again.
+    fn or_end(&self, outcome: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &outcome
+            && error.kind() == io::ErrorKind::TimedOut
+        {
+            self.0.end_other()?;
+        }
+        outcome
     }
 }
 

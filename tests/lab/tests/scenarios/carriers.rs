@@ -121,6 +121,26 @@ fn hosts_that_both_trust_their_network_use_vxlan() {
 }
 
 #[test]
+fn what_the_kernel_carries_is_counted_by_peer() {
+    let lab = Lab::new("vxcount");
+    let hosts = trusting(&lab);
+    let (a, b) = (hosts[0].serve("a", &[]), hosts[1].serve("b", &[]));
+    wait_carrier(&lab, &hosts, "vxlan");
+    let count = |host: &Host, which: &str| host.only_peer()[which].as_u64().unwrap();
+    let ways = || [count(&hosts[0], "rx_bytes"), count(&hosts[1], "tx_bytes")];
+    let before = ways();
+    assert!(a.fetches(&b, 5_000_000));
+    let after = ways();
+    for (before, after) in before.into_iter().zip(after) {
+        let came = after - before;
+        assert!((5_000_000..5_600_000).contains(&came), "{came}");
+    }
+    // Rules that are replaced take nothing of it away.
+    hosts[1].serve("c", &[]);
+    assert!(count(&hosts[1], "tx_bytes") >= after[1]);
+}
+
+#[test]
 fn published_ports_keep_the_client_s_address_over_vxlan() {
     let lab = Lab::new("vxpublish");
     let outside = lab.host("outside", &lab.subnet("o"));

@@ -11,6 +11,7 @@ mod cni;
 mod death;
 mod demo;
 mod down;
+mod flood;
 mod itself;
 mod join;
 mod lacking;

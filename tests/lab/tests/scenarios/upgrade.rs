@@ -1,7 +1,7 @@
 //! One daemon takes another's place under traffic that never stops: what it costs, and that nothing breaks or leaks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -335,6 +335,73 @@ fn a_successor_that_fails_leaves_the_old_daemon_at_work() {
     });
     h1.weft(&["restart"]).ok();
     traffic.flows(&lab, "after all that");
+}
+
+/// Has it got the TAP's queue?
+fn has_queue(pid: u32) -> bool {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    let mut open = open.into_iter().flatten().flatten();
+    open.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("net/tun")))
+}
+
+/// Does it still read packets? Its threads say so by their names.
+fn reads_packets(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let mut tasks = tasks.into_iter().flatten().flatten();
+    tasks.any(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm"));
+        name.is_ok_and(|name| name.starts_with("weft-receive"))
+    })
+}
+
+/// Begins a restart and stops the successor for good as soon as it has a descriptor: it and the restart.
+fn hang_a_successor(host: &Host) -> (u32, Spawned) {
+    let restart = host.spawn("restart", &[&Host::binary("weft"), "restart"]);
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        assert!(Instant::now() < until, "no successor");
+        let successors = children(restart.pid());
+        if let Some(pid) = successors.into_iter().find(|pid| has_queue(*pid)) {
+            signal(pid, Signal::SIGSTOP);
+            return (pid, restart);
+        }
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal);
+}
+
+#[test]
+fn a_successor_that_hangs_before_it_takes_over_is_not_waited_for() {
+    let lab = Lab::new("hangs");
+    let [h1, h2] = lab.pair();
+    let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
+    let traffic = Traffic::between(&lab, (&h1, &a), (&h2, &b));
+    let old = h1.daemon_pid();
+    let mut tries = 0;
+    let (begun, successor, mut restart) = loop {
+        let (begun, (successor, restart)) = (Instant::now(), hang_a_successor(&h1));
+        // What it had said before it was stopped is heard by then.
+        std::thread::sleep(Duration::from_millis(500));
+        if reads_packets(old) {
+            break (begun, successor, restart);
+        }
+        // It was too quick: it had taken over. Another one.
+        tries += 1;
+        assert!(tries < 10, "all were too quick");
+        signal(successor, Signal::SIGKILL);
+        lab.wait("the old daemon answers", 20, || h1.alive() > 0);
+    };
+    lab.wait("the old daemon answers", 15, || h1.alive() > 0);
+    eprintln!("nobody answered for {:?}", begun.elapsed());
+    assert_eq!(h1.daemon_pid(), old);
+    assert!(!is_there(successor), "it would wake up one day");
+    assert_ne!(restart.wait(Duration::from_secs(10)), 0);
+    traffic.flows(&lab, "after a successor that hung");
+    lab.wait("both are there", 30, || (h1.alive(), h2.alive()) == (2, 2));
+    h1.weft(&["restart"]).ok();
+    traffic.flows(&lab, "after one that did not");
 }
 
 fn children(pid: u32) -> Vec<u32> {

@@ -230,6 +230,12 @@ impl JoinResponder {
         Some(touched.min()?.plus(FORGET_AFTER))
     }
 
+    /// The indices of joiners' sessions: what data datagrams may come for.
+    pub fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        let sessions = self.applicants.values().flat_map(|a| &a.sessions);
+        sessions.map(|session| session.transport.local_index())
+    }
+
     /// What was dropped, by reason.
     pub fn drops(&self) -> &Drops {
         &self.drops
@@ -582,7 +588,7 @@ impl Session {
 }
 
 /// The signed body and the Noise message of a join-init whose macs are not checked yet.
-fn split_init(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(in crate::session) fn split_init(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let body = bytes.get(..bytes.len().checked_sub(cookie::MACS)?)?;
     let len = u16::from_le_bytes(*body.get(8..)?.first_chunk()?);
     body.get(10..)?.split_at_checked(usize::from(len))

@@ -175,8 +175,8 @@ fn the_carriers_way_in_is_the_same_as_ours() {
     } = &mut net.nodes[0];
     let from = |node| Path::Direct(addr(node));
     sessions.handle_opened(now, to, from(1), (kind, body), roster, &mut out);
-    sessions.handle_moved(now, to, from(44), &mut out);
-    sessions.handle_moved(now, to, from(45), &mut out);
+    sessions.handle_moved(now, to, from(44), &Roster::default(), &mut out);
+    sessions.handle_moved(now, to, from(45), &Roster::default(), &mut out);
     sessions.handle_opened(now, 5, from(1), (200, b""), roster, &mut out);
     let challenged: Vec<_> = out
         .iter()

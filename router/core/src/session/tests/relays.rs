@@ -37,6 +37,21 @@ fn who_can_not_be_reached_is_reached_through_another_and_directly_as_soon_as_tha
 }
 
 #[test]
+fn a_member_without_the_right_to_stands_between_nobody() {
+    // Whoever of the three knows that it has none keeps it out: who calls, who is called, and the member itself.
+    for knows in 0..3 {
+        let mut net = bent(74 + knows as u8);
+        let aside = net.nodes[2].id;
+        net.nodes[knows].roster.aside.insert(aside);
+        net.say(0, 1, "around the corner");
+        net.run(secs(5));
+        assert!(net.nodes[1].messages().is_empty(), "{knows}");
+        assert_ne!(net.path(0, 1), through(&net, 2));
+        assert_ne!(net.path(1, 0), through(&net, 2));
+    }
+}
+
+#[test]
 fn a_pair_whose_link_is_cut_goes_on_through_another_within_seconds() {
     let mut net = Net::new(3, 72);
     for (from, to) in [(0, 1), (0, 2), (1, 2)] {

@@ -2,6 +2,7 @@
 //! source port, senders of bad datagrams, a resolver that knows two names. One small program, so that the lab needs no
 //! interpreter and no netcat dialect.
 
+mod load;
 mod manager;
 mod steady;
 
@@ -29,6 +30,11 @@ const USAGE: &str = "usage:
   lab-tool tally PORT                           takes those of `tick`; after each `number N missing M`
   lab-tool flow ADDR:PORT                       one TCP connection, written to without a pause, for ever
   lab-tool follow PORT                          takes that of `flow` and checks it; prints `octets N` as it goes
+  lab-tool gush ADDR:PORT MILLIS                one TCP connection, filled for so long
+  lab-tool gulp PORT                            takes those of `gush`; prints `at MICROS octets N` as it goes
+  lab-tool flood ADDR:PORT init|join|cookie|data|junk|all FROM[/LEN] RATE MILLIS [--aside PORT]
+                                                strangers' datagrams from addresses of that network, so many a second;
+                                                in turn to the other port; prints `at MICROS port PORT` when it turns
   lab-tool manage SOCKET CMD...                 runs CMD as systemd runs a service that is told of and keeps descriptors
   lab-tool garbage ADDR:PORT N SEED             N random datagrams; prints how many answers came back
   lab-tool replay FILE [--flip|--exact]         sends recorded IPv4 packets again without their UDP checksums, with one bit
@@ -67,6 +73,19 @@ fn run(words: &[&str]) -> Result<()> {
         ["tally", port] => steady::tally(port.parse()?),
         ["flow", to] => steady::flow(to.parse()?),
         ["follow", port] => steady::follow(port.parse()?),
+        ["gush", to, millis] => load::gush(to.parse()?, millis.parse()?),
+        ["gulp", port] => load::gulp(port.parse()?),
+        ["flood", to, kind, from, rate, millis, rest @ ..] => {
+            let aside = flag(rest, "--aside").map(str::parse).transpose()?;
+            let (rate, millis) = (rate.parse()?, millis.parse()?);
+            let flood = load::Flood {
+                kind,
+                from,
+                rate,
+                millis,
+            };
+            load::flood(to.parse()?, aside, &flood)
+        }
         ["manage", socket, command @ ..] => manager::manage(socket, command),
         ["garbage", to, n, seed] => garbage(to.parse()?, n.parse()?, seed.parse()?),
         ["replay", file, rest @ ..] => replay(file, rest),

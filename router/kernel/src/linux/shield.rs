@@ -1,0 +1,245 @@
+//! The filter of the `vxlan` carrier once more, in a table that nobody else can flush, change or delete: the kernel knows
+//! the socket that made it (`NFT_TABLE_F_OWNER`, since Linux 5.12), and removes it with that socket. So what flushes the
+//! host's rules opens nothing while the daemon lives; when it dies, the same filter in `inet weft` is still there.
+//!
+//! Laid by hand, because nft(8) has a socket of its own, with which the table would end.
+//!
+//! | chain | hook, priority | rules |
+//! |---|---|---|
+//! | `in` | prerouting, raw | from a peer's address and inner MAC: no tracking, accept; other VXLAN: drop |
+//! | `out` | output, raw | VXLAN of a socket of the host: drop; the rest: no tracking |
+//! | `through` | forward, filter - 10 | VXLAN: drop |
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv4Addr;
+
+use weft_core::layout::VXLAN_PORT;
+
+use super::nfnetlink::{Batch, TableFamily, kind, open};
+use super::raw::{CREATE, RawSocket, push, terminated};
+
+const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_NEWSET: u16 = 9;
+const NFT_MSG_NEWSETELEM: u16 = 12;
+const NFT_MSG_DELSETELEM: u16 = 14;
+const APPEND: u16 = 0x800;
+const NFT_TABLE_F_OWNER: u32 = 2;
+const PRE_ROUTING: u32 = 0;
+const FORWARD: u32 = 2;
+const LOCAL_OUT: u32 = 3;
+const RAW: i32 = -300;
+const BEFORE_FILTER: i32 = -10;
+const DROP: u32 = 0;
+const ACCEPT: u32 = 1;
+/// `NFTA_LIST_ELEM`.
+const ITEM: u16 = 1;
+/// `NFTA_DATA_VALUE`.
+const VALUE: u16 = 1;
+/// `NFTA_DATA_VERDICT`.
+const VERDICT: u16 = 2;
+const META_SKUID: u32 = 10;
+const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
+const NFPROTO_IPV4: u8 = 2;
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+/// `NFT_REG_VERDICT`, `NFT_REG_1`, and the first of the registers of four octets.
+const REG_VERDICT: u32 = 0;
+const REG: u32 = 1;
+const REG32: u32 = 8;
+/// An address, a MAC and two octets of zero: registers are filled in words.
+const KEY: usize = 12;
+/// How nft(8) is to show the keys: `ipv4_addr . ether_addr`, its types 7 and 9.
+const SHOWN_AS: u32 = 7 << 6 | 9;
+/// Elements in one message: an attribute is not longer than 64 KiB.
+const ELEMENTS: usize = 1024;
+const SET: &str = "peers";
+/// What rules of the same transaction call the set.
+const SET_ID: u32 = 1;
+
+/// The outer address of a peer and its MAC.
+pub(crate) type Sender = (Ipv4Addr, [u8; 6]);
+
+/// The table, which stands while this is there.
+#[derive(Debug)]
+pub(crate) struct Shield {
+    socket: RawSocket,
+    table: String,
+    senders: BTreeSet<Sender>,
+}
+
+impl Shield {
+    /// Makes the table in the calling thread's namespace.
+    pub(crate) fn raise(senders: &BTreeSet<Sender>) -> io::Result<Self> {
+        let socket = open()?;
+        // Of its own name: while one daemon follows another, both have one.
+        let table = format!("weft_vxlan_{}", socket.port()?);
+        let mut batch = Batch::new(TableFamily::Inet);
+        batch.add(kind(NFT_MSG_NEWTABLE), CREATE, |body| {
+            push(body, 1, &terminated(&table));
+            push(body, 2, &NFT_TABLE_F_OWNER.to_be_bytes());
+        });
+        batch.add(kind(NFT_MSG_NEWSET), CREATE, |body| new_set(body, &table));
+        fill(&mut batch, &table, senders);
+        for (name, hook, priority) in [
+            ("in", PRE_ROUTING, RAW),
+            ("out", LOCAL_OUT, RAW),
+            ("through", FORWARD, BEFORE_FILTER),
+        ] {
+            batch.add(kind(NFT_MSG_NEWCHAIN), CREATE, |body| {
+                new_chain(body, &table, (name, hook, priority));
+            });
+        }
+        for (chain, rule) in rules() {
+            batch.add(kind(NFT_MSG_NEWRULE), CREATE | APPEND, |body| {
+                push(body, 1, &terminated(&table));
+                push(body, 2, &terminated(chain));
+                push(body, 4, &rule);
+            });
+        }
+        socket.transact(&batch.finish())?;
+        Ok(Self {
+            socket,
+            table,
+            senders: senders.clone(),
+        })
+    }
+
+    /// Lets in what these send, and nothing else: packets meet the old list or the new.
+    pub(crate) fn let_in(&mut self, senders: &BTreeSet<Sender>) -> io::Result<()> {
+        if self.senders == *senders {
+            return Ok(());
+        }
+        let mut batch = Batch::new(TableFamily::Inet);
+        batch.add(kind(NFT_MSG_DELSETELEM), 0, |body| {
+            push(body, 1, &terminated(&self.table));
+            push(body, 2, &terminated(SET));
+        });
+        fill(&mut batch, &self.table, senders);
+        self.socket.transact(&batch.finish())?;
+        self.senders.clone_from(senders);
+        Ok(())
+    }
+}
+
+fn new_set(body: &mut Vec<u8>, table: &str) {
+    push(body, 1, &terminated(table));
+    push(body, 2, &terminated(SET));
+    push(body, 3, &0u32.to_be_bytes());
+    push(body, 4, &SHOWN_AS.to_be_bytes());
+    push(body, 5, &(KEY as u32).to_be_bytes());
+    push(body, 10, &SET_ID.to_be_bytes());
+}
+
+fn fill(batch: &mut Batch, table: &str, senders: &BTreeSet<Sender>) {
+    let senders: Vec<&Sender> = senders.iter().collect();
+    for some in senders.chunks(ELEMENTS) {
+        let elements: Vec<u8> = some.iter().flat_map(|sender| element(sender)).collect();
+        batch.add(kind(NFT_MSG_NEWSETELEM), CREATE, |body| {
+            push(body, 1, &terminated(table));
+            push(body, 2, &terminated(SET));
+            push(body, 4, &SET_ID.to_be_bytes());
+            push(body, 3, &elements);
+        });
+    }
+}
+
+fn element((address, mac): &Sender) -> Vec<u8> {
+    let mut key = address.octets().to_vec();
+    key.extend(mac);
+    key.resize(KEY, 0);
+    nested(ITEM, &nested(1, &nested(VALUE, &key)))
+}
+
+fn new_chain(body: &mut Vec<u8>, table: &str, (name, hook, priority): (&str, u32, i32)) {
+    let mut place = Vec::new();
+    push(&mut place, 1, &hook.to_be_bytes());
+    push(&mut place, 2, &priority.to_be_bytes());
+    push(body, 1, &terminated(table));
+    push(body, 3, &terminated(name));
+    push(body, 4, &place);
+    push(body, 5, &ACCEPT.to_be_bytes());
+    push(body, 7, &terminated("filter"));
+}
+
+/// Which chain, and what a packet goes through there. A fragment that ends before the inner header does not get past the
+/// first rule of `in`, and the second drops it; those behind it are nothing without it.
+fn rules() -> [(&'static str, Vec<u8>); 5] {
+    let vxlan = || [is_meta(META_L4PROTO, &[17]), is_to_port()].concat();
+    let drop = || [expression("counter", &[]), verdict(DROP)].concat();
+    let from_peer = [
+        is_meta(META_NFPROTO, &[NFPROTO_IPV4]),
+        payload(NETWORK_HEADER, 12, 4, REG32),
+        // Behind the headers of UDP and VXLAN and the inner destination.
+        payload(TRANSPORT_HEADER, 8 + 8 + 6, 6, REG32 + 1),
+        is_listed(REG32),
+        expression("notrack", &[]),
+        verdict(ACCEPT),
+    ]
+    .concat();
+    [
+        ("in", [vxlan(), from_peer].concat()),
+        ("in", [vxlan(), drop()].concat()),
+        // A packet without a socket has no user, and goes on to the next rule.
+        ("out", [vxlan(), meta(META_SKUID), drop()].concat()),
+        ("out", [vxlan(), expression("notrack", &[])].concat()),
+        ("through", [vxlan(), drop()].concat()),
+    ]
+}
+
+fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    push(&mut body, kind, value);
+    body
+}
+
+fn expression(name: &str, data: &[u8]) -> Vec<u8> {
+    let mut body = nested(1, &terminated(name));
+    push(&mut body, 2, data);
+    nested(ITEM, &body)
+}
+
+fn numbers(of: &[(u16, u32)]) -> Vec<u8> {
+    of.iter()
+        .flat_map(|(kind, number)| nested(*kind, &number.to_be_bytes()))
+        .collect()
+}
+
+fn meta(key: u32) -> Vec<u8> {
+    expression("meta", &numbers(&[(2, key), (1, REG)]))
+}
+
+fn is_meta(key: u32, value: &[u8]) -> Vec<u8> {
+    [meta(key), is_equal(value)].concat()
+}
+
+fn is_to_port() -> Vec<u8> {
+    let port = payload(TRANSPORT_HEADER, 2, 2, REG);
+    [port, is_equal(&VXLAN_PORT.to_be_bytes())].concat()
+}
+
+fn is_equal(value: &[u8]) -> Vec<u8> {
+    let mut data = numbers(&[(1, REG), (2, 0)]);
+    push(&mut data, 3, &nested(VALUE, value));
+    expression("cmp", &data)
+}
+
+fn payload(base: u32, offset: u32, length: u32, to: u32) -> Vec<u8> {
+    let data = [(1, to), (2, base), (3, offset), (4, length)];
+    expression("payload", &numbers(&data))
+}
+
+fn is_listed(register: u32) -> Vec<u8> {
+    let mut data = nested(1, &terminated(SET));
+    data.extend(numbers(&[(2, register), (4, SET_ID)]));
+    expression("lookup", &data)
+}
+
+fn verdict(code: u32) -> Vec<u8> {
+    let mut data = numbers(&[(1, REG_VERDICT)]);
+    push(&mut data, 2, &nested(VERDICT, &numbers(&[(1, code)])));
+    expression("immediate", &data)
+}
