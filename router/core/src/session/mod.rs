@@ -193,6 +193,15 @@ impl Sessions {
         }
     }
 
+    /// New keys for this session, as soon as may be: those for ESP are used up or gone.
+    pub fn renew(&mut self, now: Now, peer: &NodeId) {
+        if let Some(link) = self.links.get_mut(peer)
+            && link.current.is_some()
+        {
+            link.start_dial(now);
+        }
+    }
+
     /// The peer left: all its keys go at once. Its addresses and the count of its handshakes stay, so that it may be called
     /// again should it return, and nothing old can be replayed.
     pub fn drop_peer(&mut self, peer: &NodeId, out: &mut Vec<SessionEvent>) {
@@ -359,6 +368,7 @@ impl Sessions {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             plain_vxlan: !self.desk.trusted.is_empty(),
+            esp: self.config.esp,
             relay: self.config.relay,
             ..Capabilities::new(self.config.cipher)
         }

@@ -13,6 +13,7 @@ use super::forwarding::{self, HostState, SwitchError};
 use super::netns::{OWN, inside};
 use super::{doors, nfnetlink, nft, sys};
 use crate::error::{Doing, KernelError, Result};
+use crate::esp::EspPlan;
 use crate::filter::Guard;
 use crate::plan::HostPlan;
 use crate::state::{Family, Kernel};
@@ -129,6 +130,7 @@ impl Host {
             }
         }
         note(self.without_domain(name));
+        note(self.remove_stray_esp(&EspPlan::default()));
         note(self.run(|| doors::open(false).map(drop)).and_then(|r| r));
         for family in [Family::V4, Family::V6] {
             let off = self.run(|| forwarding::switch_off(family, state));

@@ -4,5 +4,6 @@
 // All of this is a test; the lint only knows functions that are marked as one.
 #![allow(clippy::unwrap_used)]
 
+mod esp;
 mod pair;
 mod sealed;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use weft_lab::{Capture, Container, Frame, Host, Lab, Spawned};
 
 /// Words that stand in the conversations below.
-pub const MARKER: &str = "words-of-the-containers";
+pub(crate) const MARKER: &str = "words-of-the-containers";
 
 /// Two hosts on one subnet in one cluster, each brought up with its flags.
-pub fn hosts(lab: &Lab, flags: [&[&str]; 2]) -> [Host; 2] {
+pub(crate) fn hosts(lab: &Lab, flags: [&[&str]; 2]) -> [Host; 2] {
     let subnet = lab.subnet("a");
     let hosts = ["h1", "h2"].map(|name| lab.host(name, &subnet));
     hosts[0].up(flags[0]);
@@ -20,7 +20,7 @@ pub fn hosts(lab: &Lab, flags: [&[&str]; 2]) -> [Host; 2] {
 }
 
 /// A container on each.
-pub fn containers(lab: &Lab, [h1, h2]: &[Host; 2]) -> [Container; 2] {
+pub(crate) fn containers(lab: &Lab, [h1, h2]: &[Host; 2]) -> [Container; 2] {
     let pair = [h1.serve("a", &[]), h2.serve("b", &[])];
     lab.wait("containers talk", 30, || {
         pair[0].pings(&pair[1].ip().to_string())
@@ -29,7 +29,7 @@ pub fn containers(lab: &Lab, [h1, h2]: &[Host; 2]) -> [Container; 2] {
 }
 
 /// Each asks the other, over TCP and UDP, IPv4 and IPv6.
-pub fn converse([a, b]: &[Container; 2]) {
+pub(crate) fn converse([a, b]: &[Container; 2]) {
     for (from, to) in [(a, b), (b, a)] {
         for target in [format!("{}:80", to.ip()), format!("[{}]:80", to.ip6())] {
             for proto in ["tcp", "udp"] {
@@ -42,7 +42,7 @@ pub fn converse([a, b]: &[Container; 2]) {
 
 /// What the conversation of two containers looks like on the wire, once enough packets that `wanted` knows are there: the
 /// questions and answers are sixteen; a busy machine's capture misses some.
-pub fn overheard(
+pub(crate) fn overheard(
     lab: &Lab,
     host: &Host,
     pair: &[Container; 2],
@@ -57,19 +57,19 @@ pub fn overheard(
 }
 
 /// Does it hold what the containers said, in the clear?
-pub fn has_marker(frame: &Frame) -> bool {
+pub(crate) fn has_marker(frame: &Frame) -> bool {
     frame.contains(MARKER.as_bytes())
 }
 
 /// A connection from the first to the second that asks and is answered for ever.
-pub fn hold(host: &Host, [a, b]: &[Container; 2]) -> Spawned {
+pub(crate) fn hold(host: &Host, [a, b]: &[Container; 2]) -> Spawned {
     let mut hold = a.spawn_tool(host, "hold", &["hold", &format!("{}:80", b.ip())]);
     hold.wait_for("ok 10 ", Duration::from_secs(30));
     hold
 }
 
 /// How often it was answered.
-pub fn progress(hold: &Spawned) -> u64 {
+pub(crate) fn progress(hold: &Spawned) -> u64 {
     let said = hold.stdout();
     let last = said.lines().rfind(|line| line.starts_with("ok "));
     last.and_then(|line| line.split(' ').nth(1)?.parse().ok())
@@ -77,7 +77,7 @@ pub fn progress(hold: &Spawned) -> u64 {
 }
 
 /// The connection goes on: ten more answers.
-pub fn goes_on(lab: &Lab, hold: &Spawned) {
+pub(crate) fn goes_on(lab: &Lab, hold: &Spawned) {
     let before = progress(hold);
     lab.wait("the connection goes on", 30, || {
         progress(hold) >= before + 10
