@@ -246,7 +246,12 @@ fn what_a_peer_said_in_an_earlier_start_is_void() {
     pair.pass(Duration::from_secs(10));
     pair.deaf = true;
     let before = pair.probes;
-    pair.ends[1] = Carriers::new(B, vec![net("10.0.0.0/8")], Random::from_seed([9; 32]));
+    pair.ends[1] = Carriers::new(
+        B,
+        vec![net("10.0.0.0/8")],
+        Esp::Unasked,
+        Random::from_seed([9; 32]),
+    );
     pair.meet(2);
     assert_eq!(pair.carriers(), BOTH_SEALED);
     pair.pass(Duration::from_secs(60));
@@ -358,7 +363,7 @@ proptest! {
             }
             for end in &pair.ends {
                 for peer in end.peers.values() {
-                    let carries = peer.choice(&end.device).0 == Carrier::Vxlan;
+                    let carries = peer.choice(&end.device, &end.esp_state).0 == Carrier::Vxlan;
                     let agreed = end.device.is_ok() && peer.ends.is_ok() && peer.told == peer.ends.clone().ok();
                     prop_assert!(!carries || agreed);
                 }

@@ -82,7 +82,12 @@ impl Sessions {
             gate: Gate::new(&mut random, now),
             instance: random.u64(),
             counter: 0,
-            desk: Desk::new(me, random, config.trusted_subnets.as_slice().into()),
+            desk: Desk::new(
+                me,
+                random,
+                config.trusted_subnets.as_slice().into(),
+                config.esp,
+            ),
             links: BTreeMap::new(),
             refused: Refused::default(),
             next_poll: now,
