@@ -13,6 +13,8 @@ use ipnet::{IpNet, Ipv4Net};
 use weft_core::model::{EndpointId, Label, NetworkName, NodeName, ServiceName};
 use weft_core::underlay::{Dscp, Offload};
 
+use crate::esp::EspUse;
+
 const OVERVIEW: &str = "\
 Getting started:
   host one     weft up                       found a cluster
@@ -160,6 +162,14 @@ pub(crate) struct UpArgs {
         value_delimiter = ','
     )]
     pub(crate) trusted_subnets: Vec<IpNet>,
+    /// Let the kernel encrypt (ESP, AES-GCM) what goes to hosts that do so, too: `never` or `always` [default: never]
+    #[arg(
+        long,
+        value_name = "never|always",
+        env = "WEFT_ESP",
+        hide_env_values = true
+    )]
+    pub(crate) esp: Option<EspUse>,
     /// What the underlay sees of the packets' classes of service: `clear` or `copy` [default: clear]
     #[arg(
         long,

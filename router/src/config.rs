@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use weft_core::model::{AddressPlan, ClusterId, Label, NodeName};
 use weft_core::underlay::{Dscp, Offload};
 
+use crate::esp::EspUse;
+
 /// Where the file is looked for when nobody says otherwise.
 pub(crate) const DEFAULT_FILE: &str = "/etc/weft/weft.toml";
 /// Where what must outlive a reboot is kept.
@@ -63,6 +65,8 @@ pub(crate) struct UpConfig {
     pub(crate) relay: bool,
     /// Underlay subnets where plain VXLAN is used towards peers that list theirs, too.
     pub(crate) trusted_subnets: Vec<IpNet>,
+    /// Whether the kernel seals.
+    pub(crate) esp: EspUse,
     /// What the underlay sees of the packets' classes of service.
     pub(crate) dscp: Dscp,
     /// Offloads that are not to be used.
@@ -114,6 +118,8 @@ pub(crate) struct RawUp {
     pub(crate) no_relay: bool,
     /// `--trusted-subnet`.
     pub(crate) trusted_subnets: Vec<IpNet>,
+    /// `--esp`.
+    pub(crate) esp: Option<EspUse>,
     /// `--dscp`.
     pub(crate) dscp: Option<Dscp>,
     /// `--no-offload`.
@@ -142,6 +148,7 @@ pub(crate) struct FileConfig {
     range: Option<Ipv4Net>,
     relay: Option<bool>,
     trusted_subnets: Vec<IpNet>,
+    esp: Option<EspUse>,
     dscp: Option<Dscp>,
     no_offload: Vec<Offload>,
     /// As in the flags.
@@ -221,6 +228,7 @@ impl RawUp {
             range,
             relay: !self.no_relay && file.relay.unwrap_or(true),
             trusted_subnets,
+            esp: self.esp.or(file.esp).unwrap_or_default(),
             dscp: self.dscp.or(file.dscp).unwrap_or_default(),
             no_offload: first_said(self.no_offload, file.no_offload),
             rebind: self.rebind,

@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod daemon;
 mod demo;
+mod esp;
 mod logfile;
 mod lookup;
 mod run;

@@ -85,6 +85,7 @@ impl Path {
     /// Two hosts with a session and a path of `mtu` octets for inner packets.
     pub fn new(cipher: Cipher, mtu: u16) -> Self {
         let keys = |send, receive| TransportKeys {
+            esp: None,
             cipher,
             send: Secret::new([send; 32]),
             receive: Secret::new([receive; 32]),

@@ -318,6 +318,7 @@ pub(crate) mod tests {
     /// Both ends of a session between node 1 and node 2, which receive under 11 and 22.
     pub(crate) fn session() -> (Arc<Transport>, Arc<Transport>) {
         let keys = |send, receive| TransportKeys {
+            esp: None,
             cipher: Cipher::Aes256Gcm,
             send: Secret::new([send; 32]),
             receive: Secret::new([receive; 32]),

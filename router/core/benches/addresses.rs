@@ -134,6 +134,7 @@ fn member() -> Node {
         underlay: Vec::new(),
         relay: true,
         trusted_subnets: Vec::new(),
+        esp: weft_core::carriers::Esp::Unasked,
     };
     let start = Start::Found {
         range: AddressPlan::DEFAULT_RANGE,

@@ -1,7 +1,8 @@
-//! Which carrier takes packets to a peer: `vxlan` where both ends trust the network between them, `udp` everywhere else.
+//! Which carrier takes packets to a peer: `vxlan` where both ends trust the network between them, `esp` (the same under
+//! the kernel's encryption) where both ends asked for that and can, `udp` everywhere else.
 //!
 //! ```text
-//!           both addresses lie in this host's trusted subnets
+//!           both addresses lie in this host's trusted subnets, or both do ESP
 //!   closed ---------------------------------------------------> open: takes VXLAN from the peer, tells it so
 //!     ^                                                           |  the peer is open, too, for the same two addresses
 //!     | session lost, other path, device down                     v
@@ -16,8 +17,10 @@
 //! session, that it did not come: a daemon that restarts says nothing, and its kernel carries on.
 //!
 //! INVARIANT: nothing is sent in the clear to a peer that did not say, in its present session, that it takes it between
-//! the very addresses that this host's own configuration trusts (threats C10).
+//! the very addresses that this host's own configuration trusts (threats C10). Where one end alone would, both seal or use
+//! `udp`.
 
+mod esp;
 mod peer;
 mod probing;
 #[cfg(test)]
@@ -33,14 +36,17 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::Random;
 use crate::layout::vxlan_mac;
 use crate::model::{Generation, NodeId, Now};
-use crate::view::{Carrier, PeerNumber, VxlanPeer, VxlanView};
+use crate::view::{Carrier, EspPeer, PeerNumber, Seal, VxlanPeer, VxlanView};
 use crate::wire;
+pub use esp::{Esp, EspState, SaId, SessionKeys};
 use peer::Peer;
 use probing::{Probing, Step};
 pub use why::Why;
 
 /// The Ethernet header of a probe.
 const ETHERNET: u16 = 14;
+/// Packets of more octets wear a key out sooner.
+const LARGE: u16 = 2048;
 
 /// What is known of a peer that there is a session with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +59,10 @@ pub struct Facts {
     pub generation: Generation,
     /// It said in the handshake that it lists trusted subnets, too.
     pub consents: bool,
+    /// It said there that it does ESP.
+    pub esp: bool,
+    /// The present session's keys for that.
+    pub keys: Option<SessionKeys>,
     /// Where it is.
     pub path: Option<SocketAddr>,
     /// The host's own address from which it sends there.
@@ -63,23 +73,55 @@ pub struct Facts {
     pub mac_taken: bool,
 }
 
-/// The two ends of a way.
+/// The two ends of a way, and how packets go between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// This host's address.
     pub mine: Ipv4Addr,
     /// The peer's.
     pub theirs: Ipv4Addr,
+    /// In the clear, or sealed by the kernel.
+    pub seal: Seal,
 }
 
-/// Between which addresses this host takes plain VXLAN from a peer, or why it takes none.
-pub fn ends(trusted: &[IpNet], facts: &Facts) -> Result<Ends, Why> {
+/// Between which addresses this host takes VXLAN from a peer, and how, or why it takes none. What both trust goes in the
+/// clear, unless the peer told that it takes sealed packets alone.
+pub fn ends(trusted: &[IpNet], esp: &Esp, facts: &Facts, told: Option<Ends>) -> Result<Ends, Why> {
+    let plain = plain_ends(trusted, facts);
+    let sealed = || {
+        let ends = pair(facts)?;
+        let seal = Seal::Esp;
+        Ok(Ends { seal, ..ends })
+    };
+    let asks_for_seal = told.is_some_and(|told| told.seal == Seal::Esp);
+    match (plain, esp) {
+        (Ok(_), Esp::Ready) if facts.esp && asks_for_seal => sealed(),
+        (Err(_), Esp::Ready) if facts.esp => sealed(),
+        (Err(_), Esp::Ready) => Err(Why::PeerLacksEsp),
+        (Err(_), Esp::Lacking(trouble)) => Err(Why::NoEsp(trouble.clone())),
+        (plain, _) => plain,
+    }
+}
+
+fn plain_ends(trusted: &[IpNet], facts: &Facts) -> Result<Ends, Why> {
     if trusted.is_empty() {
         return Err(Why::NoTrustedSubnet);
     }
     if !facts.consents {
         return Err(Why::PeerListsNone);
     }
+    let ends = pair(facts)?;
+    for ip in [ends.mine, ends.theirs] {
+        let is_inside = trusted.iter().any(|net| net.contains(&IpAddr::V4(ip)));
+        if !is_inside {
+            return Err(Why::OutsideTrusted(ip));
+        }
+    }
+    Ok(ends)
+}
+
+/// The two addresses, where there is a way that VXLAN could take.
+fn pair(facts: &Facts) -> Result<Ends, Why> {
     if facts.mac_taken {
         return Err(Why::MacTaken);
     }
@@ -90,21 +132,21 @@ pub fn ends(trusted: &[IpNet], facts: &Facts) -> Result<Ends, Why> {
     else {
         return Err(Why::NotIpv4);
     };
-    for ip in [mine, theirs] {
-        let is_inside = trusted.iter().any(|net| net.contains(&IpAddr::V4(ip)));
-        if !is_inside {
-            return Err(Why::OutsideTrusted(ip));
-        }
-    }
-    Ok(Ends { mine, theirs })
+    Ok(Ends {
+        mine,
+        theirs,
+        seal: Seal::Plain,
+    })
 }
 
 /// Which carrier it is, and why: `device` is the carrier's own state, `ends` what [`ends`] says, `told` what the peer told
-/// of itself, `reaches` whether probes arrive (`None` before the first).
+/// of itself, `sealing` whether the kernel has keys for it (where they are needed), `reaches` whether probes arrive (`None`
+/// before the first).
 pub fn choose(
     device: &Result<(), String>,
     ends: &Result<Ends, Why>,
     told: Option<Ends>,
+    sealing: Result<(), Why>,
     reaches: Option<bool>,
 ) -> (Carrier, Why) {
     let sealed = |why| (Carrier::Udp, why);
@@ -120,7 +162,11 @@ pub fn choose(
         Some(told) if told != ends => return sealed(Why::OtherEnds),
         Some(_) => {}
     }
+    if let (Seal::Esp, Err(why)) = (ends.seal, sealing) {
+        return sealed(why);
+    }
     match reaches {
+        Some(true) if ends.seal == Seal::Esp => (Carrier::Esp, Why::BothSeal),
         Some(true) => (Carrier::Vxlan, Why::BothTrust),
         Some(false) => sealed(Why::NoAnswer),
         None => sealed(Why::Trying),
@@ -130,12 +176,15 @@ pub fn choose(
 /// What two hosts say to each other about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Word {
-    /// I take plain VXLAN from you, between your address and mine.
+    /// I take VXLAN from you, between your address and mine: in the clear, or under this SPI.
     Open {
         yours: Ipv4Addr,
         mine: Ipv4Addr,
-        /// I know that you do, too.
+        spi: Option<u32>,
+        /// I know that you do, too,
         confirmed: bool,
+        /// and under which SPI.
+        knows: Option<u32>,
     },
     /// I take none from you.
     Shut,
@@ -158,6 +207,8 @@ pub(crate) enum Event {
         nonce: u64,
         length: u16,
     },
+    /// New keys are wanted for the session with this peer.
+    Renew { peer: NodeId },
     /// Some peer's carrier, or who it takes VXLAN from, is another now.
     Changed,
 }
@@ -167,30 +218,34 @@ pub(crate) enum Event {
 pub(crate) struct Carriers {
     me: NodeId,
     trusted: Vec<IpNet>,
+    esp: Esp,
+    esp_state: EspState,
     device: Result<(), String>,
     peers: BTreeMap<NodeId, Peer>,
     random: Random,
     /// What was shown last.
-    shown: Vec<VxlanPeer>,
+    shown: Option<VxlanView>,
     due: Option<Now>,
 }
 
 impl Carriers {
-    pub(crate) fn new(me: NodeId, trusted: Vec<IpNet>, random: Random) -> Self {
+    pub(crate) fn new(me: NodeId, trusted: Vec<IpNet>, esp: Esp, random: Random) -> Self {
         Self {
             me,
             trusted,
+            esp,
+            esp_state: EspState::default(),
             device: Err("it is not up yet".to_owned()),
             peers: BTreeMap::new(),
             random,
-            shown: Vec::new(),
+            shown: None,
             due: None,
         }
     }
 
-    /// Does this host list any trusted subnet? Without one nothing here ever does anything.
+    /// Does this host list any trusted subnet, or do ESP? Otherwise nothing here ever does anything.
     pub(crate) fn is_on(&self) -> bool {
-        !self.trusted.is_empty()
+        !self.trusted.is_empty() || self.esp == Esp::Ready
     }
 
     /// What the edges plan from.
@@ -198,20 +253,22 @@ impl Carriers {
         self.is_on().then(|| VxlanView {
             mac: vxlan_mac(&self.me),
             peers: self.open_peers(),
+            esp: self.esp_peers(),
         })
     }
 
     /// Which carrier takes packets to `peer`, why, and the largest packet if it is `vxlan`.
     pub(crate) fn of(&self, peer: &NodeId) -> (Carrier, Why, Option<u16>) {
         let Some(peer) = self.peers.get(peer) else {
-            let why = match self.is_on() {
-                true => Why::NoPath,
-                false => Why::NoTrustedSubnet,
+            let why = match &self.esp {
+                _ if self.is_on() => Why::NoPath,
+                Esp::Lacking(trouble) => Why::NoEsp(trouble.clone()),
+                _ => Why::NoTrustedSubnet,
             };
             return (Carrier::Udp, why, None);
         };
-        let (carrier, why) = peer.choice(&self.device);
-        let mtu = (carrier == Carrier::Vxlan).then(|| peer.mtu());
+        let (carrier, why) = peer.choice(&self.device, &self.esp_state);
+        let mtu = (carrier != Carrier::Udp).then(|| peer.mtu());
         (carrier, why, mtu)
     }
 
@@ -223,11 +280,27 @@ impl Carriers {
                 number: peer.facts.number,
                 mac: peer.mac,
                 addr: ends.theirs,
-                carries: peer.choice(&self.device).0 == Carrier::Vxlan,
+                seal: ends.seal,
+                carries: peer.choice(&self.device, &self.esp_state).0 != Carrier::Udp,
                 mtu: peer.mtu(),
             })
         });
         open.collect()
+    }
+
+    fn esp_peers(&self) -> Vec<EspPeer> {
+        let sealed = self.peers.values().filter_map(|peer| {
+            let ends = peer.ends.as_ref().ok()?;
+            (ends.seal == Seal::Esp).then(|| EspPeer {
+                number: peer.facts.number,
+                mine: ends.mine,
+                theirs: ends.theirs,
+                inbound: peer.keys.inbound(),
+                outbound: peer.keys.outbound(),
+                large: peer.mtu() > LARGE,
+            })
+        });
+        sealed.collect()
     }
 
     /// Sessions, paths or members changed: these are the peers with a session now.
@@ -235,7 +308,6 @@ impl Carriers {
         let present: Vec<NodeId> = peers.iter().map(|facts| facts.peer).collect();
         self.peers.retain(|id, _| present.contains(id));
         for facts in peers {
-            let ends = ends(&self.trusted, &facts);
             let peer = self
                 .peers
                 .entry(facts.peer)
@@ -243,12 +315,8 @@ impl Carriers {
             if peer.facts.generation != facts.generation {
                 *peer = Peer::new(facts.clone());
             }
-            if peer.ends != ends {
-                peer.probing = Probing::default();
-                peer.confirmed = false;
-            }
-            peer.ends = ends;
             peer.facts = facts;
+            peer.meet(&self.trusted, &self.esp);
         }
         self.settle(now, out);
     }
@@ -266,6 +334,17 @@ impl Carriers {
         }
     }
 
+    /// What the kernel has of the keys that were shown.
+    pub(crate) fn set_esp(&mut self, now: Now, state: EspState, out: &mut Vec<Event>) {
+        if self.esp_state != state {
+            for peer in self.peers.values_mut() {
+                peer.keys.observe(peer.facts.number, &state);
+            }
+            self.esp_state = state;
+            self.settle(now, out);
+        }
+    }
+
     /// The peer said something, inside its session.
     pub(crate) fn on_word(&mut self, now: Now, from: NodeId, word: &[u8], out: &mut Vec<Event>) {
         let Some(peer) = self.peers.get_mut(&from) else {
@@ -278,13 +357,18 @@ impl Carriers {
             Word::Open {
                 yours,
                 mine,
+                spi,
                 confirmed,
+                knows,
             } => {
-                peer.told = Some(Ends {
+                let seal = spi.map_or(Seal::Plain, |_| Seal::Esp);
+                let told = Ends {
                     mine: yours,
                     theirs: mine,
-                });
-                peer.confirmed = confirmed;
+                    seal,
+                };
+                peer.on_open(now, told, spi, confirmed.then_some(knows));
+                peer.meet(&self.trusted, &self.esp);
                 if !confirmed {
                     // Said once more, this time with the confirmation.
                     peer.said = None;
@@ -337,6 +421,9 @@ impl Carriers {
             if let Some(word) = peer.tell(now, &self.device) {
                 out.push(Event::Say { to: *id, word });
             }
+            if peer.keys.step(now) {
+                out.push(Event::Renew { peer: *id });
+            }
             if !peer.is_agreed(&self.device) {
                 peer.probing = Probing::default();
                 continue;
@@ -356,13 +443,14 @@ impl Carriers {
                 None => {}
             }
         }
-        let shown = self.open_peers();
+        let shown = self.view();
         if shown != self.shown {
             self.shown = shown;
             out.push(Event::Changed);
         }
         let tellings = self.peers.values().filter_map(|p| Some(p.tell_again?.0));
         let probings = self.peers.values().filter_map(|p| p.probing.due());
-        self.due = tellings.chain(probings).min();
+        let keys = self.peers.values().filter_map(|p| p.keys.deadline());
+        self.due = tellings.chain(probings).chain(keys).min();
     }
 }

@@ -344,7 +344,7 @@ pub struct PeerRow {
     pub name: Label,
     /// State.
     pub liveness: Liveness,
-    /// `udp` or `vxlan`, or `-` while there is none.
+    /// `udp`, `vxlan` or `esp`, or `-` while there is none.
     pub carrier: String,
     /// Why that one, in words.
     pub carrier_why: String,

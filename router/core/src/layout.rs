@@ -21,6 +21,12 @@ pub const VXLAN_PORT: u16 = 6784;
 pub const VXLAN_VNI: u32 = 6783;
 /// What it puts around an inner packet: outer IPv4 and UDP header, its own, the inner Ethernet header (RFC 7348 §5).
 pub const VXLAN_OVERHEAD: u16 = 20 + 8 + 8 + 14;
+/// ESP's header and the part of the nonce that is sent (RFC 4303 §2, RFC 4106 §3).
+pub const ESP_HEADERS: u16 = 8 + 8;
+/// Length of the padding and kind of what is inside.
+pub const ESP_TRAILER: u16 = 2;
+/// Its integrity check.
+pub const ESP_TAG: u16 = 16;
 /// EtherType of the frames by which a host finds out whether `vxlan` reaches a peer (IEEE 802, local experimental 1).
 pub const VXLAN_PROBE: u16 = 0x88b5;
 /// Containers' legs in the domain begin so; the rest is the endpoint id's first ten hex digits.

@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::carriers::Why;
+use crate::crypto::Secret;
 use crate::model::{
     AddressPlan, ClusterId, EndpointId, EndpointName, Generation, Label, NetworkName, NodeId,
     NodeName, Proto, ServiceName,
@@ -213,9 +214,46 @@ pub enum Carrier {
     Udp,
     /// The kernel's VXLAN, in the clear: between hosts that both trust the network between them.
     Vxlan,
+    /// The same, sealed by the kernel's ESP: between hosts that both asked for it.
+    Esp,
 }
 
-/// A peer from which this host takes plain VXLAN, because both ends agreed on it.
+/// How VXLAN goes between two hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seal {
+    /// In the clear.
+    Plain,
+    /// Inside ESP, and in no other way.
+    Esp,
+}
+
+/// A key in the kernel and its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EspSa {
+    /// Its security parameters index: the receiver's index of the session.
+    pub spi: u32,
+    /// AES-256-GCM's key and the salt behind it.
+    pub key: Secret<36>,
+}
+
+/// What the kernel needs to seal VXLAN to a peer, and to open what comes from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EspPeer {
+    /// This host's number for it.
+    pub number: PeerNumber,
+    /// This host's address.
+    pub mine: Ipv4Addr,
+    /// The peer's.
+    pub theirs: Ipv4Addr,
+    /// Each opens what comes under its number.
+    pub inbound: Vec<EspSa>,
+    /// The first seals what goes, once it stands; those behind it do until then.
+    pub outbound: Vec<EspSa>,
+    /// Packets are longer than 2 KiB, and wear a key out sooner.
+    pub large: bool,
+}
+
+/// A peer from which this host takes VXLAN, because both ends agreed on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VxlanPeer {
     /// Who.
@@ -226,19 +264,23 @@ pub struct VxlanPeer {
     pub mac: [u8; 6],
     /// Its address on the underlay.
     pub addr: Ipv4Addr,
+    /// How.
+    pub seal: Seal,
     /// Packets to it go this way, too. Otherwise they go by `udp`.
     pub carries: bool,
     /// Largest inner packet, octets.
     pub mtu: u16,
 }
 
-/// The `vxlan` carrier of a host that has trusted subnets.
+/// The `vxlan` carrier of a host that has trusted subnets, or does ESP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VxlanView {
     /// The host's own MAC on it.
     pub mac: [u8; 6],
     /// Who it takes packets from, in the order of their ids; their MACs differ.
     pub peers: Vec<VxlanPeer>,
+    /// What the kernel needs for those that are sealed, in the same order.
+    pub esp: Vec<EspPeer>,
 }
 
 /// One peer as `weft peers` shows it.
@@ -288,7 +330,7 @@ pub struct View {
     pub conflicts: Vec<PublishConflict>,
     /// Removed nodes whose addresses are not back yet.
     pub blocked: Vec<Blocked>,
-    /// The `vxlan` carrier; `None` where this host lists no trusted subnet.
+    /// The `vxlan` carrier; `None` where this host lists no trusted subnet and does no ESP.
     pub vxlan: Option<VxlanView>,
 }
 

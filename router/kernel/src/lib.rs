@@ -23,6 +23,7 @@
 
 pub mod diff;
 mod error;
+mod esp;
 pub mod filter;
 mod gathering;
 mod linux;
@@ -30,9 +31,11 @@ mod plan;
 pub mod state;
 
 pub use error::{KernelError, NftError, Refusal};
+pub use esp::{EspMemory, EspPlan, plan_esp};
 pub use filter::Guard;
 pub use linux::apply::Report;
 pub use linux::domain::{Domain, Origin};
+pub use linux::esp::esp_available;
 pub use linux::forwarding::HostState;
 pub use linux::gather::Gatherer;
 pub use linux::host::{Host, HostReport};

@@ -164,6 +164,7 @@ fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
         range: args.range,
         no_relay: args.no_relay,
         trusted_subnets: args.trusted_subnets,
+        esp: args.esp,
         dscp: args.dscp,
         no_offload: args.no_offload,
         rebind: args.rebind,

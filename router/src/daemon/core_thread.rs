@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 use weft_carrier::{Carrier, CarrierEvent, PeerEntry, PeerTable, VxlanProbes};
+use weft_core::carriers::EspState;
 use weft_core::model::{Now, Proto, WallMicros};
 use weft_core::node::{Command, CommandError, Input, JoinFailure, Node, Output, Reply};
 use weft_core::view::{PeerView, View};
@@ -47,6 +48,8 @@ pub(crate) enum Message {
     HostAddrs(Vec<IpAddr>, Vec<SocketAddr>),
     /// The `vxlan` carrier is up behind its filter, and this sends its probes; or why it is not.
     Vxlan(Result<Arc<VxlanProbes>, String>),
+    /// What the kernel has of the keys for ESP.
+    Esp(EspState),
     /// A probe came over it: whose it says it is, and its nonce.
     VxlanProbe([u8; 6], u64),
     /// What `weft peers` shows.
@@ -353,6 +356,7 @@ impl Worker {
                 self.probes = state.ok();
                 self.node.handle(now, input, out);
             }
+            Message::Esp(state) => self.node.handle(now, Input::Esp(state), out),
             Message::VxlanProbe(from, nonce) => {
                 self.node
                     .handle(now, Input::VxlanProbe { from, nonce }, out);

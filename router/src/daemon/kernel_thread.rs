@@ -239,8 +239,12 @@ impl Worker {
         let host_plan = plan_host(&view, &facts);
         let host_rules = self.host_rules(&view, &facts, &host_plan, &balance);
         let rules = domain_rules.clone().and(host_rules.clone());
+        self.vxlan.put_keys(&view);
         facts.vxlan = self.vxlan.keep(&view, rules);
         let domain = self.reconcile_domain(&view, &facts);
+        if domain.is_ok() {
+            self.vxlan.remove_stray_keys(&view);
+        }
         let host = self.reconcile_host(&host_plan);
         domain_rules.and(domain).and(host_rules).and(host)
     }

@@ -169,6 +169,7 @@ pub(crate) fn peers(view: &View, known: &[PeerView], counters: &Counters) -> Vec
             let carrier = match peer.and_then(|p| p.carrier) {
                 Some(Carrier::Udp) => "udp",
                 Some(Carrier::Vxlan) => "vxlan",
+                Some(Carrier::Esp) => "esp",
                 None => "-",
             };
             let why = peer.map_or(Why::NoPath, |p| p.why.clone());

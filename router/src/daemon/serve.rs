@@ -22,6 +22,7 @@ use super::stop::{self, Signals, Underway};
 use super::{Daemon, api, dns, service_manager, vxlan};
 use crate::background::{Ready, Summary};
 use crate::config::UpConfig;
+use crate::esp::EspUse;
 
 /// How often the host's addresses and resolvers are read anew.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
@@ -73,7 +74,7 @@ pub(super) async fn serve(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(api::serve(door, daemon.clone()));
     tasks.spawn(follow_view(daemon.clone()));
-    let trusts = !run_config.trusted_subnets.is_empty();
+    let trusts = !run_config.trusted_subnets.is_empty() || run_config.esp != EspUse::Never;
     if trusts {
         tasks.spawn(vxlan::follow_traffic(daemon.clone()));
     }

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 use weft_carrier::{Carrier, CarrierConfig, CarrierError, Descriptors};
+use weft_core::carriers::Esp;
 use weft_core::control::SOCKET;
 use weft_core::crypto::{Cipher, Random};
 use weft_core::model::{Label, NodeName};
@@ -41,6 +42,7 @@ use super::stop::{self, Underway, domain_name};
 use super::{Daemon, Stop, api, dns, service_manager};
 use crate::background::{Origin, Ready, Summary};
 use crate::config::UpConfig;
+use crate::esp;
 
 /// A join takes this long at most: the joiner itself gives up sooner and says why.
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
@@ -181,6 +183,7 @@ pub(super) async fn bring_up(
         underlay: underlay(config, &host),
         relay: config.relay,
         trusted_subnets: config.trusted_subnets.clone(),
+        esp: esp(config),
     };
     let Begun {
         identity,
@@ -444,4 +447,13 @@ fn save_host_state(path: &Path, state: &HostState) -> io::Result<()> {
         .open(path)?;
     file.write_all(&bytes)?;
     file.sync_all()
+}
+
+/// Found out anew at each start: modules come and go with kernels.
+fn esp(config: &UpConfig) -> Esp {
+    let esp = esp::ability(config.esp);
+    if let Esp::Lacking(error) = &esp {
+        warn!(%error, "this kernel has no ESP: weft itself seals");
+    }
+    esp
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 use weft_carrier::{CarrierEvent, VxlanProbes};
+use weft_core::carriers::EspState;
 use weft_core::view::{View, VxlanView};
-use weft_kernel::{Domain, Host, nft};
+use weft_kernel::{Domain, EspMemory, EspPlan, Host, nft, plan_esp};
 
 use super::Daemon;
 use super::core_thread::{Core, Message};
@@ -71,6 +72,10 @@ pub(super) struct VxlanDevice {
     /// The kernel has no tables that belong to one process, and that was logged.
     is_bare: bool,
     trouble: Option<String>,
+    /// Keys for ESP that this process put into the kernel.
+    keys: EspMemory,
+    /// What was wanted of ESP last; `None` until an earlier daemon's keys were looked for.
+    sealed: Option<EspPlan>,
 }
 
 impl VxlanDevice {
@@ -84,6 +89,40 @@ impl VxlanDevice {
             counts: None,
             is_bare: false,
             trouble: None,
+            keys: EspMemory::default(),
+            sealed: None,
+        }
+    }
+
+    /// Before anything leads to sealed peers: their policies and keys.
+    pub(super) fn put_keys(&mut self, view: &View) {
+        let plan = plan_esp(view);
+        if plan.is_empty() {
+            return;
+        }
+        let state = self.host.put_esp(&plan, &mut self.keys);
+        let state = state.unwrap_or_else(|error| {
+            let said = error.to_string();
+            let peers = view.vxlan.iter().flat_map(|vxlan| &vxlan.esp);
+            EspState {
+                trouble: peers.map(|peer| (peer.number, said.clone())).collect(),
+                ..EspState::default()
+            }
+        });
+        // Every time: a message may be lost while the core is very busy.
+        self.core.tell(Message::Esp(state));
+    }
+
+    /// Once nothing leads to them any more: what is not wanted.
+    pub(super) fn remove_stray_keys(&mut self, view: &View) {
+        let plan = plan_esp(view);
+        let was_empty = self.sealed.as_ref().is_some_and(EspPlan::is_empty);
+        if was_empty && plan.is_empty() {
+            return;
+        }
+        match self.host.remove_stray_esp(&plan) {
+            Ok(()) => self.sealed = Some(plan),
+            Err(error) => warn!(%error, "keys for ESP that nobody uses are still in the kernel"),
         }
     }
 

@@ -73,6 +73,7 @@ impl Host {
             underlay: vec![address(number)],
             relay: true,
             trusted_subnets: Vec::new(),
+            esp: weft_core::carriers::Esp::Unasked,
         };
         let node = Node::new(
             identity(number),

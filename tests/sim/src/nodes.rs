@@ -100,6 +100,7 @@ impl Shell {
             underlay: vec![address],
             relay: true,
             trusted_subnets: Vec::new(),
+            esp: weft_core::carriers::Esp::Unasked,
         };
         let mut random = boot.random;
         let skew = random.range(2 * WALL_SKEW);

@@ -37,6 +37,7 @@ fn addr(node: u8) -> SocketAddr {
 /// Both ends of a session; each is received under the number of the other end and ten times its own.
 fn session(one: u8, other: u8) -> [Arc<Transport>; 2] {
     let keys = |send, receive| TransportKeys {
+        esp: None,
         cipher: Cipher::ChaCha20Poly1305,
         send: Secret::new([send; 32]),
         receive: Secret::new([receive; 32]),

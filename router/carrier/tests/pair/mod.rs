@@ -254,6 +254,7 @@ impl Pair {
         self.sessions += 1;
         let n = self.sessions;
         let keys = |send: u8, receive: u8| TransportKeys {
+            esp: None,
             cipher: Cipher::Aes256Gcm,
             send: Secret::new([send; 32]),
             receive: Secret::new([receive; 32]),

@@ -2,20 +2,34 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use super::esp::Keyring;
 use super::probing::Probing;
-use super::{Ends, Facts, Why, Word, choose};
-use crate::layout::{DEVICE_MTU, VXLAN_OVERHEAD, vxlan_mac};
+use super::{Ends, Esp, EspState, Facts, Why, Word, choose, ends};
+use crate::layout::{DEVICE_MTU, ESP_HEADERS, ESP_TAG, ESP_TRAILER, VXLAN_OVERHEAD, vxlan_mac};
 use crate::model::Now;
-use crate::view::Carrier;
+use crate::view::{Carrier, Seal};
 
 /// An opening that the peer has not confirmed is told again after this long, then twice as long, up to [`TELL_LAST`]: the
 /// peer may not be ready for it yet, or list no such subnet.
 const TELL_FIRST: Duration = Duration::from_secs(2);
 const TELL_LAST: Duration = Duration::from_secs(60);
+/// An IPv4 header.
+const IPV4: u16 = 20;
 /// A peer's probes are answered at most this often: whoever can send on a trusted network can forge them.
 const ANSWER_GAP: Duration = Duration::from_millis(20);
 /// Probes remembered of a peer, for when it asks after one.
 const REMEMBERED: usize = 4;
+
+/// What was told to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    ends: Ends,
+    spi: Option<u32>,
+    confirmed: bool,
+    knows: Option<u32>,
+}
 
 /// One peer with a session.
 #[derive(Debug)]
@@ -28,10 +42,14 @@ pub(super) struct Peer {
     /// It knows what was told to it.
     pub(super) confirmed: bool,
     /// What was told to it last, and whether with a confirmation.
-    pub(super) said: Option<(Ends, bool)>,
+    pub(super) said: Option<Said>,
     /// When to tell it once more, and after how long a wait that is.
     pub(super) tell_again: Option<(Now, Duration)>,
     pub(super) probing: Probing,
+    /// For ESP.
+    pub(super) keys: Keyring,
+    /// The SPI under which it takes packets.
+    told_spi: Option<u32>,
     /// Its last probes, newest last, and when one was answered.
     pub(super) came: Vec<u64>,
     answered: Option<Now>,
@@ -47,26 +65,85 @@ impl Peer {
             said: None,
             tell_again: None,
             probing: Probing::default(),
+            keys: Keyring::default(),
+            told_spi: None,
             came: Vec::new(),
             answered: None,
             facts,
         }
     }
 
+    fn is_sealed(&self) -> bool {
+        self.ends.as_ref().is_ok_and(|ends| ends.seal == Seal::Esp)
+    }
+
     pub(super) fn mtu(&self) -> u16 {
-        let outer = self.facts.path_mtu.unwrap_or(0);
+        let path = self.facts.path_mtu.unwrap_or(0);
+        let outer = match self.is_sealed() {
+            true => within_esp(path),
+            false => path,
+        };
         outer
             .saturating_sub(VXLAN_OVERHEAD)
             .min(u16::try_from(DEVICE_MTU).unwrap_or(u16::MAX))
     }
 
-    /// Both ends are open for the same two addresses.
+    /// Both ends are open for the same two addresses, and the kernel has keys where they are needed.
     pub(super) fn is_agreed(&self, device: &Result<(), String>) -> bool {
-        device.is_ok() && self.ends.is_ok() && self.told == self.ends.clone().ok()
+        let is_open = device.is_ok() && self.ends.is_ok() && self.told == self.ends.clone().ok();
+        is_open && (!self.is_sealed() || self.is_keyed())
     }
 
-    pub(super) fn choice(&self, device: &Result<(), String>) -> (Carrier, Why) {
-        choose(device, &self.ends, self.told, self.probing.reaches())
+    fn is_keyed(&self) -> bool {
+        self.keys.takes().is_some() && self.keys.seals()
+    }
+
+    pub(super) fn choice(&self, device: &Result<(), String>, esp: &EspState) -> (Carrier, Why) {
+        let sealing = match esp.trouble_with(self.facts.number) {
+            Some(trouble) => Err(Why::EspRefused(trouble.to_owned())),
+            None if self.is_keyed() => Ok(()),
+            None => Err(Why::EspKeys),
+        };
+        let reaches = self.probing.reaches();
+        choose(device, &self.ends, self.told, sealing, reaches)
+    }
+
+    /// What is known of it changed: between which addresses, and with which keys.
+    pub(super) fn meet(&mut self, trusted: &[IpNet], esp: &Esp) {
+        let ends = ends(trusted, esp, &self.facts, self.told);
+        if self.ends != ends {
+            self.probing = Probing::default();
+            self.confirmed = false;
+            if self.is_sealed() {
+                self.keys.retire();
+            }
+        }
+        self.ends = ends;
+        if self.is_sealed()
+            && let Some(session) = &self.facts.keys
+        {
+            self.keys.offer(session);
+        }
+        if let (true, Some(spi)) = (self.is_sealed(), self.told_spi) {
+            self.keys.seal_to(spi);
+        }
+    }
+
+    /// It takes VXLAN from this host; `knows`: and has heard what this host takes, under which SPI.
+    pub(super) fn on_open(
+        &mut self,
+        now: Now,
+        told: Ends,
+        spi: Option<u32>,
+        knows: Option<Option<u32>>,
+    ) {
+        self.told = Some(told);
+        self.told_spi = spi;
+        let said = self.said.map(|said| said.spi);
+        self.confirmed = knows.is_some() && knows == said;
+        if let (true, Some(Some(spi))) = (self.confirmed, said) {
+            self.keys.on_confirmed(now, spi);
+        }
     }
 
     /// A probe came from it. True if it is to be told.
@@ -85,27 +162,62 @@ impl Peer {
     /// What to tell it of what this host takes from it, when that is another thing than was told, or was not confirmed.
     pub(super) fn tell(&mut self, now: Now, device: &Result<(), String>) -> Option<Word> {
         let open = self.ends.as_ref().ok().filter(|_| device.is_ok()).copied();
-        let Some(open) = open else {
+        let spi = self.keys.takes().filter(|_| self.is_sealed());
+        let open = open.filter(|open| open.seal == Seal::Plain || spi.is_some());
+        let Some(ends) = open else {
             self.tell_again = None;
             return self.said.take().map(|_| Word::Shut);
         };
+        if self.said.is_some_and(|said| said.spi != spi) {
+            // The confirmation was for another one.
+            self.confirmed = false;
+        }
         if self.confirmed {
             self.tell_again = None;
         }
-        let confirmed = self.told.is_some();
-        let is_news = self.said != Some((open, confirmed));
+        let say = Said {
+            ends,
+            spi,
+            confirmed: self.told.is_some(),
+            knows: self.told_spi,
+        };
+        let is_news = self.said != Some(say);
         let again = self.tell_again.filter(|(at, _)| *at <= now);
         let wait = match (is_news, again) {
             (true, _) => TELL_FIRST,
             (false, Some((_, wait))) => (wait * 2).min(TELL_LAST),
             (false, None) => return None,
         };
-        self.said = Some((open, confirmed));
+        self.said = Some(say);
         self.tell_again = (!self.confirmed).then(|| (now.plus(wait), wait));
         Some(Word::Open {
-            yours: open.theirs,
-            mine: open.mine,
-            confirmed,
+            yours: ends.theirs,
+            mine: ends.mine,
+            spi,
+            confirmed: say.confirmed,
+            knows: say.knows,
         })
+    }
+}
+
+/// The largest UDP packet, IP header included, that ESP makes into one of `path` octets: it pads what it seals, trailer and
+/// all, to a multiple of four (RFC 4303 §2.4).
+fn within_esp(path: u16) -> u16 {
+    let sealed = path.saturating_sub(IPV4 + ESP_HEADERS + ESP_TAG) & !3;
+    (IPV4 + sealed).saturating_sub(ESP_TRAILER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_packet_is_never_longer_than_the_path_takes() {
+        for path in 100..9100 {
+            let inside = within_esp(path) - IPV4;
+            let padded = (inside + ESP_TRAILER).next_multiple_of(4);
+            let whole = IPV4 + ESP_HEADERS + padded + ESP_TAG;
+            assert!(whole <= path && path - whole < 4, "{path} {whole}");
+        }
     }
 }

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod sealed;
+
 const A: NodeId = NodeId([1; 32]);
 const B: NodeId = NodeId([2; 32]);
 
@@ -19,6 +21,8 @@ fn facts(peer: NodeId, theirs: &str, mine: &str) -> Facts {
         number: PeerNumber(1),
         generation: Generation(1),
         consents: true,
+        esp: false,
+        keys: None,
         path: Some(format!("{theirs}:6783").parse().unwrap()),
         source: Some(mine.parse().unwrap()),
         path_mtu: Some(1500),
@@ -42,7 +46,7 @@ impl Pair {
     fn new(trusted: [&[&str]; 2]) -> Self {
         let end = |id: NodeId, nets: &[&str]| {
             let nets = nets.iter().map(|text| net(text)).collect();
-            Carriers::new(id, nets, Random::from_seed(id.0))
+            Carriers::new(id, nets, Esp::Unasked, Random::from_seed(id.0))
         };
         let mut pair = Self {
             ends: [end(A, trusted[0]), end(B, trusted[1])],
@@ -98,7 +102,7 @@ impl Pair {
                         self.ends[to].on_probe(self.now, mac, nonce, &mut answers);
                     }
                 }
-                Event::Say { .. } | Event::Changed => {}
+                Event::Say { .. } | Event::Renew { .. } | Event::Changed => {}
             }
             self.deliver(to, answers);
         }
@@ -242,7 +246,12 @@ fn what_a_peer_said_in_an_earlier_start_is_void() {
     pair.pass(Duration::from_secs(10));
     pair.deaf = true;
     let before = pair.probes;
-    pair.ends[1] = Carriers::new(B, vec![net("10.0.0.0/8")], Random::from_seed([9; 32]));
+    pair.ends[1] = Carriers::new(
+        B,
+        vec![net("10.0.0.0/8")],
+        Esp::Unasked,
+        Random::from_seed([9; 32]),
+    );
     pair.meet(2);
     assert_eq!(pair.carriers(), BOTH_SEALED);
     pair.pass(Duration::from_secs(60));
@@ -276,7 +285,6 @@ fn probes_of_a_stranger_and_a_flood_get_no_answer() {
 
 #[test]
 fn a_path_over_ipv6_or_without_a_known_source_is_sealed() {
-    let trusted = [net("192.0.2.0/24"), net("2001:db8::/32")];
     let good = facts(B, "192.0.2.2", "192.0.2.1");
     let v6 = Facts {
         path: Some("[2001:db8::2]:6783".parse().unwrap()),
@@ -295,10 +303,15 @@ fn a_path_over_ipv6_or_without_a_known_source_is_sealed() {
         path: Some("[::ffff:192.0.2.2]:6783".parse().unwrap()),
         ..good.clone()
     };
-    assert_eq!(ends(&trusted, &v6), Err(Why::NotIpv4));
-    assert_eq!(ends(&trusted, &unknown), Err(Why::NoPath));
-    assert_eq!(ends(&trusted, &taken), Err(Why::MacTaken));
-    assert_eq!(ends(&trusted, &mapped), ends(&trusted, &good));
+    assert_eq!(plain(&v6), Err(Why::NotIpv4));
+    assert_eq!(plain(&unknown), Err(Why::NoPath));
+    assert_eq!(plain(&taken), Err(Why::MacTaken));
+    assert_eq!(plain(&mapped), plain(&good));
+}
+
+fn plain(facts: &Facts) -> Result<Ends, Why> {
+    let trusted = [net("192.0.2.0/24"), net("2001:db8::/32")];
+    ends(&trusted, &Esp::Unasked, facts, None)
 }
 
 /// What may happen, in any order.
@@ -350,7 +363,7 @@ proptest! {
             }
             for end in &pair.ends {
                 for peer in end.peers.values() {
-                    let carries = peer.choice(&end.device).0 == Carrier::Vxlan;
+                    let carries = peer.choice(&end.device, &end.esp_state).0 == Carrier::Vxlan;
                     let agreed = end.device.is_ok() && peer.ends.is_ok() && peer.told == peer.ends.clone().ok();
                     prop_assert!(!carries || agreed);
                 }
@@ -372,12 +385,12 @@ proptest! {
     fn the_choice_is_plain_only_if_nothing_speaks_against_it(
         device in any::<bool>(), own in any::<bool>(), told in 0u8..3, reaches in proptest::option::of(any::<bool>()),
     ) {
-        let here = Ends { mine: [192, 0, 2, 1].into(), theirs: [192, 0, 2, 2].into() };
+        let here = Ends { mine: [192, 0, 2, 1].into(), theirs: [192, 0, 2, 2].into(), seal: Seal::Plain };
         let other = Ends { mine: [192, 0, 2, 9].into(), ..here };
         let device = if device { Ok(()) } else { Err("down".to_owned()) };
         let ends = if own { Ok(here) } else { Err(Why::NotIpv4) };
         let told = [None, Some(here), Some(other)][usize::from(told)];
-        let (carrier, why) = choose(&device, &ends, told, reaches);
+        let (carrier, why) = choose(&device, &ends, told, Ok(()), reaches);
         let plain = device.is_ok() && own && told == Some(here) && reaches == Some(true);
         prop_assert_eq!(carrier == Carrier::Vxlan, plain);
         prop_assert_eq!(why == Why::BothTrust, plain);

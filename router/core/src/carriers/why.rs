@@ -5,11 +5,13 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-/// The reason. All but one are for `udp`.
+/// The reason. All but two are for `udp`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Why {
     /// `vxlan`, because both hosts trust the network between them.
     BothTrust,
+    /// `esp`, because both hosts asked for it.
+    BothSeal,
     /// There is no session, or no address yet.
     NoPath,
     /// This host lists none.
@@ -26,6 +28,14 @@ pub enum Why {
     PeerNotOpen,
     /// It takes it between other addresses than this host sees.
     OtherEnds,
+    /// This host's kernel can't do ESP; why.
+    NoEsp(String),
+    /// The peer does not do ESP.
+    PeerLacksEsp,
+    /// The kernel refused keys or a policy; what it said.
+    EspRefused(String),
+    /// The keys for ESP are gone from the kernel or belong to another way; new ones are being agreed.
+    EspKeys,
     /// The device is not up; why.
     Device(String),
     /// No probe has been answered yet.
@@ -41,6 +51,10 @@ impl fmt::Display for Why {
                 f,
                 "not encrypted, because both hosts list the network between them as trusted"
             ),
+            Why::BothSeal => write!(
+                f,
+                "encrypted by the kernel (ESP), which both hosts asked for"
+            ),
             Why::NoPath => write!(f, "no session yet"),
             Why::NoTrustedSubnet => write!(f, "this host lists no trusted subnet"),
             Why::PeerListsNone => write!(f, "the peer lists no trusted subnet"),
@@ -48,7 +62,7 @@ impl fmt::Display for Why {
             Why::OutsideTrusted(ip) => write!(f, "{ip} is in no trusted subnet of this host"),
             Why::MacTaken => write!(f, "another node has the same MAC on VXLAN"),
             Why::PeerNotOpen => {
-                write!(f, "the peer does not take plain VXLAN from this host")
+                write!(f, "the peer does not take VXLAN from this host")
             }
             Why::OtherEnds => {
                 write!(
@@ -56,9 +70,16 @@ impl fmt::Display for Why {
                     "the hosts see each other under other addresses (is there a NAT?)"
                 )
             }
+            Why::NoEsp(trouble) => write!(f, "this host's kernel has no ESP: {trouble}"),
+            Why::PeerLacksEsp => write!(f, "the peer does not use the kernel's ESP"),
+            Why::EspRefused(trouble) => write!(f, "the kernel refuses ESP: {trouble}"),
+            Why::EspKeys => write!(f, "new keys for ESP are being agreed"),
             Why::Device(trouble) => write!(f, "VXLAN is not up on this host: {trouble}"),
             Why::Trying => write!(f, "trying VXLAN"),
-            Why::NoAnswer => write!(f, "VXLAN does not get through (is UDP port 6784 blocked?)"),
+            Why::NoAnswer => write!(
+                f,
+                "VXLAN does not get through (is UDP port 6784, or ESP, blocked?)"
+            ),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::cluster::Cluster;
 use super::io::Output;
-use crate::carriers::{Event, Facts};
+use crate::carriers::{Event, Facts, SessionKeys};
 use crate::layout::vxlan_mac;
 use crate::model::{NodeId, Now};
 use crate::path::Path;
@@ -35,6 +35,12 @@ impl Cluster {
                     number: self.numbers.of(&session.peer)?,
                     generation: session.generation,
                     consents: session.capabilities.plain_vxlan,
+                    esp: session.capabilities.esp,
+                    keys: session.transport.esp().map(|keys| SessionKeys {
+                        inbound: session.transport.local_index(),
+                        outbound: session.transport.remote_index(),
+                        keys: keys.clone(),
+                    }),
                     path,
                     source: path.and_then(|p| self.path_source.get(&p).copied()),
                     path_mtu: session.path_mtu,
@@ -60,6 +66,7 @@ impl Cluster {
                 nonce,
                 length,
             }),
+            Event::Renew { peer } => self.sessions.renew(now, &peer),
             Event::Changed => self.view_changed = true,
         }
     }

@@ -19,7 +19,7 @@ use super::repair::Repairs;
 use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::{HOUSEKEEPING, MAX_TOLD};
-use crate::carriers::{self, Carriers};
+use crate::carriers::{self, Carriers, Esp};
 use crate::catalog::{Catalog, Changes};
 use crate::crypto::Random;
 use crate::identity::Identity;
@@ -162,6 +162,7 @@ impl Cluster {
             generation,
             relay: config.relay,
             trusted_subnets: config.trusted_subnets.clone(),
+            esp: config.esp == Esp::Ready,
         };
         let guard = Arc::new(Guard::new(&meta.secret));
         let sessions = Sessions::new(identity.clone(), session_config, random.fork(), now);
@@ -175,6 +176,7 @@ impl Cluster {
         let carriers = Carriers::new(
             me,
             config.trusted_subnets.clone(),
+            config.esp.clone(),
             carriers_random(&config, &mut random),
         );
         let membership = Membership::new(me, generation, random.fork(), now);
@@ -339,6 +341,9 @@ impl Cluster {
                 self.carriers
                     .set_device(now, state, &mut self.buffers.carriers)
             }
+            Input::Esp(state) => self
+                .carriers
+                .set_esp(now, state, &mut self.buffers.carriers),
             Input::VxlanProbe { from, nonce } => {
                 self.carriers
                     .on_probe(now, from, nonce, &mut self.buffers.carriers);
@@ -677,7 +682,7 @@ pub(super) fn ring_of(meta: &Meta, catalog: &Catalog) -> Ring {
 
 /// Only where it is needed: what all else draws stays the same.
 fn carriers_random(config: &NodeConfig, random: &mut Random) -> Random {
-    match config.trusted_subnets.is_empty() {
+    match config.trusted_subnets.is_empty() && config.esp != Esp::Ready {
         true => Random::from_seed([0; 32]),
         false => random.fork(),
     }

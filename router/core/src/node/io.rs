@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use crate::carriers::{Esp, EspState};
 use crate::control::{ErrorKind, NameSpec, NetworkSpec, ServiceSpec, TokenRequest};
 use crate::crypto::Cipher;
 use crate::model::{
@@ -33,6 +34,8 @@ pub struct NodeConfig {
     pub relay: bool,
     /// Networks of the underlay that this host trusts with plain packets.
     pub trusted_subnets: Vec<IpNet>,
+    /// Whether its kernel may seal VXLAN.
+    pub esp: Esp,
 }
 
 /// How a node comes into its cluster.
@@ -112,6 +115,8 @@ pub enum Input<'a> {
     },
     /// The `vxlan` carrier is up behind its filter, or why it is not.
     VxlanDevice(Result<(), String>),
+    /// What the kernel has of the keys for ESP.
+    Esp(EspState),
     /// A probe came over it.
     VxlanProbe {
         /// The MAC that the frame says it is from.

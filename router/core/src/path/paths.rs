@@ -83,6 +83,8 @@ pub(crate) struct Mood {
 pub(crate) struct Paths {
     /// Networks that this host trusts.
     trusted: Arc<[IpNet]>,
+    /// Of two alike it takes the one over IPv4: the kernel's ESP goes there alone.
+    prefers_v4: bool,
     known: Vec<Known>,
     current: Option<Path>,
     /// Since when the peer sends from elsewhere and the present path has not answered.
@@ -134,16 +136,20 @@ impl Known {
 }
 
 impl Paths {
-    /// None yet, of a host that trusts these networks.
-    pub(crate) fn new(trusted: Arc<[IpNet]>) -> Self {
+    /// None yet, of a host that trusts these networks, and of two paths alike takes the one over IPv4 or any.
+    pub(crate) fn new(trusted: Arc<[IpNet]>, prefers_v4: bool) -> Self {
         Self {
             trusted,
+            prefers_v4,
             ..Self::default()
         }
     }
 
-    fn class(&self, path: Path) -> Class {
-        path.class(&self.trusted)
+    fn class(&self, path: Path) -> (Class, bool) {
+        let is_v4 = path
+            .direct()
+            .is_some_and(|addr| addr.ip().to_canonical().is_ipv4());
+        (path.class(&self.trusted), self.prefers_v4 && !is_v4)
     }
 
     /// The path that is taken.

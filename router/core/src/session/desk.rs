@@ -14,22 +14,28 @@ use crate::model::NodeId;
 /// Indices with this bit belong to joiners' sessions, the others to members'.
 pub(super) const JOIN_BIT: u32 = 1 << 31;
 
+/// An index is the session's SPI for ESP as well, and those up to this are reserved (RFC 4303 §2.1).
+const RESERVED: u32 = 255;
+
 pub(super) struct Desk {
     pub(super) me: NodeId,
     pub(super) random: Random,
     pub(super) drops: Drops,
     /// Networks that this host trusts.
     pub(super) trusted: Arc<[IpNet]>,
+    /// It does ESP, which goes over IPv4.
+    pub(super) esp: bool,
     indices: BTreeMap<u32, NodeId>,
 }
 
 impl Desk {
-    pub(super) fn new(me: NodeId, random: Random, trusted: Arc<[IpNet]>) -> Self {
+    pub(super) fn new(me: NodeId, random: Random, trusted: Arc<[IpNet]>, esp: bool) -> Self {
         Self {
             me,
             random,
             drops: Drops::default(),
             trusted,
+            esp,
             indices: BTreeMap::new(),
         }
     }
@@ -38,7 +44,7 @@ impl Desk {
     pub(super) fn draw(&mut self, peer: NodeId) -> u32 {
         loop {
             let index = self.random.u64() as u32 & !JOIN_BIT;
-            if index != 0 && !self.indices.contains_key(&index) {
+            if index > RESERVED && !self.indices.contains_key(&index) {
                 self.indices.insert(index, peer);
                 return index;
             }

@@ -28,6 +28,8 @@ pub struct SessionConfig {
     pub relay: bool,
     /// Networks of the underlay that this host trusts: paths in them go before all others, and plain VXLAN may go there.
     pub trusted_subnets: Vec<IpNet>,
+    /// Readiness for ESP.
+    pub esp: bool,
 }
 
 /// What the roster knows, and sessions need to.

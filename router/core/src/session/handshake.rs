@@ -37,6 +37,8 @@ pub struct Capabilities {
     pub framing: u16,
     /// Its own configuration lists trusted subnets: between which addresses it takes plain VXLAN it says in the session.
     pub plain_vxlan: bool,
+    /// Its kernel has ESP and it was told to use it.
+    pub esp: bool,
     /// It relays for others.
     pub relay: bool,
 }
@@ -49,6 +51,7 @@ impl Capabilities {
             cipher,
             framing: 0b11,
             plain_vxlan: false,
+            esp: false,
             relay: false,
         }
     }

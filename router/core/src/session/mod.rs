@@ -83,7 +83,12 @@ impl Sessions {
             gate: Gate::new(&mut random, now),
             instance: random.u64(),
             counter: 0,
-            desk: Desk::new(me, random, config.trusted_subnets.as_slice().into()),
+            desk: Desk::new(
+                me,
+                random,
+                config.trusted_subnets.as_slice().into(),
+                config.esp,
+            ),
             links: BTreeMap::new(),
             refused: Refused::default(),
             next_poll: now,
@@ -199,6 +204,15 @@ impl Sessions {
         link.on_wanted(now);
         if link.current.is_none() {
             self.dial(now, peer, trust, out);
+        }
+    }
+
+    /// New keys for this session, as soon as may be: those for ESP are used up or gone.
+    pub fn renew(&mut self, now: Now, peer: &NodeId) {
+        if let Some(link) = self.links.get_mut(peer)
+            && link.current.is_some()
+        {
+            link.start_dial(now);
         }
     }
 
@@ -368,6 +382,7 @@ impl Sessions {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             plain_vxlan: !self.desk.trusted.is_empty(),
+            esp: self.config.esp,
             relay: self.config.relay,
             ..Capabilities::new(self.config.cipher)
         }

@@ -9,7 +9,7 @@ use snow::params::{CipherChoice, DHChoice, HashChoice, NoiseParams};
 use snow::resolvers::{CryptoResolver, DefaultResolver, FallbackResolver, RingResolver};
 use snow::types::{Cipher, Dh, Hash, Random as SnowRandom};
 
-use super::transport::TransportKeys;
+use super::transport::{EspKeys, TransportKeys};
 use crate::crypto::{self, Random, Secret, hkdf_sha256, x25519_between, x25519_public};
 use crate::identity::Identity;
 use crate::wire::MAX_DATAGRAM;
@@ -106,21 +106,32 @@ impl Noise {
         let is_initiator = self.state.is_initiator();
         let (to_responder, to_initiator) = self.state.dangerously_get_raw_split();
         let (to_responder, to_initiator) = (Secret::new(to_responder), Secret::new(to_initiator));
-        let key = |split: &Secret<32>| {
+        let (send, receive) = match is_initiator {
+            true => (&to_responder, &to_initiator),
+            false => (&to_initiator, &to_responder),
+        };
+        let data = |split: &Secret<32>| {
             hkdf_sha256(
                 split.expose(),
                 b"weft session 1",
                 &[b"data ", cipher.name().as_bytes()],
             )
         };
-        let (send, receive) = match is_initiator {
-            true => (key(&to_responder), key(&to_initiator)),
-            false => (key(&to_initiator), key(&to_responder)),
+        let esp = |split: &Secret<32>| {
+            hkdf_sha256(
+                split.expose(),
+                b"weft session 1",
+                &[b"esp ", b"rfc4106(gcm(aes))"],
+            )
         };
         TransportKeys {
             cipher,
-            send,
-            receive,
+            send: data(send),
+            receive: data(receive),
+            esp: Some(EspKeys {
+                send: esp(send),
+                receive: esp(receive),
+            }),
         }
     }
 }
@@ -264,6 +275,11 @@ mod tests {
                 called.into_keys(Cipher::Aes256Gcm),
             );
             assert!(x.send == y.receive && x.receive == y.send && x.send != x.receive);
+            let (esp_x, esp_y) = (x.esp.unwrap(), y.esp.unwrap());
+            assert!(esp_x.send == esp_y.receive && esp_x.receive == esp_y.send);
+            assert!(
+                esp_x.send != esp_x.receive && esp_x.send.expose()[..32] != x.send.expose()[..]
+            );
         }
     }
 

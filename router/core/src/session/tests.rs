@@ -152,6 +152,7 @@ fn config(generation: u64) -> SessionConfig {
         cipher: Cipher::Aes256Gcm,
         generation: Generation(generation),
         relay: true,
+        esp: false,
         trusted_subnets: Vec::new(),
     }
 }

@@ -57,6 +57,17 @@ pub struct TransportKeys {
     pub send: Secret<32>,
     /// Opens what we receive.
     pub receive: Secret<32>,
+    /// For the kernel, should both ends want that.
+    pub esp: Option<EspKeys>,
+}
+
+/// The same session's keys for ESP, made for that alone: AES-256-GCM's key and behind it the salt (RFC 4106 §8.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EspKeys {
+    /// Seals what we send.
+    pub send: Secret<36>,
+    /// Opens what we receive.
+    pub receive: Secret<36>,
 }
 
 /// One session's keys, counter and window.
@@ -75,6 +86,7 @@ pub struct Transport {
     rx_packets: AtomicU64,
     rx_bytes: AtomicU64,
     rx_datagrams: AtomicU64,
+    esp: Option<EspKeys>,
 }
 
 impl Transport {
@@ -95,7 +107,13 @@ impl Transport {
             rx_packets: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
             rx_datagrams: AtomicU64::new(0),
+            esp: keys.esp.clone(),
         }
+    }
+
+    /// Its keys for ESP. The receiver's index is the SPI.
+    pub fn esp(&self) -> Option<&EspKeys> {
+        self.esp.as_ref()
     }
 
     /// Who is at the other end.
@@ -263,6 +281,7 @@ mod tests {
             cipher,
             send: Secret::new([send; 32]),
             receive: Secret::new([receive; 32]),
+            esp: None,
         };
         (
             Transport::new(NodeId([2; 32]), 11, 22, &keys(1, 2)),

@@ -1,21 +1,23 @@
 //! What the filter needs for the `vxlan` carrier. VXLAN proves nothing of its sender: the host takes it only from the
 //! address and inner MAC of a peer with which it was agreed, and the domain holds each such MAC to the peer's own
-//! addresses. Nothing of this stands on a host without trusted subnets.
+//! addresses. Where they agreed to seal it, both directions take nothing that ESP was not around, or will not be: whatever
+//! became of the kernel's own policies. Nothing of this stands on a host without trusted subnets that does no ESP.
 //!
 //! An accept-list, and all else is dropped: a rule that drops what is *not* listed never matches a fragment that ends
 //! before the inner header, and lets it in.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use weft_core::layout::{NFT_TABLE, VXLAN_CARRIER, VXLAN_PORT, mac_text};
-use weft_core::view::{View, VxlanView};
+use weft_core::view::{Seal, View, VxlanView};
 
 use super::set;
 
 /// The host's chains, and how many rules stand in each while nobody has touched them.
 pub(crate) const HOST_CHAINS: [(&str, usize); 3] = [
-    ("base_vxlan_in", 2),
-    ("base_vxlan_out", 2),
+    ("base_vxlan_in", 3),
+    ("base_vxlan_out", 4),
     ("base_vxlan_through", 1),
 ];
 
@@ -57,30 +59,33 @@ add rule netdev {NFT_TABLE} {chain} ether {end} @{set}"
 /// need no connection tracking either, which would cost more than the carrier.
 pub(super) fn host(out: &mut String, view: &View) {
     let Some(vxlan) = &view.vxlan else { return };
-    let senders: Vec<String> = vxlan
-        .peers
-        .iter()
-        .map(|peer| {
+    for (seal, senders, addresses) in [
+        (Seal::Plain, "base_vxlan_peers", "base_vxlan_to"),
+        (Seal::Esp, "base_vxlan_sealed", "base_vxlan_sealed_to"),
+    ] {
+        let peers = || vxlan.peers.iter().filter(|peer| peer.seal == seal);
+        let pairs = peers().map(|peer| {
             let mac: String = peer.mac.map(|octet| format!("{octet:02x}")).concat();
             format!("{} . 0x{mac}", peer.addr)
-        })
-        .collect();
-    // Behind the UDP header (64 bits), VXLAN's (64) and the inner destination (48).
-    set(
-        out,
-        "base_vxlan_peers",
-        "typeof ip saddr . @th,176,48",
-        &senders,
-    );
+        });
+        // Behind the UDP header (64 bits), VXLAN's (64) and the inner destination (48).
+        let kind = "typeof ip saddr . @th,176,48";
+        set(out, senders, kind, &pairs.collect::<Vec<_>>());
+        let to: BTreeSet<String> = peers().map(|peer| peer.addr.to_string()).collect();
+        set(out, addresses, "type ipv4_addr", &Vec::from_iter(to));
+    }
     let _ = writeln!(
         out,
         "chain base_vxlan_in {{ type filter hook prerouting priority raw; policy accept;
   udp dport {VXLAN_PORT} ip saddr . @th,176,48 @base_vxlan_peers notrack accept
+  udp dport {VXLAN_PORT} meta secpath exists ip saddr . @th,176,48 @base_vxlan_sealed notrack accept
   udp dport {VXLAN_PORT} counter drop
 }}
 chain base_vxlan_out {{ type filter hook output priority raw; policy accept;
   udp dport {VXLAN_PORT} meta skuid >= 0 counter drop
-  udp dport {VXLAN_PORT} notrack
+  udp dport {VXLAN_PORT} ip daddr @base_vxlan_to notrack accept
+  udp dport {VXLAN_PORT} ip daddr @base_vxlan_sealed_to rt ipsec exists notrack accept
+  udp dport {VXLAN_PORT} counter drop
 }}
 chain base_vxlan_through {{ type filter hook forward priority filter - 10; policy accept;
   udp dport {VXLAN_PORT} counter drop

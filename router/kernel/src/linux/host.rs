@@ -13,9 +13,10 @@ use super::apply::{Namespace, Place, Report};
 use super::domain::{self, Domain, is_domain_name};
 use super::forwarding::{self, HostState, SwitchError};
 use super::netns::{OWN, inside};
-use super::shield::Shield;
+use super::shield::{Senders, Shield};
 use super::{doors, nfnetlink, nft, sys};
 use crate::error::{Doing, KernelError, Result};
+use crate::esp::EspPlan;
 use crate::filter::Guard;
 use crate::plan::HostPlan;
 use crate::state::{Family, Kernel};
@@ -69,11 +70,7 @@ impl Host {
     /// # Errors
     /// On kernels before Linux 5.12. There is no such table then, not even the one of before.
     pub fn raise_shield(&self, vxlan: &VxlanView) -> Result<()> {
-        let senders = vxlan
-            .peers
-            .iter()
-            .map(|peer| (peer.addr, peer.mac))
-            .collect();
+        let senders = Senders::of(vxlan);
         let mut shield = self.lock_shield();
         let raised = match shield.take() {
             Some(mut shield) => shield.let_in(&senders).map(|()| shield),
@@ -169,6 +166,7 @@ impl Host {
             }
         }
         note(self.without_domain(name));
+        note(self.remove_stray_esp(&EspPlan::default()));
         note(self.run(|| doors::open(false).map(drop)).and_then(|r| r));
         for family in [Family::V4, Family::V6] {
             let off = self.run(|| forwarding::switch_off(family, state));

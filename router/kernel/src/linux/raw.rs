@@ -52,6 +52,14 @@ impl RawSocket {
         Ok(this)
     }
 
+    /// One for a protocol that has no name here.
+    pub(crate) fn over(fd: OwnedFd) -> io::Result<Self> {
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
+        let sequence = Cell::new(0);
+        Ok(Self { fd, sequence })
+    }
+
     /// Opens one that hears notifications of these groups (a bit mask).
     pub(crate) fn subscribe(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
         let fd = socket(

@@ -6,7 +6,7 @@
 //!
 //! | chain | hook, priority | rules |
 //! |---|---|---|
-//! | `in` | prerouting, raw | from a peer's address and inner MAC: no tracking, accept; other VXLAN: drop |
+//! | `in` | prerouting, raw | from a peer's address and inner MAC, out of ESP where that was agreed: no tracking, accept; other VXLAN: drop |
 //! | `out` | output, raw | VXLAN of a socket of the host: drop; the rest: no tracking |
 //! | `through` | forward, filter - 10 | VXLAN: drop |
 
@@ -15,6 +15,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use weft_core::layout::VXLAN_PORT;
+use weft_core::view::{Seal, VxlanView};
 
 use super::nfnetlink::{Batch, TableFamily, kind, open};
 use super::raw::{CREATE, RawSocket, push, terminated};
@@ -43,6 +44,7 @@ const VERDICT: u16 = 2;
 const META_SKUID: u32 = 10;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
+const META_SECPATH: u32 = 25;
 const NFPROTO_IPV4: u8 = 2;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
@@ -56,24 +58,64 @@ const KEY: usize = 12;
 const SHOWN_AS: u32 = 7 << 6 | 9;
 /// Elements in one message: an attribute is not longer than 64 KiB.
 const ELEMENTS: usize = 1024;
-const SET: &str = "peers";
-/// What rules of the same transaction call the set.
-const SET_ID: u32 = 1;
 
-/// The outer address of a peer and its MAC.
-pub(crate) type Sender = (Ipv4Addr, [u8; 6]);
+/// Peers whose packets come alike. Rules of the same transaction call a set by its number.
+#[derive(Clone, Copy)]
+struct Set {
+    name: &'static str,
+    id: u32,
+    seal: Seal,
+}
+
+const SETS: [Set; 2] = [
+    Set {
+        name: "peers",
+        id: 1,
+        seal: Seal::Plain,
+    },
+    Set {
+        name: "sealed",
+        id: 2,
+        seal: Seal::Esp,
+    },
+];
+
+/// The outer addresses of peers and their MACs, and whether ESP is around what they send.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Senders(BTreeSet<(bool, Ipv4Addr, [u8; 6])>);
+
+impl Senders {
+    /// Those with which VXLAN is agreed.
+    pub(crate) fn of(vxlan: &VxlanView) -> Self {
+        let peers = vxlan.peers.iter();
+        let senders = peers.map(|peer| (peer.seal == Seal::Esp, peer.addr, peer.mac));
+        Self(senders.collect())
+    }
+
+    /// The keys of one set.
+    fn keys(&self, set: Set) -> impl Iterator<Item = Vec<u8>> {
+        let is_sealed = set.seal == Seal::Esp;
+        let own = self.0.iter().filter(move |sender| sender.0 == is_sealed);
+        own.map(|(_, address, mac)| {
+            let mut key = address.octets().to_vec();
+            key.extend(mac);
+            key.resize(KEY, 0);
+            key
+        })
+    }
+}
 
 /// The table, which stands while this is there.
 #[derive(Debug)]
 pub(crate) struct Shield {
     socket: RawSocket,
     table: String,
-    senders: BTreeSet<Sender>,
+    senders: Senders,
 }
 
 impl Shield {
     /// Makes the table in the calling thread's namespace.
-    pub(crate) fn raise(senders: &BTreeSet<Sender>) -> io::Result<Self> {
+    pub(crate) fn raise(senders: &Senders) -> io::Result<Self> {
         let socket = open()?;
         // Of its own name: while one daemon follows another, both have one.
         let table = format!("weft_vxlan_{}", socket.port()?);
@@ -82,7 +124,11 @@ impl Shield {
             push(body, 1, &terminated(&table));
             push(body, 2, &NFT_TABLE_F_OWNER.to_be_bytes());
         });
-        batch.add(kind(NFT_MSG_NEWSET), CREATE, |body| new_set(body, &table));
+        for set in SETS {
+            batch.add(kind(NFT_MSG_NEWSET), CREATE, |body| {
+                new_set(body, &table, set);
+            });
+        }
         fill(&mut batch, &table, senders);
         for (name, hook, priority) in [
             ("in", PRE_ROUTING, RAW),
@@ -109,15 +155,17 @@ impl Shield {
     }
 
     /// Lets in what these send, and nothing else: packets meet the old list or the new.
-    pub(crate) fn let_in(&mut self, senders: &BTreeSet<Sender>) -> io::Result<()> {
+    pub(crate) fn let_in(&mut self, senders: &Senders) -> io::Result<()> {
         if self.senders == *senders {
             return Ok(());
         }
         let mut batch = Batch::new(TableFamily::Inet);
-        batch.add(kind(NFT_MSG_DELSETELEM), 0, |body| {
-            push(body, 1, &terminated(&self.table));
-            push(body, 2, &terminated(SET));
-        });
+        for set in SETS {
+            batch.add(kind(NFT_MSG_DELSETELEM), 0, |body| {
+                push(body, 1, &terminated(&self.table));
+                push(body, 2, &terminated(set.name));
+            });
+        }
         fill(&mut batch, &self.table, senders);
         self.socket.transact(&batch.finish())?;
         self.senders.clone_from(senders);
@@ -125,33 +173,32 @@ impl Shield {
     }
 }
 
-fn new_set(body: &mut Vec<u8>, table: &str) {
+fn new_set(body: &mut Vec<u8>, table: &str, set: Set) {
     push(body, 1, &terminated(table));
-    push(body, 2, &terminated(SET));
+    push(body, 2, &terminated(set.name));
     push(body, 3, &0u32.to_be_bytes());
     push(body, 4, &SHOWN_AS.to_be_bytes());
     push(body, 5, &(KEY as u32).to_be_bytes());
-    push(body, 10, &SET_ID.to_be_bytes());
+    push(body, 10, &set.id.to_be_bytes());
 }
 
-fn fill(batch: &mut Batch, table: &str, senders: &BTreeSet<Sender>) {
-    let senders: Vec<&Sender> = senders.iter().collect();
-    for some in senders.chunks(ELEMENTS) {
-        let elements: Vec<u8> = some.iter().flat_map(|sender| element(sender)).collect();
-        batch.add(kind(NFT_MSG_NEWSETELEM), CREATE, |body| {
-            push(body, 1, &terminated(table));
-            push(body, 2, &terminated(SET));
-            push(body, 4, &SET_ID.to_be_bytes());
-            push(body, 3, &elements);
-        });
+fn fill(batch: &mut Batch, table: &str, senders: &Senders) {
+    for set in SETS {
+        let keys: Vec<Vec<u8>> = senders.keys(set).collect();
+        for some in keys.chunks(ELEMENTS) {
+            let elements: Vec<u8> = some.iter().flat_map(|key| element(key)).collect();
+            batch.add(kind(NFT_MSG_NEWSETELEM), CREATE, |body| {
+                push(body, 1, &terminated(table));
+                push(body, 2, &terminated(set.name));
+                push(body, 4, &set.id.to_be_bytes());
+                push(body, 3, &elements);
+            });
+        }
     }
 }
 
-fn element((address, mac): &Sender) -> Vec<u8> {
-    let mut key = address.octets().to_vec();
-    key.extend(mac);
-    key.resize(KEY, 0);
-    nested(ITEM, &nested(1, &nested(VALUE, &key)))
+fn element(key: &[u8]) -> Vec<u8> {
+    nested(ITEM, &nested(1, &nested(VALUE, key)))
 }
 
 fn new_chain(body: &mut Vec<u8>, table: &str, (name, hook, priority): (&str, u32, i32)) {
@@ -166,22 +213,26 @@ fn new_chain(body: &mut Vec<u8>, table: &str, (name, hook, priority): (&str, u32
 }
 
 /// Which chain, and what a packet goes through there. A fragment that ends before the inner header does not get past the
-/// first rule of `in`, and the second drops it; those behind it are nothing without it.
-fn rules() -> [(&'static str, Vec<u8>); 5] {
+/// first rules of `in`, and the last drops it; those behind it are nothing without it.
+fn rules() -> [(&'static str, Vec<u8>); 6] {
     let vxlan = || [is_meta(META_L4PROTO, &[17]), is_to_port()].concat();
     let drop = || [expression("counter", &[]), verdict(DROP)].concat();
-    let from_peer = [
-        is_meta(META_NFPROTO, &[NFPROTO_IPV4]),
-        payload(NETWORK_HEADER, 12, 4, REG32),
-        // Behind the headers of UDP and VXLAN and the inner destination.
-        payload(TRANSPORT_HEADER, 8 + 8 + 6, 6, REG32 + 1),
-        is_listed(REG32),
-        expression("notrack", &[]),
-        verdict(ACCEPT),
-    ]
-    .concat();
+    let [plain, sealed] = SETS.map(|set| {
+        [
+            is_meta(META_NFPROTO, &[NFPROTO_IPV4]),
+            payload(NETWORK_HEADER, 12, 4, REG32),
+            // Behind the headers of UDP and VXLAN and the inner destination.
+            payload(TRANSPORT_HEADER, 8 + 8 + 6, 6, REG32 + 1),
+            is_listed(REG32, set),
+            expression("notrack", &[]),
+            verdict(ACCEPT),
+        ]
+        .concat()
+    });
+    let out_of_esp = is_meta(META_SECPATH, &[1]);
     [
-        ("in", [vxlan(), from_peer].concat()),
+        ("in", [vxlan(), plain].concat()),
+        ("in", [vxlan(), out_of_esp, sealed].concat()),
         ("in", [vxlan(), drop()].concat()),
         // A packet without a socket has no user, and goes on to the next rule.
         ("out", [vxlan(), meta(META_SKUID), drop()].concat()),
@@ -232,9 +283,9 @@ fn payload(base: u32, offset: u32, length: u32, to: u32) -> Vec<u8> {
     expression("payload", &numbers(&data))
 }
 
-fn is_listed(register: u32) -> Vec<u8> {
-    let mut data = nested(1, &terminated(SET));
-    data.extend(numbers(&[(2, register), (4, SET_ID)]));
+fn is_listed(register: u32, set: Set) -> Vec<u8> {
+    let mut data = nested(1, &terminated(set.name));
+    data.extend(numbers(&[(2, register), (4, set.id)]));
     expression("lookup", &data)
 }
 

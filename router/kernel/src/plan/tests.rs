@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use weft_core::model::{ClusterId, Generation, Label, NodeId};
-use weft_core::view::{Endpoint, VxlanView};
+use weft_core::view::{Endpoint, Seal, VxlanView};
 
 use super::*;
 
@@ -89,12 +89,14 @@ fn on_vxlan() -> View {
         number: PeerNumber(number),
         mac: [6, id, 0, 0, 0, 0],
         addr: [192, 0, 2, id].into(),
+        seal: Seal::Plain,
         carries,
         mtu: 1450,
     };
     let vxlan = VxlanView {
         mac: [6, 1, 0, 0, 0, 0],
         peers: vec![open(2, 1, true), open(3, 2, false)],
+        esp: Vec::new(),
     };
     let mut view = view();
     view.members[2].liveness = Liveness::Alive;

@@ -2,7 +2,7 @@
 
 use weft_core::layout::{mac_text, peer_nexthop, vxlan_mac};
 use weft_core::model::NodeId;
-use weft_core::view::{PeerNumber, VxlanPeer, VxlanView};
+use weft_core::view::{PeerNumber, Seal, VxlanPeer, VxlanView};
 use weft_kernel::nft;
 use weft_kernel::{Domain, KernelError};
 
@@ -16,6 +16,7 @@ fn peer(carries: bool) -> VxlanPeer {
         number: PeerNumber(1),
         mac: vxlan_mac(&id),
         addr: [192, 0, 2, 2].into(),
+        seal: Seal::Plain,
         carries,
         mtu: 1450,
     }
@@ -28,7 +29,11 @@ fn own_mac() -> [u8; 6] {
 /// The view and the filter of a host that takes VXLAN from these, and the device.
 fn trusting(lab: &mut Lab, peers: Vec<VxlanPeer>) -> u32 {
     let mac = own_mac();
-    lab.view.vxlan = Some(VxlanView { mac, peers });
+    lab.view.vxlan = Some(VxlanView {
+        mac,
+        peers,
+        esp: Vec::new(),
+    });
     lab.local.vxlan = false;
     lab.bring_up();
     let index = lab.domain().ensure_vxlan(&lab.host, mac).unwrap();

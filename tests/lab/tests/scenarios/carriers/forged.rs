@@ -3,105 +3,12 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use weft_lab::{Container, Host, Lab};
+use weft_lab::{Container, Forged, Host, Lab, TIMES, forged_file as file, vxlan_mac as mac};
 
 use super::{TRUSTED, VXLAN, trusting, wait_carrier};
 
-/// What each forged packet says; each way of forging has its own.
+/// Where forged datagrams go.
 const PORT: u16 = 80;
-const TIMES: usize = 20;
-
-/// A datagram of VXLAN around a datagram to a container.
-#[derive(Clone)]
-struct Forged<'a> {
-    from: Ipv4Addr,
-    to: Ipv4Addr,
-    macs: ([u8; 6], [u8; 6]),
-    inner: (Ipv4Addr, Ipv4Addr),
-    text: &'a str,
-}
-
-impl Forged<'_> {
-    /// What a UDP socket would be given.
-    fn payload(&self) -> Vec<u8> {
-        let (from_mac, to_mac) = self.macs;
-        let datagram = udp(40_000, PORT, self.text.as_bytes());
-        let mut bytes = vec![0x08, 0, 0, 0];
-        bytes.extend((6783u32 << 8).to_be_bytes());
-        bytes.extend([to_mac, from_mac].concat());
-        bytes.extend([0x08, 0x00]);
-        bytes.extend(ipv4(self.inner.0, self.inner.1, &datagram, 0));
-        bytes
-    }
-
-    /// The whole packet.
-    fn packet(&self) -> Vec<u8> {
-        ipv4(self.from, self.to, &udp(50_000, VXLAN, &self.payload()), 0)
-    }
-
-    /// The packet in two fragments, the first with so many octets.
-    fn fragments(&self, first: usize) -> Vec<Vec<u8>> {
-        let datagram = udp(50_000, VXLAN, &self.payload());
-        let (head, tail) = datagram.split_at(first);
-        let more = 0x2000;
-        let behind = u16::try_from(first / 8).unwrap();
-        vec![
-            ipv4(self.from, self.to, head, more),
-            ipv4(self.from, self.to, tail, behind),
-        ]
-    }
-}
-
-fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(8 + payload.len()).unwrap();
-    // No checksum (RFC 768).
-    let mut bytes: Vec<u8> = [from, to, length, 0].map(u16::to_be_bytes).concat();
-    bytes.extend(payload);
-    bytes
-}
-
-fn ipv4(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8], fragment: u16) -> Vec<u8> {
-    let length = u16::try_from(20 + payload.len()).unwrap();
-    let mut header = vec![0x45, 0];
-    header.extend(length.to_be_bytes());
-    header.extend(0x7766u16.to_be_bytes());
-    header.extend(fragment.to_be_bytes());
-    header.extend([64, 17, 0, 0]);
-    header.extend(from.octets());
-    header.extend(to.octets());
-    let sum: u32 = header
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
-    header[10..12].copy_from_slice(&checksum.to_be_bytes());
-    header.extend(payload);
-    header
-}
-
-/// Packets behind their lengths, [`TIMES`] over, as `lab-tool replay` reads them.
-fn file(lab: &Lab, name: &str, packets: &[Vec<u8>]) -> String {
-    let mut bytes = Vec::new();
-    for packet in std::iter::repeat_n(packets, TIMES).flatten() {
-        bytes.extend(u16::try_from(packet.len()).unwrap().to_be_bytes());
-        bytes.extend(packet);
-    }
-    let path = lab.dir().join(format!("forged-{name}"));
-    std::fs::write(&path, bytes).unwrap();
-    path.to_string_lossy().into_owned()
-}
-
-fn mac(host: &Host) -> [u8; 6] {
-    let link = ["exec", "--", "ip", "-j", "link", "show", "wx0"];
-    let link = host.weft(&link).json();
-    let text = link[0]["address"].as_str().unwrap().to_owned();
-    let octets: Vec<u8> = text
-        .split(':')
-        .map(|octet| u8::from_str_radix(octet, 16).unwrap())
-        .collect();
-    octets.try_into().unwrap()
-}
 
 /// Two hosts on VXLAN, a container on each, and what a perfect forgery of the first one's packet to `b` looks like.
 struct Scene {

@@ -1,0 +1,189 @@
+//! VXLAN that the kernel seals (`--esp always`): what is seen on the wire, what gets in, and what comes of lost keys.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use weft_lab::{Forged, Frame, Host, Lab, TIMES, forged_file, vxlan_mac};
+
+use crate::pair::{containers, converse, goes_on, has_marker, hold, hosts, overheard};
+
+const VXLAN: u16 = 6784;
+const ESP: [&str; 2] = ["--esp", "always"];
+
+/// Two hosts that seal, once both do.
+fn sealing(lab: &Lab) -> [Host; 2] {
+    let hosts = hosts(lab, [&ESP, &ESP]);
+    wait_carrier(lab, &hosts, "esp");
+    hosts
+}
+
+fn wait_carrier(lab: &Lab, hosts: &[Host; 2], carrier: &str) {
+    lab.wait(&format!("both hosts use {carrier}"), 90, || {
+        hosts
+            .iter()
+            .all(|host| host.only_peer()["carrier"] == carrier)
+    });
+}
+
+fn is_esp(frame: &Frame) -> bool {
+    frame.packet().first() == Some(&0x45) && frame.packet().get(9) == Some(&50)
+}
+
+/// Nothing that a container said, and no VXLAN at all, is seen outside ESP.
+fn nothing_in_the_clear(frames: &[Frame]) {
+    let clear = frames.iter().find(|f| f.is_udp(VXLAN) || has_marker(f));
+    assert!(clear.is_none(), "in the clear: {clear:?}");
+}
+
+/// The numbers of the keys in the host's kernel.
+fn keys(host: &Host) -> BTreeSet<String> {
+    let states = host.run(&["ip", "xfrm", "state", "list", "nokeys"]).ok();
+    let numbers = states
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("proto esp spi "));
+    numbers
+        .filter_map(|rest| rest.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn policies(host: &Host) -> String {
+    host.run(&["ip", "xfrm", "policy"]).ok()
+}
+
+#[test]
+fn hosts_that_both_ask_for_it_are_sealed_by_the_kernel_and_forged_vxlan_gets_nothing_in() {
+    let lab = Lab::new("esp");
+    let hosts = sealing(&lab);
+    let pair = containers(&lab, &hosts);
+    let frames = overheard(&lab, &hosts[0], &pair, is_esp);
+    nothing_in_the_clear(&frames);
+    for host in &hosts {
+        let row = host.only_peer();
+        assert_eq!(row["mtu"], 1416, "{row}");
+        let why = row["carrier_why"].as_str().unwrap();
+        assert!(why.contains("ESP"), "{why}");
+        let text = host.weft(&["peers"]).ok();
+        assert!(text.contains("esp"), "{text}");
+        // As the kernel understood it.
+        let policies = policies(host);
+        let asked = policies.matches("proto esp reqid").count();
+        assert!(asked == 2 && !policies.contains("level use"), "{policies}");
+        let states = host.run(&["ip", "xfrm", "state", "list", "nokeys"]).ok();
+        assert!(
+            states.contains("rfc4106(gcm(aes))") && states.contains("esn"),
+            "{states}"
+        );
+    }
+    // As large as they come, and a stream.
+    let to = pair[1].ip().to_string();
+    let big = ["ping", "-c3", "-w15", "-Mdo", "-s1388", &to];
+    assert!(pair[0].run(&big).is_ok(), "{}", pair[0].run(&big));
+    assert!(pair[0].fetches(&pair[1], 3_000_000));
+    // The perfect forgery: the peer's own address and MAC, from within the subnet.
+    let perfect = Forged {
+        from: hosts[0].v4(),
+        to: hosts[1].v4(),
+        macs: (vxlan_mac(&hosts[0]), vxlan_mac(&hosts[1])),
+        inner: (pair[0].ip(), pair[1].ip()),
+        text: "forged",
+    };
+    let tool = Host::binary("lab-tool");
+    let mut packets = vec![perfect.packet()];
+    packets.extend(perfect.fragments(24));
+    let file = forged_file(&lab, "perfect", &packets);
+    let sent = lab.router().run(&[&tool, "replay", &file, "--exact"]).ok();
+    assert_eq!(sent, (TIMES * packets.len()).to_string());
+    // What was sent before this has been dealt with.
+    converse(&pair);
+    let heard = pair[1].heard();
+    assert!(!heard.contains("forged"), "{heard}");
+    let dropped = hosts[1].run(&["nft", "list", "chain", "inet", "weft", "base_vxlan_in"]);
+    assert!(!dropped.ok().contains("counter packets 0 "));
+}
+
+#[test]
+fn keys_and_policies_that_somebody_removes_let_nothing_out_in_the_clear_and_come_back_new() {
+    let lab = Lab::new("espflush");
+    let hosts = sealing(&lab);
+    let pair = containers(&lab, &hosts);
+    let hold = hold(&hosts[0], &pair);
+    let capture = hosts[0].capture("flush");
+    let before = keys(&hosts[0]);
+    hosts[0].run(&["ip", "xfrm", "state", "flush"]).ok();
+    goes_on(&lab, &hold);
+    lab.wait("there are other keys", 60, || {
+        let now = keys(&hosts[0]);
+        now.len() >= 2 && now.is_disjoint(&before)
+    });
+    wait_carrier(&lab, &hosts, "esp");
+    // Without a policy the kernel would send in the clear: the filter does not let it.
+    for host in &hosts {
+        host.run(&["ip", "xfrm", "policy", "flush"]).ok();
+        goes_on(&lab, &hold);
+        lab.wait("the policies are back", 30, || {
+            policies(host).matches("proto esp reqid").count() == 2
+        });
+    }
+    wait_carrier(&lab, &hosts, "esp");
+    goes_on(&lab, &hold);
+    nothing_in_the_clear(&capture.stop());
+    overheard(&lab, &hosts[0], &pair, is_esp);
+}
+
+/// Two minutes after they were agreed the keys of a session with traffic are replaced.
+#[test]
+fn new_keys_lose_no_packet() {
+    let lab = Lab::new("esprekey");
+    let hosts = sealing(&lab);
+    let pair = containers(&lab, &hosts);
+    let before = keys(&hosts[0]);
+    let count = "700";
+    let to = pair[1].ip().to_string();
+    let ping = ["ping", "-q", "-i", "0.2", "-c", count, "-W", "10", &to];
+    let wait = Duration::from_secs(240);
+    let mut process = pair[0].spawn(&hosts[0], "ping", &ping);
+    lab.wait("there are other keys alone", 200, || {
+        let now = keys(&hosts[0]);
+        now.len() == 2 && now.is_disjoint(&before)
+    });
+    let code = process.wait(wait);
+    let said = process.stdout();
+    assert!(code == 0 && said.contains(" 0% packet loss"), "{said}");
+    assert_eq!(hosts[0].only_peer()["carrier"], "esp");
+}
+
+#[test]
+fn a_killed_daemon_s_keys_are_gone_after_the_next_start_and_one_end_alone_does_not_seal() {
+    let lab = Lab::new("espkill");
+    let hosts = sealing(&lab);
+    let [h1, h2] = &hosts;
+    let pair = containers(&lab, &hosts);
+    let hold = hold(h1, &pair);
+    let before = keys(h2);
+    assert!(before.len() >= 2, "{before:?}");
+    h2.kill9();
+    // The kernel carries on by itself.
+    goes_on(&lab, &hold);
+    h2.up(&ESP);
+    lab.wait("new keys alone", 60, || {
+        let now = keys(h2);
+        now.len() == 2 && now.is_disjoint(&before)
+    });
+    wait_carrier(&lab, &hosts, "esp");
+    goes_on(&lab, &hold);
+    h2.kill9();
+    h2.up(&[]);
+    wait_carrier(&lab, &hosts, "udp");
+    goes_on(&lab, &hold);
+    let why = h1.only_peer()["carrier_why"].to_string();
+    assert!(why.contains("the peer does not use"), "{why}");
+    lab.wait("nothing of it is left on either", 30, || {
+        hosts
+            .iter()
+            .all(|host| keys(host).is_empty() && policies(host).is_empty())
+    });
+    assert!(!h2.run(&["nft", "list", "ruleset"]).ok().contains("6784"));
+    h1.weft(&["down"]).ok();
+    assert!(keys(h1).is_empty() && policies(h1).is_empty());
+}
