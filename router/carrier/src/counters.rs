@@ -52,11 +52,15 @@ pub enum Dropped {
     CeOnNotEct,
     /// What waits to leave the host had become too long a queue: its sender is to slow down (RFC 8289).
     Congested,
+    /// To go by TCP, and too much waits there already.
+    StreamFull,
+    /// Not a packet: a TCP connection that was closed because nothing authentic had come along it.
+    Stranger,
 }
 
 impl Dropped {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Dropped; 21] = [
+    pub const ALL: [Dropped; 23] = [
         Dropped::NotIp,
         Dropped::NotAPeer,
         Dropped::Malformed,
@@ -78,6 +82,8 @@ impl Dropped {
         Dropped::NotRelayed,
         Dropped::CeOnNotEct,
         Dropped::Congested,
+        Dropped::StreamFull,
+        Dropped::Stranger,
     ];
 
     /// The name it is shown under.
@@ -104,6 +110,8 @@ impl Dropped {
             Dropped::NotRelayed => "not-relayed",
             Dropped::CeOnNotEct => "ce-on-not-ect",
             Dropped::Congested => "congested",
+            Dropped::StreamFull => "stream-full",
+            Dropped::Stranger => "stranger",
         }
     }
 }

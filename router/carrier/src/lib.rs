@@ -38,6 +38,7 @@ mod shared;
 mod sys;
 mod table;
 mod tap;
+mod tcp;
 mod threads;
 mod trial;
 mod udp;

@@ -1,7 +1,6 @@
 //! Who the peers are and which sessions are open: what the core tells, laid out for looking up per packet.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,6 +9,7 @@ use weft_core::layout;
 use weft_core::model::{AddressPlan, NodeId};
 use weft_core::path::Path;
 use weft_core::session::transport::Transport;
+use weft_core::underlay::UnderlayAddr;
 use weft_core::view::PeerNumber;
 use weft_core::wire::RelayHead;
 
@@ -103,7 +103,7 @@ pub(crate) struct Peer {
 /// The first step of a path.
 #[derive(Clone, Debug)]
 struct Hop {
-    to: SocketAddr,
+    to: UnderlayAddr,
     /// The session with the member between.
     relay: Option<Arc<Transport>>,
 }
@@ -114,7 +114,7 @@ pub(crate) struct Route<'a> {
     /// The session with the peer.
     pub(crate) transport: &'a Transport,
     /// Where they are sent.
-    pub(crate) to: SocketAddr,
+    pub(crate) to: UnderlayAddr,
     /// The session with the member between, and what tells it for whom they are.
     pub(crate) relay: Option<(&'a Transport, RelayHead)>,
 }
@@ -266,7 +266,7 @@ impl Peer {
 
     /// Another address.
     #[cfg(test)]
-    pub(crate) fn lead_to(&mut self, to: SocketAddr) {
+    pub(crate) fn lead_to(&mut self, to: UnderlayAddr) {
         self.path = Some(Path::Direct(to));
         self.hop = Some(Hop { to, relay: None });
     }

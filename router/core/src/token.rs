@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::{Secret, hkdf_sha256, sha256, verify};
 use crate::identity::Identity;
 use crate::model::{ClusterId, NodeId};
+use crate::underlay::{self, UnderlayAddr};
 use crate::wire;
 
 /// Members named in one invitation.
@@ -69,6 +71,20 @@ pub struct TokenMember {
     pub noise_key: [u8; 32],
     /// Where it may be reached, best first.
     pub addresses: Vec<SocketAddr>,
+    /// The port at those addresses where it listens for TCP connections, for networks that let no UDP out.
+    pub tcp_port: Option<NonZeroU16>,
+}
+
+impl TokenMember {
+    /// Where it takes datagrams by UDP.
+    pub(crate) fn udp(&self) -> Vec<UnderlayAddr> {
+        self.addresses.iter().copied().map(Into::into).collect()
+    }
+
+    /// Where it takes connections.
+    pub(crate) fn tcp(&self) -> Vec<UnderlayAddr> {
+        underlay::listening(&self.addresses, self.tcp_port)
+    }
 }
 
 /// What an invitation says. Nothing in it is secret.
@@ -242,6 +258,7 @@ mod tests {
             id: NodeId([2; 32]),
             noise_key: [3; 32],
             addresses: vec!["[2001:db8::1]:6783".parse().unwrap(); addresses],
+            tcp_port: NonZeroU16::new(65_535),
         };
         TokenBody {
             cluster: ClusterId([1; 16]),

@@ -160,6 +160,7 @@ fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
         join: args.join,
         name: args.name,
         port: args.port,
+        tcp_port: args.tcp_port,
         advertise: args.advertise,
         range: args.range,
         no_relay: args.no_relay,

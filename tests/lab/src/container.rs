@@ -107,6 +107,13 @@ impl Container {
         Spawned::start(&argv, &[], &host.dir().join(name))
     }
 
+    /// Starts a command inside; its log lies in `host`'s directory.
+    pub fn spawn(&self, host: &Host, name: &str, args: &[&str]) -> Spawned {
+        let mut argv = enter(self.pid);
+        argv.extend(args.iter().map(|a| (*a).to_owned()));
+        Spawned::start(&argv, &[], &host.dir().join(name))
+    }
+
     /// Does `ping` reach `target` within a few seconds?
     pub fn pings(&self, target: &str) -> bool {
         self.run(&["ping", "-c1", "-w3", target]).is_ok()

@@ -25,5 +25,6 @@ mod removal;
 mod restart;
 mod services;
 mod sizes;
+mod tcp;
 mod upgrade;
 mod wire;

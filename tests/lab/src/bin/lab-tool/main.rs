@@ -4,6 +4,7 @@
 
 mod manager;
 mod steady;
+mod strangers;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Error, Read, Write};
@@ -29,6 +30,7 @@ const USAGE: &str = "usage:
   lab-tool tally PORT                           takes those of `tick`; after each `number N missing M`
   lab-tool flow ADDR:PORT                       one TCP connection, written to without a pause, for ever
   lab-tool follow PORT                          takes that of `flow` and checks it; prints `octets N` as it goes
+  lab-tool strangers ADDR:PORT N idle|junk|slow TCP connections; says when they are open and when all are closed
   lab-tool manage SOCKET CMD...                 runs CMD as systemd runs a service that is told of and keeps descriptors
   lab-tool garbage ADDR:PORT N SEED             N random datagrams; prints how many answers came back
   lab-tool replay FILE [--flip|--exact]         sends recorded IPv4 packets again without their UDP checksums, with one bit
@@ -67,6 +69,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["tally", port] => steady::tally(port.parse()?),
         ["flow", to] => steady::flow(to.parse()?),
         ["follow", port] => steady::follow(port.parse()?),
+        ["strangers", to, n, manner] => strangers::strangers(to.parse()?, n.parse()?, manner),
         ["manage", socket, command @ ..] => manager::manage(socket, command),
         ["garbage", to, n, seed] => garbage(to.parse()?, n.parse()?, seed.parse()?),
         ["replay", file, rest @ ..] => replay(file, rest),
