@@ -398,7 +398,8 @@ mod tests {
         // Two of the wrong kind: another port, and one that is not even a socket.
         let null = std::fs::File::open("/dev/null").unwrap();
         drop((v4, v6));
-        let next = Underlay::bind(port, LOOPBACK, (Some(own4), Some(null.into())), streams()).unwrap();
+        let next =
+            Underlay::bind(port, LOOPBACK, (Some(own4), Some(null.into())), streams()).unwrap();
         assert_eq!(next.port(), port);
         let bound = next.v4.socket.local_addr().unwrap().as_socket();
         assert_eq!(bound, Some((Ipv4Addr::LOCALHOST, port).into()));

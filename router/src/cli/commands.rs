@@ -257,6 +257,7 @@ fn already_up(config: &UpConfig) -> anyhow::Result<Option<Summary>> {
         origin: Origin::Returned,
         host_ip: status.host_ip,
         port: status.port,
+        tcp_port: status.tcp_port,
         range: status.range,
         dns: status.dns,
         netns: status.netns,

@@ -53,7 +53,9 @@ pub(super) fn keep(descriptors: &Descriptors) {
     forget();
     let Descriptors { tap, v4, v6, tcp } = descriptors;
     let single = [(TAP, tap), (UDP4, v4), (UDP6, v6)];
-    let single = single.into_iter().flat_map(|(name, fd)| Some((name, fd.as_ref()?)));
+    let single = single
+        .into_iter()
+        .flat_map(|(name, fd)| Some((name, fd.as_ref()?)));
     for (name, fd) in single.chain(tcp.iter().map(|fd| (TCP, fd))) {
         let state = [
             NotifyState::FdStore,

@@ -334,7 +334,8 @@ fn start_carrier(
             Ok(carrier) => return Ok(carrier),
             // A daemon that was just killed may still hold it.
             Err(CarrierError::PortTaken { .. } | CarrierError::TcpPortTaken { .. })
-                if begun.elapsed() < PREDECESSOR => {
+                if begun.elapsed() < PREDECESSOR =>
+            {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(error) => return Err(error.into()),
@@ -411,8 +412,9 @@ fn join_error(failure: &JoinFailure) -> anyhow::Error {
         JoinFailure::NoAnswer { tried, after } => {
             let tried: Vec<String> = tried.iter().map(ToString::to_string).collect();
             anyhow!(
-                "no answer from {} within {} s; possible causes: a firewall drops UDP to that port (where it is to \
-                 be so, a member that was started with --tcp-port makes invitations that are good for TCP, too), the host is down or has another address now, the token was made by another cluster or garbled on the way, \
+                "no answer from {} within {} s; possible causes: a firewall drops UDP to that port (where it has to, invite \
+                 from members that run with --tcp-port), the host is down or has another address now, the token was made \
+                 by another cluster or garbled on the way, \
                  or the members' clocks say that it was never valid; make a new one there with: weft token",
                 tried.join(", "),
                 after.as_secs()

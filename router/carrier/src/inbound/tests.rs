@@ -211,8 +211,11 @@ fn another_address_is_told_only_when_the_datagram_is_authentic() {
     assert_eq!(rig.events.try_iter().collect::<Vec<_>>(), [moved]);
     // A replay from a third place tells nothing, and nothing of it gets through.
     assert!(
-        rig.take(&datagram, UnderlayAddr::Udp("203.0.113.1:1".parse().unwrap()))
-            .is_empty()
+        rig.take(
+            &datagram,
+            UnderlayAddr::Udp("203.0.113.1:1".parse().unwrap())
+        )
+        .is_empty()
     );
     assert_eq!(rig.events.try_iter().count(), 0);
     assert_eq!(rig.drops(), [(Dropped::Forged, 1), (Dropped::Replayed, 1)]);

@@ -80,8 +80,8 @@ impl Connection {
 
     /// Puts a run behind what waits, all of it or nothing.
     pub(super) fn send(&self, run: Run<'_>) -> io::Result<()> {
-        let framed = frames::with_heads(run)
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
+        let framed =
+            frames::with_heads(run).ok_or_else(|| io::Error::from_raw_os_error(libc::EMSGSIZE))?;
         let octets = frames::length(run);
         let mut out = self.out();
         if out.waiting.len() + octets > MAX_WAITING {

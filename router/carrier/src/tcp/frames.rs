@@ -50,7 +50,9 @@ mod tests {
 
     fn framed(run: Run<'_>) -> Vec<u8> {
         let heads = with_heads(run).unwrap();
-        heads.flat_map(|(head, d)| [&head[..], d].concat()).collect()
+        heads
+            .flat_map(|(head, d)| [&head[..], d].concat())
+            .collect()
     }
 
     #[test]

@@ -89,13 +89,18 @@ impl Stay {
 /// Which stranger has to go when one more comes from `from`. They are in the order in which they came.
 pub(super) fn makes_room(strangers: &[(usize, IpAddr)], from: IpAddr) -> Option<usize> {
     let source = source(from);
-    let mut of_source = strangers.iter().filter(|(_, ip)| self::source(*ip) == source);
+    let mut of_source = strangers
+        .iter()
+        .filter(|(_, ip)| self::source(*ip) == source);
     let oldest = of_source.next();
     if oldest.is_some() && of_source.count() + 1 >= MAX_OF_SOURCE {
         return oldest.map(|(token, _)| *token);
     }
     let is_full = strangers.len() >= MAX_STRANGERS;
-    strangers.first().filter(|_| is_full).map(|(token, _)| *token)
+    strangers
+        .first()
+        .filter(|_| is_full)
+        .map(|(token, _)| *token)
 }
 
 fn source(ip: IpAddr) -> u128 {

@@ -64,8 +64,13 @@ fn nobody_waits_for_a_far_end_that_does_not_read() {
         stride: 1000,
         tos: 0,
     };
-    let refused = (0..2000).map(|_| streams.send(to, run)).find(Result::is_err);
-    assert_eq!(refused.unwrap().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    let refused = (0..2000)
+        .map(|_| streams.send(to, run))
+        .find(Result::is_err);
+    assert_eq!(
+        refused.unwrap().unwrap_err().kind(),
+        io::ErrorKind::WouldBlock
+    );
     let large = [0; weft_core::wire::MAX_STREAMED + 1];
     let refused = streams.send(to, Run::of_one(&large)).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EMSGSIZE));

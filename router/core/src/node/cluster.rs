@@ -35,8 +35,8 @@ use crate::session::transport::Transport;
 use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, Sessions};
 use crate::store::Stored;
 use crate::sync::{MAX_JOBS, Stores, Sync, SyncEvent};
-use crate::value::Kind;
 use crate::underlay::UnderlayAddr;
+use crate::value::Kind;
 use crate::view::Liveness;
 use crate::wire::{DataHeader, DatagramType, Message};
 

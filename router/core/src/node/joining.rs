@@ -104,7 +104,12 @@ impl Joining {
         }
     }
 
-    fn welcome(&self, bytes: &[u8], member: NodeId, addr: UnderlayAddr) -> Result<Meta, JoinFailure> {
+    fn welcome(
+        &self,
+        bytes: &[u8],
+        member: NodeId,
+        addr: UnderlayAddr,
+    ) -> Result<Meta, JoinFailure> {
         let refused = |why: String| {
             JoinFailure::Refused(format!("the member's welcome can't be used: {why}"))
         };

@@ -192,16 +192,21 @@ impl Paths {
         self.current == Some(lost)
     }
 
-    /// The connection along `path` is gone. True when that was the present path: it may be made anew, or not.
-    pub(crate) fn lose_connection(&mut self, path: Path) -> bool {
+    /// The connection along `path` is gone. True when that was the present path and can be made anew from here.
+    pub(crate) fn lose_connection(&mut self, now: Now, path: Path) -> bool {
         let is_present = self.current == Some(path);
-        self.known.retain(|known| {
-            known.path != path || known.origin != Origin::Seen || self.current == Some(path)
-        });
-        if let Some(known) = self.find(path) {
-            known.proven = None;
+        // Where one came from nobody listens.
+        self.known
+            .retain(|known| known.path != path || known.origin != Origin::Seen || is_present);
+        let Some(known) = self.find(path) else {
+            return false;
+        };
+        known.proven = None;
+        let is_told = known.origin == Origin::Told;
+        if is_present {
+            self.doubted.get_or_insert(now);
         }
-        is_present
+        is_present && is_told
     }
 
     fn replace(&mut self, origin: Origin, paths: &[Path]) {
@@ -660,7 +665,7 @@ mod tests {
         for path in [told, seen] {
             paths.on_asked(secs(1), path, 7);
             paths.on_echo(secs(1), path, 7);
-            assert!(!paths.lose_connection(path));
+            assert!(!paths.lose_connection(secs(1), path));
         }
         let silent = Mood {
             busy: true,
@@ -669,7 +674,7 @@ mod tests {
         assert!(!paths.choose(secs(1), silent), "neither is good any more");
         assert_eq!(paths.to_call(), [path(1), told]);
         paths.take(told);
-        assert!(paths.lose_connection(told));
+        assert!(paths.lose_connection(secs(1), told));
     }
 
     #[test]

@@ -490,8 +490,10 @@ impl Link {
         desk: &mut Desk,
         out: &mut Vec<SessionEvent>,
     ) {
-        if self.paths.lose_connection(path) {
+        if self.paths.lose_connection(now, path) {
             self.probe(now, desk, out);
+            // Most often its far end has started anew, and knows this session no more.
+            self.start_dial(now);
         }
     }
 

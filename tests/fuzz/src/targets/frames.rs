@@ -128,7 +128,10 @@ pub(super) fn verdict(verdict: Verdict) -> Vec<u8> {
 pub(super) fn welcome() -> Vec<u8> {
     let (roster, _) = stores();
     let records: Vec<Vec<u8>> = roster.records().into_iter().map(<[u8]>::to_vec).collect();
-    let seeds = vec![(identity(1).id(), vec![UnderlayAddr::Udp(crate::scene::address(1))])];
+    let seeds = vec![(
+        identity(1).id(),
+        vec![UnderlayAddr::Udp(crate::scene::address(1))],
+    )];
     let secret = *SCENE.secret.expose();
     let range = AddressPlan::DEFAULT_RANGE;
     wire::encode(&(SCENE.cluster, secret, range, records, seeds))

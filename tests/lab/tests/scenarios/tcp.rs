@@ -48,13 +48,14 @@ fn a_host_whose_network_lets_out_only_tcp_to_443_joins_and_runs_everything_throu
     let lab = Lab::new("tcponly");
     let [h1, h2] = lab.two();
     h2.only_tcp_to(443);
+    h1.block_udp(true);
     h1.up(&["--tcp-port", PORT]);
     h2.join(&h1);
     lab.wait_members(&[h1.clone(), h2.clone()]);
     let capture = h2.capture("wire");
     let (a, b) = (h2.serve("a", &[]), h1.serve("b", &[]));
     lab.wait("they talk", 20, || a.pings(&b.ip().to_string()));
-    assert!(by_tcp(&h2, &h1) && by_tcp(&h1, &h2));
+    lab.wait("both say how", 5, || by_tcp(&h2, &h1) && by_tcp(&h1, &h2));
     let names = a.run(&["ping", "-c1", "-w5", "b.weft.internal"]);
     names.ok();
     for proto in ["tcp", "udp"] {
@@ -67,13 +68,19 @@ fn a_host_whose_network_lets_out_only_tcp_to_443_joins_and_runs_everything_throu
     let text = h2.weft(&["peers"]).ok();
     let way = format!("tcp {}:{PORT}", h1.v4());
     assert!(text.contains(&way), "{text}");
-    let why = format!("h1 is reached by TCP: UDP does not answer; also tried: {}:6783", h1.v4());
+    let why = format!(
+        "h1 is reached by TCP: UDP does not answer; also tried: {}:6783",
+        h1.v4()
+    );
     assert!(text.contains(&why), "{text}");
     assert!(h1.weft(&["status"]).ok().contains("6783/udp, 443/tcp"));
 
     let frames = capture.stop();
     let sealed = |frame: &&weft_lab::Frame| {
-        frame.proto == Some(6) && frame.ports.is_some_and(|(from, to)| from == 443 || to == 443)
+        frame.proto == Some(6)
+            && frame
+                .ports
+                .is_some_and(|(from, to)| from == 443 || to == 443)
     };
     assert!(frames.iter().filter(sealed).count() > 1000);
     for frame in &frames {
@@ -84,7 +91,9 @@ fn a_host_whose_network_lets_out_only_tcp_to_443_joins_and_runs_everything_throu
     // A daemon that takes over has the connection made anew.
     for host in [&h1, &h2] {
         host.weft(&["restart"]).ok();
-        lab.wait("they talk after a restart", 5, || a.pings(&b.ip().to_string()));
+        lab.wait("they talk after a restart", 5, || {
+            a.pings(&b.ip().to_string())
+        });
     }
 }
 
@@ -102,7 +111,11 @@ fn streams_outlive_a_block_of_udp_and_go_back_to_it() {
         lab.wait(&format!("the stream gets on {when}"), secs, || {
             octets(&follow.stdout()) > before + 1_000_000
         });
-        assert_eq!(format!("{}{}", flow.stderr(), follow.stderr()), "", "{when}");
+        assert_eq!(
+            format!("{}{}", flow.stderr(), follow.stderr()),
+            "",
+            "{when}"
+        );
     };
     gets_on(20, "by UDP");
     assert!(by_udp(&h2, &h1) && by_udp(&h1, &h2));
@@ -124,7 +137,9 @@ fn streams_outlive_a_block_of_udp_and_go_back_to_it() {
 /// The last count of octets in what `lab-tool follow` said.
 fn octets(said: &str) -> u64 {
     let mut words = said.lines().last().unwrap_or_default().split_whitespace();
-    let count = words.find(|word| *word == "octets").and_then(|_| words.next());
+    let count = words
+        .find(|word| *word == "octets")
+        .and_then(|_| words.next());
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
@@ -134,13 +149,18 @@ fn strangers_at_the_port_are_sent_away_and_what_runs_does_not_notice() {
     let public = lab.subnet("net");
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|name| lab.host(name, &public));
     h2.only_tcp_to(443);
+    h1.block_udp(true);
     h1.up(&["--tcp-port", PORT]);
     h2.join(&h1);
     lab.wait_members(&[h1.clone(), h2.clone()]);
     let (a, b) = (h2.serve("a", &[]), h1.serve("b", &[]));
     lab.wait("they talk", 20, || a.pings(&b.ip().to_string()));
     lab.wait("by one connection", 10, || connections(&h1) == 1);
-    let mut pinger = a.spawn(&h2, "pinger", &["ping", "-i0.1", "-c100", &b.ip().to_string()]);
+    let mut pinger = a.spawn(
+        &h2,
+        "pinger",
+        &["ping", "-i0.1", "-c100", &b.ip().to_string()],
+    );
     let to = format!("{}:{PORT}", h1.v4());
     // Each says that it was closed once it was.
     let mut idle = h3.spawn_tool("idle", &["strangers", &to, "300", "idle"]);
@@ -181,7 +201,10 @@ fn what_a_stream_gets_by_tcp_and_by_udp() {
     assert!(by_udp(&h2, &h1));
     pour("by UDP");
     h2.only_tcp_to(443);
-    lab.wait("by TCP", 20, || a.pings(&b.ip().to_string()) && by_tcp(&h2, &h1));
+    h1.block_udp(true);
+    lab.wait("by TCP", 20, || {
+        a.pings(&b.ip().to_string()) && by_tcp(&h2, &h1)
+    });
     pour("by TCP");
     println!("{}", h2.only_peer()["drops"]);
 }

@@ -166,7 +166,8 @@ impl Net {
             self.joiner.handle(self.now, from, &mut datagram, &mut out);
             return self.on_joiner(out);
         }
-        let Some(number) = (0..self.members.len()).find(|n| addr(*n as u8 + 1).ip() == to.ip()) else {
+        let Some(number) = (0..self.members.len()).find(|n| addr(*n as u8 + 1).ip() == to.ip())
+        else {
             return;
         };
         let mut out = Vec::new();
@@ -500,7 +501,9 @@ fn more_joiners_than_there_is_room_for_are_dropped_silently() {
 fn who_hears_nothing_by_udp_asks_by_tcp_and_nobody_else_does() {
     for no_udp in [false, true] {
         let mut net = Net::new(2, 41);
-        let mut body = token_for(&net.identities(), &net.cluster_secret, 1).body().clone();
+        let mut body = token_for(&net.identities(), &net.cluster_secret, 1)
+            .body()
+            .clone();
         for member in &mut body.members {
             member.tcp_port = std::num::NonZeroU16::new(LISTENS);
         }

@@ -95,7 +95,9 @@ pub(super) fn busy(net: &mut Net, rounds: usize) {
 
 fn kernel_says(net: &mut Net, from: usize, to: UnderlayAddr, mtu: u16) {
     let mut out = Vec::new();
-    net.nodes[from].sessions.set_ceiling(to.socket(), mtu, &mut out);
+    net.nodes[from]
+        .sessions
+        .set_ceiling(to.socket(), mtu, &mut out);
     net.collect(from, out);
 }
 

@@ -16,7 +16,9 @@ fn tcp(node: usize) -> UnderlayAddr {
 
 /// What the second answers along.
 fn back() -> Option<Path> {
-    Some(Path::Direct(UnderlayAddr::Tcp((addr(0).ip(), DIALS).into())))
+    Some(Path::Direct(UnderlayAddr::Tcp(
+        (addr(0).ip(), DIALS).into(),
+    )))
 }
 
 #[test]
@@ -45,7 +47,10 @@ fn where_no_udp_answers_a_connection_is_taken_and_left_as_soon_as_it_does() {
     let mtu = net.nodes[0].info().unwrap().mtu;
     assert_eq!(mtu.map(u32::from), Some(crate::layout::DEVICE_MTU));
     // Nobody takes the far end of a connection for an address of this host's.
-    assert_eq!(net.nodes[0].count(|event| matches!(event, SessionEvent::SeenAt { .. })), 0);
+    assert_eq!(
+        net.nodes[0].count(|event| matches!(event, SessionEvent::SeenAt { .. })),
+        0
+    );
     net.cut.clear();
     busy(&mut net, 20);
     assert_eq!(net.path(0, 1), Some(addr(1).into()));
@@ -80,6 +85,16 @@ fn a_connection_that_is_gone_is_made_anew_at_once() {
     sessions.lose_connection(now, tcp(7).socket(), &mut out);
     assert!(out.is_empty(), "it was nobody's");
     sessions.lose_connection(now, tcp(1).socket(), &mut out);
-    let is_call = |event: &SessionEvent| matches!(event, SessionEvent::Send { to, .. } if *to == tcp(1));
+    let is_call =
+        |event: &SessionEvent| matches!(event, SessionEvent::Send { to, .. } if *to == tcp(1));
     assert!(out.iter().any(is_call));
+    net.collect(0, out);
+    net.restart(1, 2);
+    net.run(millis(500));
+    let is_made = |event: &SessionEvent| matches!(event, SessionEvent::Established { .. });
+    assert_eq!(
+        net.nodes[0].count(is_made),
+        2,
+        "without waiting for silence"
+    );
 }

@@ -26,7 +26,8 @@ pub(super) fn strangers(to: SocketAddr, count: usize, manner: &str) -> Result<()
     while !open.is_empty() {
         let octet = *octets.next().unwrap_or(&0);
         if manner == "slow" {
-            open.iter_mut().for_each(|stream| drop(stream.write(&[octet])));
+            open.iter_mut()
+                .for_each(|stream| drop(stream.write(&[octet])));
         }
         open.retain_mut(is_open);
         std::thread::sleep(PACE);
