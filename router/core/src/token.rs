@@ -27,7 +27,7 @@ pub const MAX_MEMBERS: usize = 5;
 /// Addresses of each.
 pub const MAX_ADDRESSES: usize = 4;
 /// Longest signed body: it travels in the joiner's first datagram, beside the handshake.
-pub const MAX_SIGNED: usize = 870;
+pub const MAX_SIGNED: usize = 880;
 
 const PREFIX: &str = "weft1_";
 const VERSION: u8 = 1;
@@ -72,7 +72,28 @@ pub struct TokenMember {
     /// Where it may be reached, best first.
     pub addresses: Vec<SocketAddr>,
     /// The port at those addresses where it listens for TCP connections, for networks that let no UDP out.
+    #[serde(with = "port_octets")]
     pub tcp_port: Option<NonZeroU16>,
+}
+
+/// A port in two octets, network order, zero for none: there is room for no more beside a joiner's handshake.
+mod port_octets {
+    use std::num::NonZeroU16;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        port: &Option<NonZeroU16>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        port.map_or(0, NonZeroU16::get).to_be_bytes().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<NonZeroU16>, D::Error> {
+        <[u8; 2]>::deserialize(from).map(|octets| NonZeroU16::new(u16::from_be_bytes(octets)))
+    }
 }
 
 impl TokenMember {

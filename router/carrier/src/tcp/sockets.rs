@@ -18,7 +18,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// A NAT or firewall between forgets silent connections: 25 seconds are little enough for any.
 const KEEPALIVE: Duration = Duration::from_secs(25);
 /// Octets that the kernel takes and does not send at once: what waits shall wait where it can be counted and dropped.
-const NOT_SENT: i32 = 64 << 10;
+const NOT_SENT: i32 = 128 << 10;
 
 /// A connection in the making.
 pub(super) fn dial(to: SocketAddr) -> io::Result<mio::net::TcpStream> {

@@ -495,6 +495,11 @@ impl Paths {
         let path = best.path;
         let changes = is_gone || self.class(path) < self.class(present.path) || faster;
         if changes {
+            // What it answered before it went silent says nothing any more, however short a time ago.
+            let left = self.current.filter(|_| is_gone);
+            if let Some(left) = left.and_then(|left| self.find(left)) {
+                left.proven = None;
+            }
             self.take(path);
         }
         changes

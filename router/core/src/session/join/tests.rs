@@ -442,6 +442,7 @@ fn the_longest_invitation_fits_the_first_datagram() {
         .body()
         .clone();
     for member in &mut body.members {
+        member.tcp_port = std::num::NonZeroU16::MAX.into();
         member.addresses = (1..5)
             .map(|n| format!("[2001:db8:1:2:3:4:5:{n}]:6783").parse().unwrap())
             .collect();
