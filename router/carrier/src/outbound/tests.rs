@@ -106,10 +106,14 @@ impl Rig {
                 if kind == FrameKind::Bundle as u8 {
                     for item in items(body) {
                         let item = item.unwrap();
-                        packets.push((to.port(), FrameKind::Bundle, body[item.range].to_vec()));
+                        packets.push((
+                            to.socket().port(),
+                            FrameKind::Bundle,
+                            body[item.range].to_vec(),
+                        ));
                     }
                 } else {
-                    packets.push((to.port(), FrameKind::Packet, body.to_vec()));
+                    packets.push((to.socket().port(), FrameKind::Packet, body.to_vec()));
                 }
             }
         }
