@@ -56,6 +56,9 @@ pub(crate) struct Summary {
     pub(crate) host_ip: Option<Ipv4Addr>,
     /// Underlay port.
     pub(crate) port: u16,
+    /// The port where TCP connections are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tcp_port: Option<u16>,
     /// The cluster's range.
     pub(crate) range: Ipv4Net,
     /// Name server.
@@ -279,6 +282,7 @@ mod tests {
             origin: Origin::Founded,
             host_ip: Some(Ipv4Addr::new(10, 32, 0, 1)),
             port: 6783,
+            tcp_port: Some(443),
             range: "10.32.0.0/12".parse().unwrap(),
             dns: Ipv4Addr::new(10, 47, 0, 1),
             netns: "weft-abcdefgh".to_owned(),

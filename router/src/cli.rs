@@ -124,6 +124,7 @@ Examples:
   weft up --join @/root/token              read the token from a file; `-` reads standard input
   weft up --trusted-subnet 10.9.0.0/24     plain VXLAN, not encrypted, to hosts there that say the same
   weft up --advertise 203.0.113.7          be found at this address, for example behind a port forward
+  weft up --tcp-port 443                   also let in hosts whose network lets out nothing but TCP to 443
   weft up --foreground                     for a service manager or a container
 
 Every flag but --join can stand in /etc/weft/weft.toml (port = 6783, advertise = [\"...\"], ...) or in the
@@ -138,6 +139,9 @@ pub(crate) struct UpArgs {
     /// UDP port for everything between nodes [default: 6783]
     #[arg(long, value_name = "PORT", env = "WEFT_PORT", hide_env_values = true, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
+    /// Take TCP connections on this port, too, from hosts whose network lets no UDP out; they join by the same tokens
+    #[arg(long, value_name = "PORT", env = "WEFT_TCP_PORT", hide_env_values = true, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) tcp_port: Option<u16>,
     /// Address the others should try first: ADDR or ADDR:PORT (may be repeated)
     #[arg(
         long,

@@ -57,6 +57,8 @@ pub(crate) struct UpConfig {
     pub(crate) hostname: NodeName,
     /// Underlay port.
     pub(crate) port: u16,
+    /// Take connections on this TCP port, too.
+    pub(crate) tcp_port: Option<u16>,
     /// Addresses to tell the others, before those found on the interfaces.
     pub(crate) advertise: Vec<SocketAddr>,
     /// The range asked for; the default when founding, and must agree with the cluster's otherwise.
@@ -110,6 +112,8 @@ pub(crate) struct RawUp {
     pub(crate) name: Option<NodeName>,
     /// `--port`.
     pub(crate) port: Option<u16>,
+    /// `--tcp-port`.
+    pub(crate) tcp_port: Option<u16>,
     /// `--advertise`.
     pub(crate) advertise: Vec<String>,
     /// `--range`.
@@ -144,6 +148,7 @@ pub(crate) struct RawUp {
 pub(crate) struct FileConfig {
     name: Option<String>,
     port: Option<u16>,
+    tcp_port: Option<u16>,
     advertise: Vec<String>,
     range: Option<Ipv4Net>,
     relay: Option<bool>,
@@ -202,6 +207,10 @@ impl RawUp {
         if port == 0 {
             bail!("the port must be from 1 to 65535");
         }
+        let tcp_port = self.tcp_port.or(file.tcp_port);
+        if tcp_port == Some(0) {
+            bail!("the TCP port must be from 1 to 65535");
+        }
         let advertise = first_said(self.advertise, file.advertise)
             .iter()
             .map(|text| parse_advertise(text, port))
@@ -224,6 +233,7 @@ impl RawUp {
             name,
             hostname: node_name_from(hostname),
             port,
+            tcp_port,
             advertise,
             range,
             relay: !self.no_relay && file.relay.unwrap_or(true),

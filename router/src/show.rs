@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::SocketAddr;
 
 use serde::Serialize;
 use weft_core::carriers::Why;
 use weft_core::control::{
     Attached, EndpointRow, NameRow, NetworkRow, NodeRow, PeerRow, ServiceRow, Status,
 };
-use weft_core::underlay::{Offload, OffloadState};
+use weft_core::model::Label;
+use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
 use weft_core::view::{EndpointKind, Liveness};
 
 use crate::background::{Origin, Summary};
@@ -47,7 +49,7 @@ fn up_text(summary: &Summary) -> String {
         ),
         ("range", summary.range.to_string()),
         ("names", format!("weft.internal, served at {}", summary.dns)),
-        ("port", format!("{}/udp", summary.port)),
+        ("port", own_ports(summary.port, summary.tcp_port)),
     ]);
     text += &warnings(&summary.warnings);
     text += match summary.origin {
@@ -86,7 +88,11 @@ pub(crate) fn status(status: &Status) -> String {
         ("services", status.services.to_string()),
         (
             "tunnels",
-            format!("{} on {}/udp", status.cipher, status.port),
+            format!(
+                "{} on {}",
+                status.cipher,
+                own_ports(status.port, status.tcp_port)
+            ),
         ),
         ("domain", format!("/run/netns/{}", status.netns)),
         (
@@ -128,10 +134,7 @@ pub(crate) fn peers(rows: &[PeerRow]) -> String {
             row.node.clone(),
             liveness(row.liveness).to_owned(),
             row.carrier.clone(),
-            match &row.relay {
-                Some(relay) => format!("through {relay}"),
-                None => or_dash(row.path),
-            },
+            way(row.relay.as_ref(), row.tcp, row.path),
             row.rtt_ms
                 .map_or("-".to_owned(), |ms| format!("{ms:.1} ms")),
             row.handshake_age_secs
@@ -154,15 +157,16 @@ pub(crate) fn peers(rows: &[PeerRow]) -> String {
     }
 }
 
-/// Why a peer is reached through somebody else, or not at all.
+/// Why a peer is reached by TCP or through somebody else, or not at all.
 fn why_not_better(row: &PeerRow) -> Option<String> {
-    let is_direct = row.path.is_some();
-    if is_direct || row.paths.is_empty() {
+    let is_best = row.path.is_some() && !row.tcp;
+    if is_best || row.paths.is_empty() {
         return None;
     }
     let name = &row.name;
     let what = match &row.relay {
         Some(relay) => format!("{name} is reached through {relay}"),
+        None if row.tcp => format!("{name} is reached by TCP: UDP does not answer"),
         None => format!("{name} is not reached"),
     };
     let tried: Vec<String> = row
@@ -170,10 +174,7 @@ fn why_not_better(row: &PeerRow) -> Option<String> {
         .iter()
         .filter(|path| !path.in_use)
         .map(|path| {
-            let way = match &path.relay {
-                Some(relay) => format!("through {relay}"),
-                None => or_dash(path.path),
-            };
+            let way = way(path.relay.as_ref(), path.tcp, path.path);
             let outcome = match (path.unanswered, path.answered) {
                 (0, true) => "answers".to_owned(),
                 (0, false) => "not tried yet".to_owned(),
@@ -183,9 +184,24 @@ fn why_not_better(row: &PeerRow) -> Option<String> {
         })
         .collect();
     match tried.is_empty() {
+        true if row.tcp => Some(format!("{what}\n")),
         true => Some(format!("{what}: nobody knows an address of it\n")),
         false => Some(format!("{what}; also tried: {}\n", tried.join(", "))),
     }
+}
+
+/// How a peer is, or may be, reached.
+fn way(relay: Option<&Label>, tcp: bool, addr: Option<SocketAddr>) -> String {
+    match (relay, addr) {
+        (Some(relay), _) => format!("through {relay}"),
+        (None, Some(addr)) if tcp => UnderlayAddr::Tcp(addr).to_string(),
+        (None, addr) => or_dash(addr),
+    }
+}
+
+fn own_ports(udp: u16, tcp: Option<u16>) -> String {
+    let tcp = tcp.map(|port| format!(", {port}/tcp"));
+    format!("{udp}/udp{}", tcp.unwrap_or_default())
 }
 
 /// `all`, or those that are not in use and why.
@@ -400,7 +416,7 @@ fn published(row: &ServiceRow) -> String {
     for port in &row.spec.ports {
         for publish in &port.publish {
             let at = match publish.addr {
-                Some(ip) => std::net::SocketAddr::new(ip, publish.port).to_string(),
+                Some(ip) => SocketAddr::new(ip, publish.port).to_string(),
                 None => publish.port.to_string(),
             };
             texts.push(format!("{at}:{}/{}", port.port, port.proto));

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use weft_core::model::{ClusterId, EndpointId, Generation, Label, NodeId};
 use weft_core::view::{
-    Endpoint, EndpointKind, Liveness, Member, Method, Publish, PublishConflict, ServicePort,
+    Endpoint, EndpointKind, Liveness, Member, Method, Publish, PublishConflict, Seal, ServicePort,
     VxlanPeer, VxlanView,
 };
 
@@ -245,11 +245,16 @@ fn a_peer_is_told_by_its_mac_on_either_carrier_and_has_one_number() {
         addr: [192, 0, 2, id].into(),
         carries: false,
         mtu: 1450,
+        seal: Seal::Plain,
     };
     // The second is no member any more.
     let peers = vec![open(2, 5), open(3, 6)];
     let mac = [6; 6];
-    view.vxlan = Some(VxlanView { mac, peers });
+    view.vxlan = Some(VxlanView {
+        mac,
+        peers,
+        esp: Vec::new(),
+    });
     let both = domain_fragment(&plan(&view, &LocalFacts::default()));
     assert!(both.contains("elements = { 02:77:01:00:00:05 : 5, 06:02:00:00:00:00 : 5 }"));
     assert!(both.contains("06:02:00:00:00:00 : goto lb_from_5"));

@@ -10,11 +10,10 @@
 //! before it.
 
 use std::io;
-use std::net::SocketAddr;
 
 use weft_core::crypto::TAG_LEN;
 use weft_core::session::transport::{SealError, Transport};
-use weft_core::underlay::{Offload, OffloadState};
+use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
 use weft_core::wire::{DATA_HEADER, FrameKind, OVERHEAD, RELAY_OVERHEAD, RelayHead};
 
 use crate::bundle::{ITEM_HEAD, MAX_ITEM, write_head};
@@ -41,7 +40,16 @@ pub(crate) struct Run<'a> {
     pub(crate) tos: u8,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    /// A single datagram of no class.
+    pub(crate) fn of_one(datagram: &'a [u8]) -> Self {
+        Run {
+            octets: datagram,
+            stride: datagram.len(),
+            tos: 0,
+        }
+    }
+
     /// Is it more than one datagram?
     pub(crate) fn is_many(&self) -> bool {
         self.octets.len() > self.stride
@@ -60,11 +68,11 @@ pub(crate) enum Sent {
 /// Where runs go.
 pub(crate) trait Wire {
     /// Datagrams that one run may have.
-    fn max_run(&self, to: SocketAddr) -> usize;
+    fn max_run(&self, to: UnderlayAddr) -> usize;
     /// Sends a run.
-    fn send(&self, to: SocketAddr, run: Run<'_>) -> io::Result<Sent>;
+    fn send(&self, to: UnderlayAddr, run: Run<'_>) -> io::Result<Sent>;
     /// Does too much wait on the way there? Says so once for each packet that is to be marked or dropped for it.
-    fn take_congestion(&self, to: SocketAddr) -> bool;
+    fn take_congestion(&self, to: UnderlayAddr) -> bool;
 }
 
 /// How packets get to a peer at this moment.
@@ -72,7 +80,7 @@ pub(crate) trait Wire {
 pub(crate) struct Way<'a> {
     pub(crate) peer: &'a Peer,
     pub(crate) transport: &'a Transport,
-    pub(crate) to: SocketAddr,
+    pub(crate) to: UnderlayAddr,
     relay: Option<(&'a Transport, RelayHead)>,
 }
 
@@ -131,7 +139,8 @@ fn seal_relayed(
 
 /// How many datagrams may go to the peer at once.
 fn max_run(way: Way<'_>, shared: &Shared, wire: &impl Wire) -> usize {
-    if shared.offloads.is_on(Offload::Gso) && way.peer.state.gso.is_on() {
+    let may_be_cut = || shared.offloads.is_on(Offload::Gso) && way.peer.state.gso.is_on();
+    if way.to.tcp().is_some() || may_be_cut() {
         wire.max_run(way.to)
     } else {
         1
@@ -381,12 +390,15 @@ impl Batch {
             }
             Err(err) if err.raw_os_error() == Some(libc::EMSGSIZE) => {
                 shared.drop_of(way.peer, Dropped::TooBig, load.packets);
-                if way.peer.state.too_big.is_due(shared.now_ms()) {
-                    shared.tell(CarrierEvent::TooBig {
-                        number: way.peer.number,
-                        to: way.to,
-                    });
+                if let Some(to) = way.to.udp()
+                    && way.peer.state.too_big.is_due(shared.now_ms())
+                {
+                    let number = way.peer.number;
+                    shared.tell(CarrierEvent::TooBig { number, to });
                 }
+            }
+            Err(err) if way.to.tcp().is_some() && err.kind() == io::ErrorKind::WouldBlock => {
+                shared.drop_of(way.peer, Dropped::StreamFull, load.packets);
             }
             Err(_) => shared.drop_of(way.peer, Dropped::SendFailed, load.packets),
         }
@@ -402,7 +414,7 @@ pub(crate) mod tests {
     /// Keeps what is sent, or refuses it.
     #[derive(Default)]
     pub(crate) struct Kept {
-        pub(crate) runs: RefCell<Vec<(SocketAddr, Vec<Vec<u8>>)>>,
+        pub(crate) runs: RefCell<Vec<(UnderlayAddr, Vec<Vec<u8>>)>>,
         /// Of each run.
         pub(crate) tos: RefCell<Vec<u8>>,
         pub(crate) refuse: Option<i32>,
@@ -410,15 +422,15 @@ pub(crate) mod tests {
     }
 
     impl Wire for Kept {
-        fn max_run(&self, _: SocketAddr) -> usize {
+        fn max_run(&self, _: UnderlayAddr) -> usize {
             64
         }
 
-        fn take_congestion(&self, _: SocketAddr) -> bool {
+        fn take_congestion(&self, _: UnderlayAddr) -> bool {
             self.congested.take()
         }
 
-        fn send(&self, to: SocketAddr, run: Run<'_>) -> io::Result<Sent> {
+        fn send(&self, to: UnderlayAddr, run: Run<'_>) -> io::Result<Sent> {
             if let Some(errno) = self.refuse {
                 return Err(io::Error::from_raw_os_error(errno));
             }

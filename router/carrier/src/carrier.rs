@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use weft_core::layout;
-use weft_core::underlay::{Dscp, Offload};
+use weft_core::underlay::{Dscp, Offload, UnderlayAddr};
 
+use crate::batch::Run;
 use crate::counters::{Counters, PeerTraffic};
 use crate::descriptors::Descriptors;
 use crate::error::CarrierError;
@@ -17,6 +18,7 @@ use crate::offload::Offloads;
 use crate::shared::{CarrierEvent, Shared};
 use crate::table::{PeerTable, States, Table};
 use crate::tap::Tap;
+use crate::tcp::{Streams, stream_loop};
 use crate::threads::{Family, Waker, receive_loop, send_loop};
 use crate::udp::Underlay;
 
@@ -31,6 +33,8 @@ pub struct CarrierConfig {
     pub mtu: u32,
     /// UDP port; 0 takes any.
     pub port: u16,
+    /// Listen for TCP connections on this port.
+    pub tcp_port: Option<u16>,
     /// Local IPv4 address; unspecified takes all.
     pub bind_v4: Ipv4Addr,
     /// Local IPv6 address; unspecified takes all.
@@ -51,6 +55,7 @@ impl CarrierConfig {
             tap_name: layout::UDP_CARRIER.to_owned(),
             mtu: layout::DEVICE_MTU,
             port,
+            tcp_port: None,
             bind_v4: Ipv4Addr::UNSPECIFIED,
             bind_v6: Ipv6Addr::UNSPECIFIED,
             dscp: Dscp::default(),
@@ -89,9 +94,10 @@ impl Carrier {
         config: CarrierConfig,
         events: Box<dyn Fn(CarrierEvent) + Send + Sync>,
     ) -> Result<Self, CarrierError> {
-        let Descriptors { tap, v4, v6 } = config.given;
+        let Descriptors { tap, v4, v6, tcp } = config.given;
         let addresses = (config.bind_v4, config.bind_v6);
-        let underlay = Underlay::bind(config.port, addresses, (v4, v6))?;
+        let (streams, poll) = Streams::open(config.tcp_port, addresses, tcp)?;
+        let underlay = Underlay::bind(config.port, addresses, (v4, v6), streams)?;
         let tap = Tap::open(&config.domain, &config.tap_name, config.mtu, tap)?;
         let offloads = Offloads::new(&config.no_offload);
         underlay.use_offloads(&offloads);
@@ -103,7 +109,7 @@ impl Carrier {
             states: Mutex::default(),
             workers: Vec::new(),
         };
-        carrier.spawn_threads()?;
+        carrier.spawn_threads(poll)?;
         Ok(carrier)
     }
 
@@ -114,13 +120,18 @@ impl Carrier {
             tap: Some(self.tap.queue()?),
             v4: Some(v4),
             v6,
+            tcp: self.underlay.streams.listeners()?,
         })
     }
 
-    fn spawn_threads(&mut self) -> Result<(), CarrierError> {
+    fn spawn_threads(&mut self, poll: mio::Poll) -> Result<(), CarrierError> {
         let (sender_tap, sender_underlay) = (self.tap.clone(), self.underlay.clone());
         self.spawn("weft-send", move |shared, waker| {
             send_loop(shared, &sender_tap, &sender_underlay, waker);
+        })?;
+        let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
+        self.spawn("weft-tcp", move |shared, waker| {
+            stream_loop(shared, &tap, &underlay, poll, waker);
         })?;
         let receivers = [
             (Family::V4, "weft-receive4", true),
@@ -162,8 +173,15 @@ impl Carrier {
     }
 
     /// Sends one datagram as it is: handshakes and what the core has sealed.
-    pub fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        self.underlay.towards(to)?.send_now(to, datagram)
+    /// Where it goes by TCP and there is no connection yet, one is made, and it waits for that.
+    pub fn send(&self, to: UnderlayAddr, datagram: &[u8]) -> io::Result<()> {
+        match to {
+            UnderlayAddr::Udp(to) => self.underlay.towards(to)?.send_now(to, datagram),
+            UnderlayAddr::Tcp(to) => {
+                let run = Run::of_one(datagram);
+                self.underlay.streams.send_or_dial(to, run)
+            }
+        }
     }
 
     /// MTU of the underlay's route to `to`, outer IP header included; "packet too big" messages count.

@@ -54,11 +54,15 @@ pub enum Dropped {
     CeOnNotEct,
     /// What waits to leave the host had become too long a queue: its sender is to slow down (RFC 8289).
     Congested,
+    /// To go by TCP, and too much waits there already.
+    StreamFull,
+    /// Not a packet: a TCP connection that was closed because nothing authentic had come along it.
+    StrangersConnection,
 }
 
 impl Dropped {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Dropped; 22] = [
+    pub const ALL: [Dropped; 24] = [
         Dropped::NotIp,
         Dropped::NotAPeer,
         Dropped::Malformed,
@@ -81,6 +85,8 @@ impl Dropped {
         Dropped::NotRelayed,
         Dropped::CeOnNotEct,
         Dropped::Congested,
+        Dropped::StreamFull,
+        Dropped::StrangersConnection,
     ];
 
     /// The name it is shown under.
@@ -108,6 +114,8 @@ impl Dropped {
             Dropped::NotRelayed => "not-relayed",
             Dropped::CeOnNotEct => "ce-on-not-ect",
             Dropped::Congested => "congested",
+            Dropped::StreamFull => "stream-full",
+            Dropped::StrangersConnection => "strangers-connection",
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct Descriptors {
     pub v4: Option<OwnedFd>,
     /// The IPv6 socket; `None` where the host has no IPv6.
     pub v6: Option<OwnedFd>,
+    /// The listeners for TCP, one of each IP version; none without a port for it.
+    pub tcp: Vec<OwnedFd>,
 }
 
 /// Is what `fd` leads to in `namespace`?

@@ -20,6 +20,21 @@ pub enum CarrierError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else has the TCP port.
+    #[error("TCP port {port} is taken by another program; choose another with --tcp-port")]
+    TcpPortTaken {
+        /// The port.
+        port: u16,
+    },
+    /// The listener could not be made.
+    #[error("can't listen on TCP port {port}")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The domain's namespace could not be entered.
     #[error("can't enter the domain's network namespace")]
     Domain(#[source] io::Error),

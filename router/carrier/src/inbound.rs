@@ -1,11 +1,11 @@
 //! From the wire to the TAP: type, session, seal, and whether the peer may send such a packet. Without I/O of its own.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use weft_core::layout::UDP_CARRIER_MAC;
 use weft_core::path::Path;
 use weft_core::session::drops::DropReason;
+use weft_core::underlay::UnderlayAddr;
 use weft_core::wire::{DATA_HEADER, DataHeader, DatagramType, FrameKind, MAX_DATAGRAM, RelayHead};
 
 use crate::batch::Wire;
@@ -35,7 +35,7 @@ const MIN_HANDSHAKE: usize = 48;
 #[derive(Clone, Copy, Debug)]
 struct Outer {
     /// Whose socket sent it to ours.
-    addr: SocketAddr,
+    addr: UnderlayAddr,
     /// The way it came.
     path: Path,
     /// Its congestion field.
@@ -99,7 +99,7 @@ impl Inbound {
         wire: &impl Wire,
         octets: &mut [u8],
         span: Span,
-        (from, ecn): (SocketAddr, u8),
+        (from, ecn): (UnderlayAddr, u8),
     ) {
         let outer = Outer {
             addr: from,

@@ -5,6 +5,8 @@
 //! (namespace)     │ TAP wu0 <─ join TCP segments <─ whose source? <─ open <─ datagrams of a run    <─ UDP │ (namespace)
 //! ```
 //!
+//! Where no UDP gets through, the same datagrams go one behind the other in TCP connections.
+//!
 //! Peers are MAC addresses on the TAP ([`weft_core::layout::peer_mac`]); which session and which address they stand for
 //! says the [`PeerTable`] that the core sets. Handshakes, rekeying, and who may be a peer are the core's affair: what is
 //! not packets is handed to it as [`CarrierEvent`]s.
@@ -38,6 +40,7 @@ mod shared;
 mod sys;
 mod table;
 mod tap;
+mod tcp;
 mod threads;
 mod trial;
 mod udp;

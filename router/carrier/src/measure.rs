@@ -3,14 +3,14 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_core::crypto::{Cipher, Secret};
 use weft_core::layout;
 use weft_core::model::{AddressPlan, NodeId};
 use weft_core::session::transport::{Transport, TransportKeys};
-use weft_core::underlay::Dscp;
+use weft_core::underlay::{Dscp, UnderlayAddr};
 use weft_core::view::PeerNumber;
 use weft_core::wire::FrameKind;
 
@@ -27,8 +27,13 @@ use crate::shared::Shared;
 use crate::table::{PeerEntry, PeerTable, States, Table};
 use crate::vnet::{ETHERNET_LEN, GSO_NONE, GSO_TCPV4, NEEDS_CSUM, VnetHeader};
 
-const NEAR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 6783);
-const FAR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)), 6783);
+const NEAR: UnderlayAddr = at(1);
+const FAR: UnderlayAddr = at(2);
+
+const fn at(host: u8) -> UnderlayAddr {
+    let ip = IpAddr::V4(Ipv4Addr::new(192, 0, 2, host));
+    UnderlayAddr::Udp(SocketAddr::new(ip, 6783))
+}
 /// The other host's number for this one, and this one's for it.
 const NUMBER: PeerNumber = PeerNumber(9);
 const MAX_RUN: usize = 64;
@@ -41,15 +46,15 @@ struct Memory {
 }
 
 impl Wire for Memory {
-    fn max_run(&self, _: SocketAddr) -> usize {
+    fn max_run(&self, _: UnderlayAddr) -> usize {
         MAX_RUN
     }
 
-    fn take_congestion(&self, _: SocketAddr) -> bool {
+    fn take_congestion(&self, _: UnderlayAddr) -> bool {
         false
     }
 
-    fn send(&self, _: SocketAddr, run: Run<'_>) -> io::Result<Sent> {
+    fn send(&self, _: UnderlayAddr, run: Run<'_>) -> io::Result<Sent> {
         let mut octets = self.octets.borrow_mut();
         for datagram in run.octets.chunks(run.stride) {
             self.spans.borrow_mut().push(Span {
@@ -93,7 +98,7 @@ impl Path {
         let ours = Transport::new(NodeId([2; 32]), 1, 2, &keys(1, 2));
         let theirs = Transport::new(NodeId([1; 32]), 2, 1, &keys(2, 1));
         let (ours, theirs) = (Arc::new(ours), Arc::new(theirs));
-        let side = |transport: Arc<Transport>, path: SocketAddr| {
+        let side = |transport: Arc<Transport>, path: UnderlayAddr| {
             let table = PeerTable {
                 me: NodeId([9; 32]),
                 relays: false,

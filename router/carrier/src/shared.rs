@@ -52,6 +52,8 @@ pub enum CarrierEvent {
         /// Its path.
         to: SocketAddr,
     },
+    /// A connection along which something authentic had come is gone.
+    ConnectionLost(SocketAddr),
     /// The TAP is gone (the domain was removed): nothing is sent any more. Start anew.
     TapLost,
 }

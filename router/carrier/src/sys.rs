@@ -268,6 +268,23 @@ pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<u64> {
     check(result).map(|_| u64::try_from(octets).unwrap_or(0))
 }
 
+/// Octets that were given to a TCP socket and that the kernel has not sent yet; what is sent and not acknowledged is under way.
+pub(crate) fn not_sent(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut octets: libc::c_int = 0;
+    // SAFETY: SIOCOUTQNSD writes one int, which lives until the call is over.
+    let result = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            SIOCOUTQNSD,
+            std::ptr::from_mut(&mut octets),
+        )
+    };
+    check(result).map(|_| u64::try_from(octets).unwrap_or(0))
+}
+
+/// linux/sockios.h.
+const SIOCOUTQNSD: libc::Ioctl = 0x894b;
+
 /// A socket for whole Ethernet frames with this EtherType on one device, in the calling thread's namespace. It never waits.
 pub(crate) fn packet_socket(ether_type: u16, device: u32) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;

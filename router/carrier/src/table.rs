@@ -1,7 +1,6 @@
 //! Who the peers are and which sessions are open: what the core tells, laid out for looking up per packet.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +11,7 @@ use weft_core::path::Path;
 use weft_core::session::guard::Guard;
 use weft_core::session::join::is_join_index;
 use weft_core::session::transport::Transport;
+use weft_core::underlay::UnderlayAddr;
 use weft_core::view::PeerNumber;
 use weft_core::wire::RelayHead;
 
@@ -109,7 +109,7 @@ pub(crate) struct Peer {
 /// The first step of a path.
 #[derive(Clone, Debug)]
 struct Hop {
-    to: SocketAddr,
+    to: UnderlayAddr,
     /// The session with the member between.
     relay: Option<Arc<Transport>>,
 }
@@ -120,7 +120,7 @@ pub(crate) struct Route<'a> {
     /// The session with the peer.
     pub(crate) transport: &'a Transport,
     /// Where they are sent.
-    pub(crate) to: SocketAddr,
+    pub(crate) to: UnderlayAddr,
     /// The session with the member between, and what tells it for whom they are.
     pub(crate) relay: Option<(&'a Transport, RelayHead)>,
 }
@@ -292,7 +292,7 @@ impl Peer {
 
     /// Another address.
     #[cfg(test)]
-    pub(crate) fn lead_to(&mut self, to: SocketAddr) {
+    pub(crate) fn lead_to(&mut self, to: UnderlayAddr) {
         self.path = Some(Path::Direct(to));
         self.hop = Some(Hop { to, relay: None });
     }

@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Write};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use quinn_udp::{BATCH_SIZE, RecvMeta};
-use weft_core::underlay::{Offload, OffloadState};
+use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
 
 use crate::batch::{Run, Sent, Wire};
 use crate::coalesce::{Frame, Span};
@@ -48,7 +47,7 @@ impl Waker {
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 
-    fn reset(&self) {
+    pub(crate) fn reset(&self) {
         let _ = (&self.0).read(&mut [0; 8]);
     }
 }
@@ -60,16 +59,22 @@ impl AsFd for Waker {
 }
 
 impl Wire for Underlay {
-    fn max_run(&self, to: SocketAddr) -> usize {
-        self.towards(to).map_or(1, |_| MAX_RUN)
+    fn max_run(&self, _: UnderlayAddr) -> usize {
+        MAX_RUN
     }
 
-    fn send(&self, to: SocketAddr, run: Run<'_>) -> io::Result<Sent> {
-        self.towards(to)?.send(to, run)
+    fn send(&self, to: UnderlayAddr, run: Run<'_>) -> io::Result<Sent> {
+        match to {
+            UnderlayAddr::Udp(to) => self.towards(to)?.send(to, run),
+            UnderlayAddr::Tcp(to) => self.streams.send(to, run),
+        }
     }
 
-    fn take_congestion(&self, to: SocketAddr) -> bool {
-        self.towards(to).is_ok_and(UdpPort::take_congestion)
+    fn take_congestion(&self, to: UnderlayAddr) -> bool {
+        match to {
+            UnderlayAddr::Udp(to) => self.towards(to).is_ok_and(UdpPort::take_congestion),
+            UnderlayAddr::Tcp(to) => self.streams.take_congestion(to),
+        }
     }
 }
 
@@ -225,7 +230,7 @@ fn handle_batch(
             };
             // The kernel joins only datagrams whose marks are the same.
             let ecn = meta.ecn.map_or(NOT_ECT, |ecn| ecn as u8);
-            let outer = (meta.addr, ecn);
+            let outer = (meta.addr.into(), ecn);
             inbound.handle_datagram(&table, shared, underlay, octets, span, outer);
         }
         let (authentic, forged) = inbound.take_tally();
@@ -239,7 +244,7 @@ fn handle_batch(
 }
 
 /// False for a super-packet that the kernel does not know: it gets no more of that kind.
-fn write(shared: &Shared, tap: &Tap, table: &Table, frame: &Frame<'_>) -> bool {
+pub(crate) fn write(shared: &Shared, tap: &Tap, table: &Table, frame: &Frame<'_>) -> bool {
     match (tap.write(frame.pieces), frame.offload) {
         (Ok(_), _) => {}
         (Err(err), Some(offload)) if err.raw_os_error() == Some(libc::EINVAL) => {

@@ -10,11 +10,10 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use weft_core::underlay::{Offload, OffloadState};
+use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
 use weft_core::view::PeerNumber;
 use weft_core::wire::{DATA_HEADER, ECHO_REPLY, ECHO_REQUEST, FrameKind, OVERHEAD};
 
@@ -91,7 +90,7 @@ impl Echoes {
 }
 
 /// What a trial holds for: another of these, another trial.
-type Subject = (u32, SocketAddr, usize);
+type Subject = (u32, UnderlayAddr, usize);
 
 #[derive(Debug)]
 struct Trial {
@@ -149,8 +148,9 @@ impl Trials {
     fn go_through(&mut self, now: Instant, table: &Table, wire: &impl Wire) {
         for way in table.peers.iter().filter_map(Way::to) {
             // Who has nothing to send needs no runs, and hundreds of trials at rest would cost more than all the gossip does.
-            // What goes through somebody is cut there.
-            if way.transport.counters().tx_packets == 0 || !way.is_direct() {
+            // What goes through somebody is cut there, and nobody cuts what goes by TCP.
+            let is_cut = way.is_direct() && way.to.udp().is_some();
+            if way.transport.counters().tx_packets == 0 || !is_cut {
                 continue;
             }
             let subject = (way.transport.remote_index(), way.to, way.peer.mtu);

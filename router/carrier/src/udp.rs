@@ -19,6 +19,7 @@ use crate::descriptors::lives_in;
 use crate::error::CarrierError;
 use crate::offload::Offloads;
 use crate::sys::{self, NamespaceOf};
+use crate::tcp::Streams;
 
 /// Room for what comes while the threads are busy: at 10 Gbit/s some 6 ms.
 const SOCKET_BUFFER: libc::c_int = 8 << 20;
@@ -204,6 +205,8 @@ pub(crate) struct Underlay {
     /// `None` where the host has no IPv6.
     pub(crate) v6: Option<UdpPort>,
     port: u16,
+    /// For those that are reached by TCP alone.
+    pub(crate) streams: Streams,
     probes: Mutex<(Socket, Option<Socket>)>,
 }
 
@@ -213,6 +216,7 @@ impl Underlay {
         port: u16,
         (v4, v6): (Ipv4Addr, Ipv6Addr),
         given: (Option<OwnedFd>, Option<OwnedFd>),
+        streams: Streams,
     ) -> Result<Self, CarrierError> {
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => CarrierError::PortTaken { port },
@@ -234,6 +238,7 @@ impl Underlay {
             v4,
             v6,
             port,
+            streams,
             probes: Mutex::new(probes),
         })
     }
@@ -330,8 +335,12 @@ mod tests {
 
     const LOOPBACK: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
 
+    fn streams() -> Streams {
+        Streams::open(None, LOOPBACK, Vec::new()).unwrap().0
+    }
+
     fn any() -> Result<Underlay, CarrierError> {
-        Underlay::bind(0, LOOPBACK, (None, None))
+        Underlay::bind(0, LOOPBACK, (None, None), streams())
     }
 
     fn run_of(octets: &[u8], stride: usize) -> Run<'_> {
@@ -356,7 +365,7 @@ mod tests {
     #[test]
     fn a_taken_port_is_said_to_be_taken() {
         let first = any().unwrap();
-        let again = Underlay::bind(first.port(), LOOPBACK, (None, None));
+        let again = Underlay::bind(first.port(), LOOPBACK, (None, None), streams());
         assert!(matches!(again, Err(CarrierError::PortTaken { port }) if port == first.port()));
     }
 
@@ -368,7 +377,7 @@ mod tests {
         sender.v4.send_now(to, b"waits").unwrap();
         let (v4, v6) = first.sockets().unwrap();
         drop(first);
-        let next = Underlay::bind(port, LOOPBACK, (Some(v4), v6)).unwrap();
+        let next = Underlay::bind(port, LOOPBACK, (Some(v4), v6), streams()).unwrap();
         assert_eq!(next.port(), port);
         let (mut buffer, mut meta) = (vec![0; 100], [RecvMeta::default()]);
         let mut buffers = [IoSliceMut::new(&mut buffer)];
@@ -389,7 +398,8 @@ mod tests {
         // Two of the wrong kind: another port, and one that is not even a socket.
         let null = std::fs::File::open("/dev/null").unwrap();
         drop((v4, v6));
-        let next = Underlay::bind(port, LOOPBACK, (Some(own4), Some(null.into()))).unwrap();
+        let next =
+            Underlay::bind(port, LOOPBACK, (Some(own4), Some(null.into())), streams()).unwrap();
         assert_eq!(next.port(), port);
         let bound = next.v4.socket.local_addr().unwrap().as_socket();
         assert_eq!(bound, Some((Ipv4Addr::LOCALHOST, port).into()));

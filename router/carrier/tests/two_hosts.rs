@@ -414,7 +414,7 @@ fn the_core_gets_handshakes_and_frames_and_hears_of_other_addresses() {
     let hello: Vec<u8> = [1, 1, 0, 0].into_iter().chain([9; 200]).collect();
     pair.a
         .carrier()
-        .send(pair.b.addr(Under::V4), &hello)
+        .send(pair.b.addr(Under::V4).into(), &hello)
         .unwrap();
     let from = pair.a.addr(Under::V4);
     let expected = CarrierEvent::Handshake {

@@ -132,6 +132,7 @@ fn member() -> Node {
         cipher: Cipher::ChaCha20Poly1305,
         host_addrs: Vec::new(),
         underlay: Vec::new(),
+        tcp_port: None,
         relay: true,
         trusted_subnets: Vec::new(),
         esp: weft_core::carriers::Esp::Unasked,

@@ -306,6 +306,9 @@ pub struct Status {
     pub uptime_secs: u64,
     /// Underlay port.
     pub port: u16,
+    /// The port where TCP connections are taken, if any are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_port: Option<u16>,
     /// The range.
     pub range: Ipv4Net,
     /// The host's own overlay address.
@@ -350,6 +353,9 @@ pub struct PeerRow {
     pub carrier_why: String,
     /// Address in use; none where a member stands between.
     pub path: Option<SocketAddr>,
+    /// It is the far end of a TCP connection; otherwise it is sent to by UDP.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tcp: bool,
     /// The name of the member that stands between, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<Label>,
@@ -385,6 +391,9 @@ pub struct PeerRow {
 pub struct PathRow {
     /// An address, or
     pub path: Option<SocketAddr>,
+    /// (of a TCP connection, if this is set)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tcp: bool,
     /// the name of a member that would stand between.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<Label>,

@@ -14,7 +14,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::NodeId;
-use crate::wire::{RELAY_OVERHEAD, RelayHead};
+use crate::underlay::UnderlayAddr;
+use crate::wire::{MAX_STREAMED, RELAY_OVERHEAD, RelayHead, STREAM_HEAD};
 
 /// RFC 791, RFC 8200, RFC 768.
 const IPV4_HEADER: u16 = 20;
@@ -24,8 +25,8 @@ const UDP_HEADER: u16 = 8;
 /// One way to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Path {
-    /// UDP datagrams to this address.
-    Direct(SocketAddr),
+    /// To this address, with nobody between.
+    Direct(UnderlayAddr),
     /// Through this member, inside the session with it.
     Relayed(NodeId),
 }
@@ -54,17 +55,30 @@ pub(crate) enum Class {
     Private,
     /// Any other.
     Public,
+    /// A TCP connection: for pairs that no UDP gets through between. Still before a member between, which may have to be
+    /// paid for and sees who talks to whom; however much faster that one is.
+    Tcp,
     /// Through somebody else.
     Relayed,
 }
 
 impl Path {
     /// The address, where there is nobody between.
-    pub fn direct(self) -> Option<SocketAddr> {
+    pub fn direct(self) -> Option<UnderlayAddr> {
         match self {
             Path::Direct(addr) => Some(addr),
             Path::Relayed(_) => None,
         }
+    }
+
+    /// Where UDP datagrams go along it, where there is nobody between.
+    pub fn udp(self) -> Option<SocketAddr> {
+        self.direct()?.udp()
+    }
+
+    /// The far end of the connection that it is.
+    pub fn tcp(self) -> Option<SocketAddr> {
+        self.direct()?.tcp()
     }
 
     /// The member between.
@@ -84,27 +98,33 @@ impl Path {
         }
     }
 
-    /// Octets around a datagram, the IP header included. Where somebody is between, as though it were IPv6: what is around
+    /// Octets around a datagram, the IP header included; in a connection its length alone, as the rest is the kernels' affair. Where somebody is between, as though it were IPv6: what is around
     /// it there is counted where it is known.
     pub(crate) fn headers(self) -> u16 {
-        let ip = match self {
-            Path::Direct(SocketAddr::V4(_)) => IPV4_HEADER,
-            Path::Direct(SocketAddr::V6(_)) | Path::Relayed(_) => IPV6_HEADER,
-        };
-        ip + UDP_HEADER
+        match self {
+            Path::Direct(UnderlayAddr::Udp(SocketAddr::V4(_))) => IPV4_HEADER + UDP_HEADER,
+            Path::Direct(UnderlayAddr::Tcp(_)) => STREAM_HEAD as u16,
+            Path::Direct(UnderlayAddr::Udp(SocketAddr::V6(_))) | Path::Relayed(_) => {
+                IPV6_HEADER + UDP_HEADER
+            }
+        }
     }
 
-    /// What it takes for sure, headers included.
-    fn base(self) -> u16 {
+    /// What is known of the sizes that it takes before anybody has asked: of a connection everything.
+    fn mtu(self) -> mtu::Mtu {
         match self {
-            Path::Direct(_) => mtu::BASE,
-            Path::Relayed(_) => mtu::BASE - RELAY_OVERHEAD as u16,
+            Path::Direct(UnderlayAddr::Udp(_)) => mtu::Mtu::new(mtu::BASE),
+            Path::Direct(UnderlayAddr::Tcp(_)) => {
+                mtu::Mtu::fixed((STREAM_HEAD + MAX_STREAMED) as u16)
+            }
+            Path::Relayed(_) => mtu::Mtu::new(mtu::BASE - RELAY_OVERHEAD as u16),
         }
     }
 
     /// As seen by a host that trusts these networks.
     pub(crate) fn class(self, trusted: &[IpNet]) -> Class {
         match self {
+            Path::Direct(UnderlayAddr::Tcp(_)) => Class::Tcp,
             Path::Direct(addr) if trusted.iter().any(|net| net.contains(&addr.ip())) => {
                 Class::Trusted
             }
@@ -115,9 +135,15 @@ impl Path {
     }
 }
 
+impl From<UnderlayAddr> for Path {
+    fn from(addr: UnderlayAddr) -> Self {
+        Path::Direct(addr)
+    }
+}
+
 impl From<SocketAddr> for Path {
     fn from(addr: SocketAddr) -> Self {
-        Path::Direct(addr)
+        Path::Direct(addr.into())
     }
 }
 
@@ -146,7 +172,8 @@ mod tests {
 
     #[test]
     fn private_goes_before_public_and_direct_before_relayed() {
-        let class = |text: &str| Path::Direct(text.parse().unwrap()).class(&[]);
+        let addr = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let class = |text: &str| Path::from(addr(text)).class(&[]);
         for private in [
             "10.1.2.3:1",
             "172.31.0.1:1",
@@ -164,10 +191,13 @@ mod tests {
         ] {
             assert_eq!(class(public), Class::Public, "{public}");
         }
-        assert!(Class::Private < Class::Public && Class::Public < Class::Relayed);
+        assert!(Class::Private < Class::Public && Class::Public < Class::Tcp);
+        assert!(Class::Tcp < Class::Relayed);
+        let tcp = Path::Direct(UnderlayAddr::Tcp(addr("10.1.2.3:443")));
+        assert_eq!(tcp.class(&["10.0.0.0/8".parse().unwrap()]), Class::Tcp);
         assert_eq!(Path::Relayed(NodeId([1; 32])).class(&[]), Class::Relayed);
         let trusted = ["192.0.2.0/24".parse().unwrap()];
-        let lan = Path::Direct("192.0.2.1:1".parse().unwrap());
+        let lan = Path::from(addr("192.0.2.1:1"));
         assert_eq!(lan.class(&trusted), Class::Trusted);
         assert!(Class::Trusted < Class::Private);
     }

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::{Secret, hkdf_sha256, sha256, verify};
 use crate::identity::Identity;
 use crate::model::{ClusterId, NodeId};
+use crate::underlay::{self, UnderlayAddr};
 use crate::wire;
 
 /// Members named in one invitation.
@@ -25,7 +27,7 @@ pub const MAX_MEMBERS: usize = 5;
 /// Addresses of each.
 pub const MAX_ADDRESSES: usize = 4;
 /// Longest signed body: it travels in the joiner's first datagram, beside the handshake.
-pub const MAX_SIGNED: usize = 870;
+pub const MAX_SIGNED: usize = 880;
 
 const PREFIX: &str = "weft1_";
 const VERSION: u8 = 1;
@@ -69,6 +71,41 @@ pub struct TokenMember {
     pub noise_key: [u8; 32],
     /// Where it may be reached, best first.
     pub addresses: Vec<SocketAddr>,
+    /// The port at those addresses where it listens for TCP connections, for networks that let no UDP out.
+    #[serde(with = "port_octets")]
+    pub tcp_port: Option<NonZeroU16>,
+}
+
+/// A port in two octets, network order, zero for none: there is room for no more beside a joiner's handshake.
+mod port_octets {
+    use std::num::NonZeroU16;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        port: &Option<NonZeroU16>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        port.map_or(0, NonZeroU16::get).to_be_bytes().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<NonZeroU16>, D::Error> {
+        <[u8; 2]>::deserialize(from).map(|octets| NonZeroU16::new(u16::from_be_bytes(octets)))
+    }
+}
+
+impl TokenMember {
+    /// Where it takes datagrams by UDP.
+    pub(crate) fn udp(&self) -> Vec<UnderlayAddr> {
+        self.addresses.iter().copied().map(Into::into).collect()
+    }
+
+    /// Where it takes connections.
+    pub(crate) fn tcp(&self) -> Vec<UnderlayAddr> {
+        underlay::listening(&self.addresses, self.tcp_port)
+    }
 }
 
 /// What an invitation says. Nothing in it is secret.
@@ -242,6 +279,7 @@ mod tests {
             id: NodeId([2; 32]),
             noise_key: [3; 32],
             addresses: vec!["[2001:db8::1]:6783".parse().unwrap(); addresses],
+            tcp_port: NonZeroU16::new(65_535),
         };
         TokenBody {
             cluster: ClusterId([1; 16]),

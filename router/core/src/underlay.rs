@@ -2,9 +2,75 @@
 //! control socket share.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+/// Where a host takes datagrams, and by what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum UnderlayAddr {
+    /// As they are.
+    Udp(SocketAddr),
+    /// One behind the other in a TCP connection: for networks that let nothing else out.
+    Tcp(SocketAddr),
+}
+
+impl UnderlayAddr {
+    /// Address and port, whichever it is.
+    pub fn socket(self) -> SocketAddr {
+        match self {
+            UnderlayAddr::Udp(addr) | UnderlayAddr::Tcp(addr) => addr,
+        }
+    }
+
+    /// The address alone.
+    pub fn ip(self) -> IpAddr {
+        self.socket().ip()
+    }
+
+    /// Where UDP datagrams go.
+    pub fn udp(self) -> Option<SocketAddr> {
+        match self {
+            UnderlayAddr::Udp(addr) => Some(addr),
+            UnderlayAddr::Tcp(_) => None,
+        }
+    }
+
+    /// The far end of a connection.
+    pub fn tcp(self) -> Option<SocketAddr> {
+        match self {
+            UnderlayAddr::Udp(_) => None,
+            UnderlayAddr::Tcp(addr) => Some(addr),
+        }
+    }
+}
+
+/// Where a host that listens on this port takes connections: wherever it takes datagrams, each address once.
+pub(crate) fn listening(addresses: &[SocketAddr], port: Option<NonZeroU16>) -> Vec<UnderlayAddr> {
+    let mut found = Vec::new();
+    for addr in addresses {
+        let at = port.map(|port| UnderlayAddr::Tcp((addr.ip(), port.get()).into()));
+        found.extend(at.filter(|at| !found.contains(at)));
+    }
+    found
+}
+
+impl From<SocketAddr> for UnderlayAddr {
+    fn from(addr: SocketAddr) -> Self {
+        UnderlayAddr::Udp(addr)
+    }
+}
+
+impl fmt::Display for UnderlayAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UnderlayAddr::Udp(addr) => addr.fmt(f),
+            UnderlayAddr::Tcp(addr) => write!(f, "tcp {addr}"),
+        }
+    }
+}
 
 /// Work that the packet path leaves to the kernel or the card. Each can be done without, at a price
 /// (`docs/performance.md`), because kernels and drivers with broken ones exist.

@@ -1,6 +1,7 @@
 //! What stands inside records: the kinds, their keys, and their values, each with a version octet before its bincode.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 
 use ipnet::Ipv4Net;
 use serde::de::DeserializeOwned;
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hlc::Stamp;
 use crate::model::{AddressPlan, EndpointId, Label, NetworkName, NodeId, NodeName, Proto};
+use crate::underlay::{self, UnderlayAddr};
 use crate::view::{Endpoint, ManualName, PublishConflict, Service};
 use crate::wire;
 
@@ -68,6 +70,9 @@ pub enum Scope {
     Unknown,
 }
 
+/// Addresses of one node that are called by TCP.
+const MAX_LISTENING: usize = 8;
+
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
@@ -77,8 +82,27 @@ pub struct NodeInfo {
     pub host_addrs: Vec<IpAddr>,
     /// Where peers may reach it, best first.
     pub underlay: Vec<SocketAddr>,
+    /// The port at those addresses where it listens for TCP connections.
+    pub tcp_port: Option<NonZeroU16>,
     /// Capability bits, as in the handshake.
     pub caps: u32,
+}
+
+impl NodeInfo {
+    /// All of the places where peers may reach it; those for connections last.
+    pub(crate) fn reached_at(&self) -> Vec<UnderlayAddr> {
+        reached_at(&self.underlay, self.tcp_port)
+    }
+}
+
+/// Addresses for UDP, then the first few of them with the port for TCP.
+pub(crate) fn reached_at(
+    addresses: &[SocketAddr],
+    tcp_port: Option<NonZeroU16>,
+) -> Vec<UnderlayAddr> {
+    let udp = addresses.iter().copied().map(UnderlayAddr::Udp);
+    let tcp = underlay::listening(addresses, tcp_port);
+    udp.chain(tcp.into_iter().take(MAX_LISTENING)).collect()
 }
 
 /// A part of the range handed on: by its owner, who is the record's writer, or, of a removed owner, by who takes it over

@@ -43,6 +43,11 @@ use crate::model::NodeId;
 pub const VERSION: u8 = 1;
 /// Longest datagram that is not packets.
 pub const MAX_DATAGRAM: usize = 1200;
+/// Octets that say in a TCP connection how long the datagram behind them is, network order.
+pub const STREAM_HEAD: usize = 2;
+/// Longest datagram in a TCP connection: one with the largest inner packet that the devices take. The stream is cut by
+/// nobody but the two kernels, so fewer and larger ones cost less; and who says one is longer is none of ours.
+pub const MAX_STREAMED: usize = crate::layout::DEVICE_MTU as usize + OVERHEAD;
 /// First octet of a probe that asks for an echo.
 pub const ECHO_REQUEST: u8 = 0;
 /// First octet of the echo.

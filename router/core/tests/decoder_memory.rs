@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
@@ -247,6 +248,7 @@ fn nodes() -> Subject {
         name: label("alpha"),
         host_addrs: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)); addresses],
         underlay: vec![SocketAddr::from(([192, 0, 2, 1], 6783)); addresses],
+        tcp_port: NonZeroU16::new(443),
         caps: 5,
     };
     // An IPv4 address and a port are seven octets of input.
@@ -306,6 +308,7 @@ fn token_texts() -> Vec<String> {
             id: NodeId([2; 32]),
             noise_key: [3; 32],
             addresses: vec![SocketAddr::from((Ipv6Addr::LOCALHOST, 6783)); addresses],
+            tcp_port: NonZeroU16::new(443),
         };
         let body = TokenBody {
             cluster: ClusterId([1; 16]),

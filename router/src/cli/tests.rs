@@ -35,7 +35,7 @@ fn the_command_line_is_well_formed() {
 #[test]
 fn every_command_of_the_contract_is_taken_as_the_contract_writes_it() {
     for line in [
-        "up --join weft1_x --name a --port 7000 --advertise 192.0.2.1 --advertise 2001:db8::1 --range 10.64.0.0/12 --trusted-subnet 10.0.0.0/8 --state-dir /s --run-dir /r --foreground",
+        "up --join weft1_x --name a --port 7000 --tcp-port 443 --advertise 192.0.2.1 --advertise 2001:db8::1 --range 10.64.0.0/12 --trusted-subnet 10.0.0.0/8 --state-dir /s --run-dir /r --foreground",
         "up",
         "restart --json",
         "down",

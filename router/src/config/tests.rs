@@ -12,6 +12,7 @@ fn check(raw: RawUp, toml: &str) -> anyhow::Result<UpConfig> {
 fn with_nothing_said_the_contract_s_defaults_hold() {
     let config = check(RawUp::default(), "").unwrap();
     assert_eq!(config.port, 6783);
+    assert_eq!(config.tcp_port, None);
     assert_eq!(config.hostname.as_str(), "alpha");
     assert_eq!(config.name, None);
     assert_eq!(config.founding_range().to_string(), "10.32.0.0/12");
@@ -24,13 +25,13 @@ fn with_nothing_said_the_contract_s_defaults_hold() {
 
 #[test]
 fn the_file_is_over_defaults_and_flags_are_over_the_file() {
-    let toml = "name = \"filed\"\nport = 7000\nadvertise = [\"192.0.2.1\"]\nrange = \"10.64.0.0/12\"\nrun-dir = \"/run/x\"\ndscp = \"copy\"\nno-offload = [\"gso\", \"uso\"]\n";
+    let toml = "name = \"filed\"\nport = 7000\ntcp-port = 443\nadvertise = [\"192.0.2.1\"]\nrange = \"10.64.0.0/12\"\nrun-dir = \"/run/x\"\ndscp = \"copy\"\nno-offload = [\"gso\", \"uso\"]\n";
     let config = check(RawUp::default(), toml).unwrap();
     assert_eq!(
         config.name.as_ref().map(ToString::to_string),
         Some("filed".to_owned())
     );
-    assert_eq!(config.port, 7000);
+    assert_eq!((config.port, config.tcp_port), (7000, Some(443)));
     assert_eq!(config.advertise, ["192.0.2.1:7000".parse().unwrap()]);
     assert_eq!(config.run_dir, Path::new("/run/x"));
     assert_eq!(config.dscp, Dscp::Copy);
@@ -39,6 +40,7 @@ fn the_file_is_over_defaults_and_flags_are_over_the_file() {
     let flags = RawUp {
         name: Some(Label::parse("flagged").unwrap()),
         port: Some(7001),
+        tcp_port: Some(8443),
         advertise: vec!["[2001:db8::1]:9".to_owned()],
         run_dir: Some("/run/y".into()),
         dscp: Some(Dscp::Clear),
@@ -50,7 +52,8 @@ fn the_file_is_over_defaults_and_flags_are_over_the_file() {
         config.name.as_ref().map(ToString::to_string),
         Some("flagged".to_owned())
     );
-    assert_eq!(config.port, 7001);
+    assert_eq!((config.port, config.tcp_port), (7001, Some(8443)));
+    assert!(check(RawUp::default(), "tcp-port = 0").is_err());
     assert_eq!(config.advertise, ["[2001:db8::1]:9".parse().unwrap()]);
     assert_eq!(config.founding_range().to_string(), "10.64.0.0/12");
     assert_eq!(config.run_dir, Path::new("/run/y"));

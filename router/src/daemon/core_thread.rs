@@ -401,6 +401,9 @@ impl Worker {
                     self.node.handle(now, Input::PathMtu { addr: to, mtu }, out);
                 }
             }
+            CarrierEvent::ConnectionLost(with) => {
+                self.node.handle(now, Input::ConnectionLost(with), out);
+            }
             CarrierEvent::TapLost => {
                 self.fatal("the mesh's TAP device was removed by somebody; start again".to_owned())
             }
@@ -444,7 +447,7 @@ impl Worker {
             .node
             .tunnels()
             .iter()
-            .filter_map(|tunnel| tunnel.path?.direct())
+            .filter_map(|tunnel| tunnel.path?.udp())
             .collect();
         for addr in paths {
             if let Some(mtu) = self.carrier.path_mtu(addr) {

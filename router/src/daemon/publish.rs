@@ -145,11 +145,16 @@ impl Drop for Held {
 }
 
 /// Ports that may not be published, with the reason.
-pub(crate) fn refuse_reserved(places: &[Place], own_port: u16) -> Result<(), String> {
-    match places
-        .iter()
-        .find(|(_, _, port)| NEVER.contains(port) || *port == own_port)
-    {
+pub(crate) fn refuse_reserved(
+    places: &[Place],
+    own_port: u16,
+    own_tcp: Option<u16>,
+) -> Result<(), String> {
+    let is_own = |(proto, _, port): &&Place| {
+        let by_tcp = *proto == Proto::Tcp && own_tcp == Some(*port);
+        NEVER.contains(port) || *port == own_port || by_tcp
+    };
+    match places.iter().find(is_own) {
         Some((_, _, 22)) => {
             Err("port 22 can't be published: it would lock you out of every host's ssh".to_owned())
         }
@@ -343,8 +348,10 @@ mod tests {
 
     #[test]
     fn ports_that_lock_people_out_are_never_published() {
-        assert!(refuse_reserved(&[(Proto::Tcp, None, 22)], 6783).is_err());
-        assert!(refuse_reserved(&[(Proto::Udp, None, 7000)], 7000).is_err());
-        assert!(refuse_reserved(&[(Proto::Tcp, None, 8080)], 6783).is_ok());
+        assert!(refuse_reserved(&[(Proto::Tcp, None, 22)], 6783, None).is_err());
+        assert!(refuse_reserved(&[(Proto::Udp, None, 7000)], 7000, None).is_err());
+        assert!(refuse_reserved(&[(Proto::Tcp, None, 8080)], 6783, None).is_ok());
+        assert!(refuse_reserved(&[(Proto::Tcp, None, 443)], 6783, Some(443)).is_err());
+        assert!(refuse_reserved(&[(Proto::Udp, None, 443)], 6783, Some(443)).is_ok());
     }
 }

@@ -9,7 +9,7 @@ use weft_core::control::{
 };
 use weft_core::model::{Label, NodeId};
 use weft_core::path::{Path, PathInfo};
-use weft_core::underlay::{Offload, OffloadState};
+use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
 use weft_core::view::{
     Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerView, Service, View, VxlanView,
 };
@@ -179,7 +179,8 @@ pub(crate) fn peers(view: &View, known: &[PeerView], counters: &Counters) -> Vec
                 liveness: member.liveness,
                 carrier: carrier.to_owned(),
                 carrier_why: why.to_string(),
-                path: path.and_then(Path::direct),
+                path: path.and_then(Path::direct).map(UnderlayAddr::socket),
+                tcp: path.and_then(Path::tcp).is_some(),
                 relay: path.and_then(Path::relay).map(|by| node_name(view, &by)),
                 rtt_ms: peer
                     .and_then(|p| p.rtt_micros)
@@ -220,7 +221,8 @@ pub(crate) fn add_vxlan(
 
 fn paths(view: &View, peer: &PeerView) -> Vec<PathRow> {
     let row = |known: &PathInfo| PathRow {
-        path: known.path.direct(),
+        path: known.path.direct().map(UnderlayAddr::socket),
+        tcp: known.path.tcp().is_some(),
         relay: known.path.relay().map(|by| node_name(view, &by)),
         in_use: known.in_use,
         answered: known.answered,

@@ -12,6 +12,8 @@ use weft_carrier::Descriptors;
 const TAP: &str = "weft-tap";
 const UDP4: &str = "weft-udp4";
 const UDP6: &str = "weft-udp6";
+/// Listeners: both under one name.
+const TCP: &str = "weft-tcp";
 
 /// What it kept for us.
 pub(super) fn kept() -> Descriptors {
@@ -28,6 +30,7 @@ pub(super) fn kept() -> Descriptors {
             (Ok(fd), TAP) => kept.tap = Some(fd),
             (Ok(fd), UDP4) => kept.v4 = Some(fd),
             (Ok(fd), UDP6) => kept.v6 = Some(fd),
+            (Ok(fd), TCP) => kept.tcp.push(fd),
             (Ok(_), name) => debug!(name, "the service manager passed something unknown"),
             (Err(error), name) => {
                 warn!(%error, name, "what the service manager kept can't be used");
@@ -48,9 +51,12 @@ fn own(number: RawFd) -> Result<OwnedFd> {
 /// Has it keep these, and nothing else of an earlier start.
 pub(super) fn keep(descriptors: &Descriptors) {
     forget();
-    let Descriptors { tap, v4, v6 } = descriptors;
-    for (name, fd) in [(TAP, tap), (UDP4, v4), (UDP6, v6)] {
-        let Some(fd) = fd else { continue };
+    let Descriptors { tap, v4, v6, tcp } = descriptors;
+    let single = [(TAP, tap), (UDP4, v4), (UDP6, v6)];
+    let single = single
+        .into_iter()
+        .flat_map(|(name, fd)| Some((name, fd.as_ref()?)));
+    for (name, fd) in single.chain(tcp.iter().map(|fd| (TCP, fd))) {
         let state = [
             NotifyState::FdStore,
             NotifyState::FdName(name),
@@ -64,7 +70,7 @@ pub(super) fn keep(descriptors: &Descriptors) {
 
 /// Has it close what it keeps: all is taken down, or comes anew.
 pub(super) fn forget() {
-    for name in [TAP, UDP4, UDP6] {
+    for name in [TAP, UDP4, UDP6, TCP] {
         tell(sd_notify::notify(&[
             NotifyState::FdStoreRemove,
             NotifyState::FdName(name),

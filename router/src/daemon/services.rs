@@ -76,7 +76,7 @@ impl Daemon {
 
     async fn check_ports(&self, spec: &ServiceSpec) -> Result<(), ApiError> {
         let places = places(spec);
-        publish::refuse_reserved(&places, self.port)
+        publish::refuse_reserved(&places, self.port, self.tcp_port)
             .map_err(|error| ApiError::new(ErrorKind::Invalid, error))?;
         if let Some(owner) = self.placeholders.lock().await.owner_of(&places) {
             let ports: Vec<String> = places

@@ -9,6 +9,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -181,6 +182,7 @@ pub(super) async fn bring_up(
         cipher,
         host_addrs: addresses(&host),
         underlay: underlay(config, &host),
+        tcp_port: config.tcp_port.and_then(NonZeroU16::new),
         relay: config.relay,
         trusted_subnets: config.trusted_subnets.clone(),
         esp: esp(config),
@@ -275,6 +277,7 @@ pub(super) async fn bring_up(
         stop: Stop::default(),
         started: Instant::now(),
         port: config.port,
+        tcp_port: config.tcp_port,
         netns: domain_name.clone(),
         cipher: cipher.name(),
         warnings: warnings.clone(),
@@ -293,6 +296,7 @@ pub(super) async fn bring_up(
         origin,
         host_ip: Some(host_ip),
         port: config.port,
+        tcp_port: config.tcp_port,
         range: view.plan.range,
         dns: view.plan.dns4(),
         netns: domain_name,
@@ -323,6 +327,7 @@ fn start_carrier(
     let mut given = given;
     loop {
         let carrier = CarrierConfig {
+            tcp_port: config.tcp_port,
             dscp: config.dscp,
             no_offload: config.no_offload.clone(),
             given: std::mem::take(&mut given),
@@ -331,7 +336,9 @@ fn start_carrier(
         match Carrier::start(carrier, inbox.carrier()) {
             Ok(carrier) => return Ok(carrier),
             // A daemon that was just killed may still hold it.
-            Err(CarrierError::PortTaken { .. }) if begun.elapsed() < PREDECESSOR => {
+            Err(CarrierError::PortTaken { .. } | CarrierError::TcpPortTaken { .. })
+                if begun.elapsed() < PREDECESSOR =>
+            {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(error) => return Err(error.into()),
@@ -408,8 +415,9 @@ fn join_error(failure: &JoinFailure) -> anyhow::Error {
         JoinFailure::NoAnswer { tried, after } => {
             let tried: Vec<String> = tried.iter().map(ToString::to_string).collect();
             anyhow!(
-                "no answer from {} within {} s; possible causes: a firewall drops UDP to that port, the host is down \
-                 or has another address now, the token was made by another cluster or garbled on the way, \
+                "no answer from {} within {} s; possible causes: a firewall drops UDP to that port (where it has to, invite \
+                 from members that run with --tcp-port), the host is down or has another address now, the token was made \
+                 by another cluster or garbled on the way, \
                  or the members' clocks say that it was never valid; make a new one there with: weft token",
                 tried.join(", "),
                 after.as_secs()

@@ -141,7 +141,10 @@ impl VxlanDevice {
         };
         let state = rules
             .and_then(|()| match self.is_guarded() {
-                true => Ok(self.raise_shield(vxlan)),
+                true => {
+                    self.raise_shield(vxlan);
+                    Ok(())
+                }
                 false => Err("its filter does not stand".to_owned()),
             })
             .and_then(|()| {

@@ -71,6 +71,7 @@ impl Host {
             cipher: Cipher::ChaCha20Poly1305,
             host_addrs: vec![address(number).ip()],
             underlay: vec![address(number)],
+            tcp_port: None,
             relay: true,
             trusted_subnets: Vec::new(),
             esp: weft_core::carriers::Esp::Unasked,
@@ -155,7 +156,8 @@ impl Host {
             match output {
                 Output::Send { to, datagram } => {
                     assert!(datagram.len() <= MAX_DATAGRAM, "{} octets", datagram.len());
-                    self.sent.push((to, datagram));
+                    // Where connections would go nobody is.
+                    self.sent.extend(to.udp().map(|to| (to, datagram)));
                 }
                 Output::Persist(id, batch) => {
                     self.disk.apply(&batch);

@@ -98,18 +98,18 @@ impl Container {
         self.tool(&["ask", proto, to])
     }
 
-    /// Starts a command inside; its log lies in `host`'s directory.
-    pub fn spawn(&self, host: &Host, name: &str, args: &[&str]) -> Spawned {
-        let mut argv = enter(self.pid);
-        argv.extend(args.iter().map(|a| (*a).to_owned()));
-        Spawned::start(&argv, &[], &host.dir().join(name))
-    }
-
     /// Starts `lab-tool …` inside; its log lies in `host`'s directory.
     pub fn spawn_tool(&self, host: &Host, name: &str, args: &[&str]) -> Spawned {
         let tool = binary("lab-tool");
         let mut argv = enter(self.pid);
         argv.push(tool);
+        argv.extend(args.iter().map(|a| (*a).to_owned()));
+        Spawned::start(&argv, &[], &host.dir().join(name))
+    }
+
+    /// Starts a command inside; its log lies in `host`'s directory.
+    pub fn spawn(&self, host: &Host, name: &str, args: &[&str]) -> Spawned {
+        let mut argv = enter(self.pid);
         argv.extend(args.iter().map(|a| (*a).to_owned()));
         Spawned::start(&argv, &[], &host.dir().join(name))
     }

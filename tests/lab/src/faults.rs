@@ -13,6 +13,8 @@ pub(crate) struct Faults {
     cut: BTreeMap<String, Vec<IpAddr>>,
     loss_percent: u8,
     isolated: bool,
+    blocks_udp: bool,
+    only_tcp_to: Option<u16>,
 }
 
 impl Faults {
@@ -29,6 +31,16 @@ impl Faults {
         for addr in self.cut.values().flatten() {
             let family = if addr.is_ipv4() { "ip" } else { "ip6" };
             let _ = writeln!(text, "{family} daddr {addr} drop");
+        }
+        if self.blocks_udp || self.only_tcp_to.is_some() {
+            text.push_str("meta protocol { ip, ip6 } meta l4proto udp drop\n");
+        }
+        if let Some(port) = self.only_tcp_to {
+            text.push_str("meta protocol ip meta l4proto icmp drop\n");
+            let _ = writeln!(
+                text,
+                "meta protocol {{ ip, ip6 }} meta l4proto tcp tcp dport != {port} drop"
+            );
         }
         if self.loss_percent > 0 {
             let _ = writeln!(
@@ -58,6 +70,16 @@ impl Host {
     /// Drops this share of what the host sends.
     pub fn lose(&self, percent: u8) {
         self.change_faults(|f| f.loss_percent = percent);
+    }
+
+    /// Drops every UDP datagram that the host sends, or no more.
+    pub fn block_udp(&self, blocks: bool) {
+        self.change_faults(|f| f.blocks_udp = blocks);
+    }
+
+    /// Lets out nothing but TCP to this port.
+    pub fn only_tcp_to(&self, port: u16) {
+        self.change_faults(|f| f.only_tcp_to = Some(port));
     }
 
     /// Nothing in, nothing out: the cable is cut, and the host's own interface does not notice.

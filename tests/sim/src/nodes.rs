@@ -98,6 +98,7 @@ impl Shell {
             cipher: Cipher::ChaCha20Poly1305,
             host_addrs: vec![address.ip()],
             underlay: vec![address],
+            tcp_port: None,
             relay: true,
             trusted_subnets: Vec::new(),
             esp: weft_core::carriers::Esp::Unasked,
@@ -137,7 +138,10 @@ impl Shell {
     fn carry_out(&mut self, now: Now, outputs: Vec<Output>, fx: &mut Effects<Batch>) {
         for output in outputs {
             match output {
-                Output::Send { to, datagram } => fx.sends.push((to, datagram)),
+                Output::Send { to, datagram } => {
+                    let to = to.udp().expect("no host here listens for connections");
+                    fx.sends.push((to, datagram));
+                }
                 Output::Persist(id, batch) => {
                     fx.notes
                         .push(format!("persist {id}, {} rows", batch.0.len()));

@@ -123,6 +123,7 @@ fn others_place(view: &View, victim: NodeId) -> Option<NodeInfo> {
         name: Label::parse("nobody").ok()?,
         host_addrs: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
         underlay: underlay.map(|ip| SocketAddr::new(*ip, 6783)).collect(),
+        tcp_port: None,
         caps: u32::MAX,
     })
 }

@@ -1,4 +1,3 @@
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver as Events};
 
@@ -29,8 +28,8 @@ struct Rig {
     far: Arc<Transport>,
 }
 
-fn home() -> SocketAddr {
-    "192.0.2.2:6783".parse().unwrap()
+fn home() -> UnderlayAddr {
+    UnderlayAddr::Udp("192.0.2.2:6783".parse().unwrap())
 }
 
 fn rig(known: bool) -> Rig {
@@ -83,11 +82,11 @@ impl Rig {
     }
 
     /// Takes one datagram; gives the frames it made.
-    fn take(&mut self, datagram: &[u8], from: SocketAddr) -> Vec<Vec<u8>> {
+    fn take(&mut self, datagram: &[u8], from: UnderlayAddr) -> Vec<Vec<u8>> {
         self.take_marked(datagram, from, NOT_ECT)
     }
 
-    fn take_marked(&mut self, datagram: &[u8], from: SocketAddr, ecn: u8) -> Vec<Vec<u8>> {
+    fn take_marked(&mut self, datagram: &[u8], from: UnderlayAddr, ecn: u8) -> Vec<Vec<u8>> {
         let mut octets = datagram.to_vec();
         let span = Span {
             start: 0,
@@ -206,7 +205,7 @@ fn a_packet_without_a_place_for_its_checksum_is_dropped() {
 #[test]
 fn another_address_is_told_only_when_the_datagram_is_authentic() {
     let mut rig = rig(true);
-    let elsewhere = "198.51.100.1:1".parse().unwrap();
+    let elsewhere = UnderlayAddr::Udp("198.51.100.1:1".parse().unwrap());
     let datagram = rig.sealed(FrameKind::Packet, &packet("10.33.0.9"));
     let mut forged = datagram.clone();
     forged[20] ^= 1;
@@ -220,8 +219,11 @@ fn another_address_is_told_only_when_the_datagram_is_authentic() {
     assert_eq!(rig.events.try_iter().collect::<Vec<_>>(), [moved]);
     // A replay from a third place tells nothing, and nothing of it gets through.
     assert!(
-        rig.take(&datagram, "203.0.113.1:1".parse().unwrap())
-            .is_empty()
+        rig.take(
+            &datagram,
+            UnderlayAddr::Udp("203.0.113.1:1".parse().unwrap())
+        )
+        .is_empty()
     );
     assert_eq!(rig.events.try_iter().count(), 0);
     assert_eq!(rig.drops(), [(Dropped::Forged, 1), (Dropped::Replayed, 1)]);

@@ -1,9 +1,8 @@
 use std::io;
-use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver};
 
 use proptest::prelude::*;
-use weft_core::underlay::Dscp;
+use weft_core::underlay::{Dscp, UnderlayAddr};
 use weft_core::view::PeerNumber;
 use weft_core::wire::{DATA_HEADER, FrameKind, OVERHEAD};
 
@@ -28,8 +27,8 @@ struct Rig {
     far: std::sync::Arc<weft_core::session::transport::Transport>,
 }
 
-fn path(number: u16) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], number))
+fn path(number: u16) -> UnderlayAddr {
+    UnderlayAddr::Udp(([192, 0, 2, 1], number).into())
 }
 
 fn peers(
@@ -107,10 +106,14 @@ impl Rig {
                 if kind == FrameKind::Bundle as u8 {
                     for item in items(body) {
                         let item = item.unwrap();
-                        packets.push((to.port(), FrameKind::Bundle, body[item.range].to_vec()));
+                        packets.push((
+                            to.socket().port(),
+                            FrameKind::Bundle,
+                            body[item.range].to_vec(),
+                        ));
                     }
                 } else {
-                    packets.push((to.port(), FrameKind::Packet, body.to_vec()));
+                    packets.push((to.socket().port(), FrameKind::Packet, body.to_vec()));
                 }
             }
         }

@@ -1,13 +1,12 @@
 //! Three hosts in a row: the first seals for the last, the one between passes on, the last opens.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use weft_core::crypto::{Cipher, Secret};
 use weft_core::model::NodeId;
 use weft_core::path::Path;
 use weft_core::session::transport::{Transport, TransportKeys};
-use weft_core::underlay::Dscp;
+use weft_core::underlay::{Dscp, UnderlayAddr};
 use weft_core::view::PeerNumber;
 use weft_core::wire::{FrameKind, OVERHEAD, RELAY_OVERHEAD};
 
@@ -30,8 +29,8 @@ fn id(node: u8) -> NodeId {
     NodeId([node; 32])
 }
 
-fn addr(node: u8) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, node], 6783))
+fn addr(node: u8) -> UnderlayAddr {
+    UnderlayAddr::Udp(([192, 0, 2, node], 6783).into())
 }
 
 /// Both ends of a session; each is received under the number of the other end and ten times its own.
@@ -156,7 +155,7 @@ impl Row {
     }
 }
 
-fn lengths(sent: &Kept) -> Vec<(SocketAddr, Vec<usize>)> {
+fn lengths(sent: &Kept) -> Vec<(UnderlayAddr, Vec<usize>)> {
     let runs = sent.runs.borrow();
     runs.iter()
         .map(|(to, run)| (*to, run.iter().map(Vec::len).collect()))

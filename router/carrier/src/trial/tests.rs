@@ -20,15 +20,15 @@ struct Kept {
 }
 
 impl Wire for Kept {
-    fn max_run(&self, _: SocketAddr) -> usize {
+    fn max_run(&self, _: UnderlayAddr) -> usize {
         64
     }
 
-    fn take_congestion(&self, _: SocketAddr) -> bool {
+    fn take_congestion(&self, _: UnderlayAddr) -> bool {
         false
     }
 
-    fn send(&self, _: SocketAddr, run: Run<'_>) -> io::Result<Sent> {
+    fn send(&self, _: UnderlayAddr, run: Run<'_>) -> io::Result<Sent> {
         let datagrams = run.octets.chunks(run.stride).map(<[u8]>::to_vec);
         self.runs.borrow_mut().push(datagrams.collect());
         Ok(match self.refuses && run.is_many() {
@@ -47,8 +47,8 @@ struct Rig {
     now: Instant,
 }
 
-fn path() -> SocketAddr {
-    "192.0.2.2:6783".parse().unwrap()
+fn path() -> UnderlayAddr {
+    UnderlayAddr::Udp("192.0.2.2:6783".parse().unwrap())
 }
 
 fn rig() -> Rig {
@@ -152,7 +152,7 @@ fn a_refusal_ends_the_trial_and_another_path_begins_it_anew() {
     rig.wire.refuses = false;
     rig.go_on();
     assert_eq!(rig.state().gso.state(), OffloadState::Refused);
-    rig.table.peers[0].lead_to("198.51.100.2:6783".parse().unwrap());
+    rig.table.peers[0].lead_to(UnderlayAddr::Udp("198.51.100.2:6783".parse().unwrap()));
     assert_eq!(rig.run(|_, _| true), OffloadState::On);
 }
 

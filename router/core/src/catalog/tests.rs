@@ -110,6 +110,7 @@ fn what_is_written_is_read_and_survives_the_disk() {
         name: label("one"),
         host_addrs: Vec::new(),
         underlay: Vec::new(),
+        tcp_port: None,
         caps: 3,
     };
     for object in [

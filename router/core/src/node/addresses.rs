@@ -7,6 +7,8 @@ use super::cluster::Cluster;
 use super::io::Output;
 use crate::model::{NodeId, Now};
 use crate::path::Path;
+use crate::underlay::UnderlayAddr;
+use crate::value::NodeInfo;
 
 /// Addresses that others see this node at and that it tells everybody of.
 const MAX_REFLEXIVE: usize = 2;
@@ -88,11 +90,13 @@ impl Cluster {
     /// The peer answers along `path`. An address that its record does not name is remembered for the next start: it may be
     /// all there is, where the record is wrong.
     pub(super) fn on_path(&mut self, now: Now, peer: NodeId, path: Path, out: &mut Vec<Output>) {
-        let Some(addr) = path.direct() else {
+        // A connection may have come from there: it leads back as long as it is open.
+        let Some(addr) = path.udp() else {
             return;
         };
         let named = self.catalog.node(&peer).map(|info| &info.underlay);
         let is_named = named.is_some_and(|underlay| underlay.contains(&addr));
+        let addr = UnderlayAddr::Udp(addr);
         let remembered = self.meta.remembered(&peer);
         if is_named || remembered.first() == Some(&addr) {
             return;
@@ -109,9 +113,11 @@ impl Cluster {
 
     /// Tells the sessions where `peer` may be.
     pub(super) fn tell_addresses(&mut self, now: Now, peer: NodeId) {
-        let named = self.catalog.node(&peer).map(|info| info.underlay.clone());
+        let named = self.catalog.node(&peer).map(NodeInfo::reached_at);
         let mut addresses = named.unwrap_or_default();
         addresses.extend_from_slice(self.meta.remembered(&peer));
+        // In the order in which they are called.
+        addresses.sort_by_key(|addr| addr.tcp().is_some());
         self.sessions.set_addresses(now, peer, &addresses);
     }
 }

@@ -29,7 +29,7 @@ impl Cluster {
             .sessions
             .peers()
             .filter_map(|session| {
-                let path = session.path.and_then(Path::direct);
+                let path = session.path.and_then(Path::udp);
                 Some(Facts {
                     peer: session.peer,
                     number: self.numbers.of(&session.peer)?,

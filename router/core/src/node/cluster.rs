@@ -36,6 +36,7 @@ use crate::session::transport::Transport;
 use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, Sessions};
 use crate::store::Stored;
 use crate::sync::{MAX_JOBS, Stores, Sync, SyncEvent};
+use crate::underlay::UnderlayAddr;
 use crate::value::Kind;
 use crate::view::Liveness;
 use crate::wire::{DataHeader, DatagramType, Message};
@@ -336,6 +337,10 @@ impl Cluster {
                 self.sessions
                     .set_ceiling(addr, mtu, &mut self.buffers.sessions);
             }
+            Input::ConnectionLost(with) => {
+                self.sessions
+                    .lose_connection(now, with, &mut self.buffers.sessions)
+            }
             Input::PathSource { addr, source } => self.set_path_source(addr, source),
             Input::VxlanDevice(state) => {
                 self.carriers
@@ -463,7 +468,7 @@ impl Cluster {
             .rekey_all(now, fresh, &self.meta.roster, &mut self.buffers.sessions);
     }
 
-    fn knock(&mut self, now: Now, from: SocketAddr, bytes: &mut [u8]) {
+    fn knock(&mut self, now: Now, from: UnderlayAddr, bytes: &mut [u8]) {
         let seconds = self.wall.seconds(now);
         self.door.handle(
             now,

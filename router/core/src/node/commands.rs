@@ -457,15 +457,17 @@ impl Cluster {
     fn token_members(&self) -> Vec<TokenMember> {
         let nodes = self.catalog.nodes();
         let alive = self.alive_peers();
-        let member = |id, noise_key, addresses: &[std::net::SocketAddr]| TokenMember {
+        let member = |id, noise_key, addresses: &[std::net::SocketAddr], tcp_port| TokenMember {
             id,
             noise_key,
             addresses: addresses.iter().copied().take(TOKEN_ADDRESSES).collect(),
+            tcp_port,
         };
         let mut members = vec![member(
             self.me,
             self.identity.noise_public(),
             &self.config.underlay,
+            self.config.tcp_port,
         )];
         for keys in self
             .roster()
@@ -474,7 +476,7 @@ impl Cluster {
             .take(TOKEN_MEMBERS - 1)
         {
             if let Some(info) = nodes.get(&keys.id) {
-                members.push(member(keys.id, keys.noise, &info.underlay));
+                members.push(member(keys.id, keys.noise, &info.underlay, info.tcp_port));
             }
         }
         members

@@ -1,7 +1,6 @@
 //! Letting newcomers in: their invitation is counted, their admission written down, and only then are they welcomed.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use super::asks::Purpose;
 use super::cluster::Cluster;
@@ -14,7 +13,8 @@ use crate::mutation::{self, Mutation};
 use crate::roster::Rights;
 use crate::session::join::{JoinEvent, JoinHandle, JoinRequest, Verdict};
 use crate::store::Batch;
-use crate::value::Object;
+use crate::underlay::UnderlayAddr;
+use crate::value::{Object, reached_at};
 use crate::wire;
 
 /// Members whose addresses a welcome names.
@@ -145,16 +145,17 @@ impl Cluster {
             .welcome(handle, &wire::encode(&welcome), &mut self.buffers.door);
     }
 
-    fn seeds(&self) -> Vec<(NodeId, Vec<SocketAddr>)> {
+    fn seeds(&self) -> Vec<(NodeId, Vec<UnderlayAddr>)> {
         let mut seeds: Vec<_> = self
             .catalog
             .nodes()
             .into_iter()
-            .map(|(id, info)| (id, info.underlay))
+            .map(|(id, info)| (id, info.reached_at()))
             .take(SEEDS)
             .collect();
         if !seeds.iter().any(|(id, _)| *id == self.me) {
-            seeds.push((self.me, self.config.underlay.clone()));
+            let own = reached_at(&self.config.underlay, self.config.tcp_port);
+            seeds.push((self.me, own));
         }
         seeds
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -15,6 +16,7 @@ use crate::model::{
 use crate::path::Path;
 use crate::store::Batch;
 use crate::token::Token;
+use crate::underlay::UnderlayAddr;
 use crate::view::{Endpoint, EndpointKind, NetworkView, PeerNumber, PublishConflict, Service};
 
 /// What a node is told at birth.
@@ -30,6 +32,8 @@ pub struct NodeConfig {
     pub host_addrs: Vec<IpAddr>,
     /// Where peers may reach it, best first.
     pub underlay: Vec<SocketAddr>,
+    /// The port at those addresses where it listens for TCP connections.
+    pub tcp_port: Option<NonZeroU16>,
     /// It passes on datagrams between members that don't reach each other.
     pub relay: bool,
     /// Networks of the underlay that this host trusts with plain packets.
@@ -85,6 +89,8 @@ pub enum Input<'a> {
         /// How they came.
         from: Path,
     },
+    /// The connection with this far end, along which something authentic had come, is gone.
+    ConnectionLost(SocketAddr),
     /// The batch with this id is on stable storage.
     Persisted(u64),
     /// The wall clock's reading now; the shell gives it at least every few seconds.
@@ -145,7 +151,7 @@ pub enum Output {
     /// Send this datagram as it is.
     Send {
         /// Where.
-        to: SocketAddr,
+        to: UnderlayAddr,
         /// What.
         datagram: Vec<u8>,
     },
@@ -193,7 +199,7 @@ pub enum JoinFailure {
     /// Nobody answered at these addresses.
     NoAnswer {
         /// All that were tried.
-        tried: Vec<SocketAddr>,
+        tried: Vec<UnderlayAddr>,
         /// For how long.
         after: Duration,
     },

@@ -1,7 +1,5 @@
 //! A node on its way in: drives the joiner's handshake until a member's welcome is whole.
 
-use std::net::SocketAddr;
-
 use super::io::{CommandError, Input, JoinFailure, NodeConfig, Output};
 use super::meta::{Meta, Welcome};
 use crate::control::ErrorKind;
@@ -11,6 +9,7 @@ use crate::model::{Generation, NodeId, Now};
 use crate::path::Path;
 use crate::session::join::{JoinConfig, Joiner, JoinerEvent};
 use crate::token::Token;
+use crate::underlay::UnderlayAddr;
 use crate::wire;
 
 /// See the module's documentation.
@@ -105,7 +104,12 @@ impl Joining {
         }
     }
 
-    fn welcome(&self, bytes: &[u8], member: NodeId, addr: SocketAddr) -> Result<Meta, JoinFailure> {
+    fn welcome(
+        &self,
+        bytes: &[u8],
+        member: NodeId,
+        addr: UnderlayAddr,
+    ) -> Result<Meta, JoinFailure> {
         let refused = |why: String| {
             JoinFailure::Refused(format!("the member's welcome can't be used: {why}"))
         };

@@ -1,8 +1,6 @@
 //! What makes a node a member: the cluster, its secret, its range and its roster, as kept on disk and as handed to a
 //! newcomer.
 
-use std::net::SocketAddr;
-
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +11,7 @@ use crate::model::{ClusterId, Generation, NodeId, WallMicros};
 use crate::mutation::{self, Mutation};
 use crate::roster::{Roster, RosterError};
 use crate::store::{Batch, Stored, Table};
+use crate::underlay::UnderlayAddr;
 use crate::wire;
 
 const GENERATION: &[u8] = b"generation";
@@ -39,7 +38,7 @@ pub(crate) struct Row {
     cluster: ClusterId,
     secret: [u8; 32],
     range: Ipv4Net,
-    seeds: Vec<(NodeId, Vec<SocketAddr>)>,
+    seeds: Vec<(NodeId, Vec<UnderlayAddr>)>,
 }
 
 /// What a member tells a newcomer, inside their session.
@@ -51,7 +50,7 @@ pub(crate) struct Welcome {
     /// Roster records, the founding one first.
     pub(super) roster: Vec<Vec<u8>>,
     /// Where members may be reached.
-    pub(super) seeds: Vec<(NodeId, Vec<SocketAddr>)>,
+    pub(super) seeds: Vec<(NodeId, Vec<UnderlayAddr>)>,
 }
 
 /// A member's knowledge of its cluster.
@@ -63,7 +62,7 @@ pub(crate) struct Meta {
     /// What of the roster is not on disk yet.
     unwritten: Batch,
     /// Where members may be reached when no record says better.
-    pub(super) seeds: Vec<(NodeId, Vec<SocketAddr>)>,
+    pub(super) seeds: Vec<(NodeId, Vec<UnderlayAddr>)>,
 }
 
 impl Meta {
@@ -121,7 +120,7 @@ impl Meta {
     }
 
     /// Where `peer` was reached before, whatever its record says.
-    pub(super) fn remembered(&self, peer: &NodeId) -> &[SocketAddr] {
+    pub(super) fn remembered(&self, peer: &NodeId) -> &[UnderlayAddr] {
         let found = self.seeds.iter().find(|(id, _)| id == peer);
         found.map_or(&[], |(_, addresses)| addresses)
     }
@@ -132,7 +131,7 @@ impl Meta {
     }
 
     /// Remembers where `peer` was reached, and nothing any more of those who are no members.
-    pub(super) fn remember(&mut self, peer: NodeId, addresses: Vec<SocketAddr>) -> Batch {
+    pub(super) fn remember(&mut self, peer: NodeId, addresses: Vec<UnderlayAddr>) -> Batch {
         let roster = &self.roster;
         self.seeds
             .retain(|(id, _)| *id != peer && roster.is_member(id));

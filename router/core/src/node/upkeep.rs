@@ -170,6 +170,7 @@ impl Cluster {
             name: self.config.name.clone(),
             host_addrs: self.config.host_addrs.iter().copied().take(8).collect(),
             underlay: self.own_addresses(),
+            tcp_port: self.config.tcp_port,
             caps: 0,
         };
         // It always fits: eight addresses of each kind, two that others see, and one name.

@@ -79,6 +79,15 @@ impl Mtu {
         }
     }
 
+    /// It takes just `size` octets, whatever becomes of them on the way: nothing to search for.
+    pub(crate) fn fixed(size: u16) -> Self {
+        Self {
+            ceiling: Some(size),
+            good: Some(size),
+            ..Self::new(size)
+        }
+    }
+
     /// The kernel sends so much there in one piece.
     pub(crate) fn set_ceiling(&mut self, ceiling: u16) {
         if self.ceiling == Some(ceiling) {
@@ -296,6 +305,14 @@ mod tests {
         assert_eq!(mtu.size(), Some(1280));
         assert!(mtu.on_echo(now, late[0]));
         assert_eq!(mtu.size(), Some(1500));
+    }
+
+    #[test]
+    fn what_is_fixed_is_never_searched() {
+        let (mut mtu, mut now) = (Mtu::fixed(9033), Now::default());
+        assert_eq!(mtu.size(), Some(9033));
+        assert_eq!(walk(&mut mtu, &mut now, 1500, secs(30)), []);
+        assert_eq!(mtu.size(), Some(9033));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! All paths to one peer: who told of them, what was asked along them, and the one that is taken.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +9,10 @@ use super::mtu::Mtu;
 use super::{Class, Path, PathInfo};
 use crate::model::{NodeId, Now};
 use crate::session::Rtt;
+use crate::underlay::UnderlayAddr;
 
-/// Addresses that a peer may name.
-const MAX_TOLD: usize = 16;
+/// Addresses that a peer may name, those of its TCP port among them.
+const MAX_TOLD: usize = 20;
 /// Addresses it was seen at and doesn't name.
 const MAX_SEEN: usize = 4;
 /// Members that are tried between.
@@ -28,6 +28,10 @@ const SOON: Duration = Duration::from_millis(500);
 /// Between questions along a path that would be better, in the end: while packets pass, and while only gossip does.
 const BETTER_BUSY: Duration = Duration::from_secs(30);
 const BETTER_IDLE: Duration = Duration::from_secs(300);
+/// The same while a connection is all there is: what waits for one lost segment of it, waits for all, so nobody should stay
+/// in one for longer than must be.
+const BACK_BUSY: Duration = Duration::from_secs(3);
+const BACK_IDLE: Duration = Duration::from_secs(30);
 /// Between questions along one that is as good or worse, while packets pass.
 const OTHERS_BUSY: Duration = Duration::from_secs(120);
 /// Round trips measured before one path is taken for faster than another.
@@ -104,7 +108,7 @@ impl Known {
             asked: None,
             is_answered: false,
             missed: 0,
-            mtu: Mtu::new(path.base()),
+            mtu: path.mtu(),
         }
     }
 
@@ -163,7 +167,7 @@ impl Paths {
     }
 
     /// The addresses that the peer's record names, best first. Replaces what it named before; what is in use stays.
-    pub(crate) fn tell(&mut self, addresses: &[SocketAddr]) {
+    pub(crate) fn tell(&mut self, addresses: &[UnderlayAddr]) {
         let mut told: Vec<Path> = Vec::new();
         for path in addresses.iter().copied().map(Path::Direct) {
             if !told.contains(&path) && told.len() < MAX_TOLD {
@@ -192,6 +196,23 @@ impl Paths {
             known.proven = None;
         }
         self.current == Some(lost)
+    }
+
+    /// The connection along `path` is gone. True when that was the present path and can be made anew from here.
+    pub(crate) fn lose_connection(&mut self, now: Now, path: Path) -> bool {
+        let is_present = self.current == Some(path);
+        // Where one came from nobody listens.
+        self.known
+            .retain(|known| known.path != path || known.origin != Origin::Seen || is_present);
+        let Some(known) = self.find(path) else {
+            return false;
+        };
+        known.proven = None;
+        let is_told = known.origin == Origin::Told;
+        if is_present {
+            self.doubted.get_or_insert(now);
+        }
+        is_present && is_told
     }
 
     fn replace(&mut self, origin: Origin, paths: &[Path]) {
@@ -341,18 +362,31 @@ impl Paths {
         if mood.silent {
             return Some(SOON);
         }
+        if known.path.tcp().is_some() && !self.wants_tcp(present.path) {
+            return None;
+        }
         let is_promising = known.is_answered && known.samples < SAMPLES && known.is_faster(present);
         if is_promising {
             return Some(SOON);
         }
+        let (busy, idle) = match present.path.tcp() {
+            Some(_) => (BACK_BUSY, BACK_IDLE),
+            None => (BETTER_BUSY, BETTER_IDLE),
+        };
         match (self.class(known.path) < self.class(present.path), mood.busy) {
-            (true, true) => Some(backed_off.min(BETTER_BUSY)),
-            (true, false) => Some(backed_off.min(BETTER_IDLE)),
+            (true, true) => Some(backed_off.min(busy)),
+            (true, false) => Some(backed_off.min(idle)),
             (false, true) => Some(OTHERS_BUSY),
             // Once, so that there is something to fall back to that is known to work.
             (false, false) if known.asked.is_none() => Some(Duration::ZERO),
             (false, false) => None,
         }
+    }
+
+    /// A connection costs both ends something as long as it is open, so none is opened, nor kept from falling asleep, only to
+    /// know whether it would work: neither beside a path by UDP that answers, nor beside another connection.
+    fn wants_tcp(&self, present: Path) -> bool {
+        self.class(present).0 > Class::Tcp
     }
 
     /// The kernel sends IP packets of so many octets along `path` in one piece. True when that changes what the present
@@ -467,6 +501,11 @@ impl Paths {
         let path = best.path;
         let changes = is_gone || self.class(path) < self.class(present.path) || faster;
         if changes {
+            // What it answered before it went silent says nothing any more, however short a time ago.
+            let left = self.current.filter(|_| is_gone);
+            if let Some(left) = left.and_then(|left| self.find(left)) {
+                left.proven = None;
+            }
             self.take(path);
         }
         changes
@@ -512,8 +551,12 @@ mod tests {
 
     use super::*;
 
-    fn addr(n: u8) -> SocketAddr {
-        ([192, 0, 2, n], 6783).into()
+    fn addr(n: u8) -> UnderlayAddr {
+        UnderlayAddr::Udp(([192, 0, 2, n], 6783).into())
+    }
+
+    fn tcp(n: u8) -> UnderlayAddr {
+        UnderlayAddr::Tcp(([192, 0, 2, n], 443).into())
     }
 
     fn path(n: u8) -> Path {
@@ -530,7 +573,7 @@ mod tests {
     /// A link that has a session along path 1 since `secs(0)`.
     fn through_one(told: &[u8]) -> Paths {
         let mut paths = Paths::default();
-        let told: Vec<SocketAddr> = told.iter().copied().map(addr).collect();
+        let told: Vec<UnderlayAddr> = told.iter().copied().map(addr).collect();
         paths.tell(&told);
         paths.on_through(secs(0), path(1), false);
         paths
@@ -593,6 +636,56 @@ mod tests {
         }
         assert!(paths.choose(secs(4), busy));
         assert_eq!(paths.current(), Some(path(2)));
+    }
+
+    #[test]
+    fn a_connection_is_thought_of_only_when_nothing_answers_by_udp() {
+        let mut paths = through_one(&[1, 2]);
+        paths.tell(&[addr(1), addr(2), tcp(1)]);
+        let connection = Path::Direct(tcp(1));
+        for (busy, silent) in [(false, false), (true, false), (true, true)] {
+            let due = paths.due(secs(1), Mood { busy, silent });
+            assert_eq!(due.contains(&connection), silent);
+        }
+        assert_eq!(paths.to_call().last(), Some(&connection));
+        // It answers, and nothing else does.
+        paths.on_asked(secs(9), connection, 7);
+        paths.on_echo(secs(9), connection, 7);
+        let silent = Mood {
+            busy: true,
+            silent: true,
+        };
+        assert!(paths.choose(secs(9), silent));
+        assert_eq!(paths.current(), Some(connection));
+        let busy = Mood {
+            busy: true,
+            silent: false,
+        };
+        assert!(paths.due(secs(60), busy).contains(&path(2)));
+        answer(&mut paths, secs(60), 2, 10);
+        assert!(paths.choose(secs(60), busy));
+        assert_eq!(paths.current(), Some(path(2)));
+    }
+
+    #[test]
+    fn a_connection_that_is_gone_proves_nothing_and_one_that_came_from_there_leads_nowhere() {
+        let mut paths = through_one(&[1]);
+        let (told, seen) = (Path::Direct(tcp(1)), Path::Direct(tcp(9)));
+        paths.tell(&[addr(1), tcp(1)]);
+        paths.see(secs(1), seen);
+        for path in [told, seen] {
+            paths.on_asked(secs(1), path, 7);
+            paths.on_echo(secs(1), path, 7);
+            assert!(!paths.lose_connection(secs(1), path));
+        }
+        let silent = Mood {
+            busy: true,
+            silent: true,
+        };
+        assert!(!paths.choose(secs(1), silent), "neither is good any more");
+        assert_eq!(paths.to_call(), [path(1), told]);
+        paths.take(told);
+        assert!(paths.lose_connection(secs(1), told));
     }
 
     #[test]

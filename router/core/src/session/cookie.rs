@@ -222,7 +222,7 @@ impl Gate {
 
 fn cookie(secret: &Secret<32>, from: Path) -> Cookie {
     let addr = match from {
-        Path::Direct(addr) => addr,
+        Path::Direct(addr) => addr.socket(),
         Path::Relayed(by) => return mac16(secret.expose(), &[&by.0]),
     };
     let port = addr.port().to_le_bytes();
@@ -235,7 +235,7 @@ fn cookie(secret: &Secret<32>, from: Path) -> Cookie {
 /// One IPv4 address or IPv6 /64: what one sender commonly has. Or all that one member passes on.
 fn source(from: Path) -> u128 {
     let addr = match from {
-        Path::Direct(addr) => addr,
+        Path::Direct(addr) => addr.socket(),
         Path::Relayed(by) => return u128::from(u64::from_be_bytes(by.prefix())) | 1 << 126,
     };
     match addr.ip() {
@@ -246,10 +246,12 @@ fn source(from: Path) -> u128 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn addr(last: u8) -> Path {
-        Path::Direct(([192, 0, 2, last], 6783).into())
+        Path::from(SocketAddr::from(([192, 0, 2, last], 6783)))
     }
 
     fn datagram(keys: &MacKeys, cookie: Option<&Cookie>) -> (Vec<u8>, [u8; MAC]) {

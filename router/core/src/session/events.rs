@@ -11,6 +11,7 @@ use super::transport::Transport;
 use crate::crypto::{Cipher, Secret};
 use crate::model::{ClusterId, Generation, NodeId, Now};
 use crate::path::Path;
+use crate::underlay::UnderlayAddr;
 use crate::wire::{ECHO_REPLY, ECHO_REQUEST, Message};
 
 /// What a node's sessions are made with.
@@ -55,7 +56,7 @@ pub enum SessionEvent {
     /// Send this datagram.
     Send {
         /// To there.
-        to: SocketAddr,
+        to: UnderlayAddr,
         /// At most [`MAX_DATAGRAM`](crate::wire::MAX_DATAGRAM) octets.
         datagram: Vec<u8>,
     },
@@ -216,7 +217,7 @@ impl SessionInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Probe {
     Request(u64),
-    /// With where the request came from, unless somebody was between.
+    /// With where the request came from by UDP, unless somebody was between.
     Reply(u64, Option<SocketAddr>),
 }
 

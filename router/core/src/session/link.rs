@@ -482,6 +482,21 @@ impl Link {
         }
     }
 
+    /// The connection along `path` is gone: was it needed?
+    pub(super) fn lose_connection(
+        &mut self,
+        now: Now,
+        path: Path,
+        desk: &mut Desk,
+        out: &mut Vec<SessionEvent>,
+    ) {
+        if self.paths.lose_connection(now, path) {
+            self.probe(now, desk, out);
+            // Most often its far end has started anew, and knows this session no more.
+            self.start_dial(now);
+        }
+    }
+
     /// Asks along the paths whose turn it is, and takes the best one.
     fn look_for_paths(&mut self, now: Now, desk: &mut Desk, out: &mut Vec<SessionEvent>) {
         if self.current.is_none() {
@@ -567,7 +582,7 @@ impl Link {
     ) {
         match probe {
             Probe::Request(nonce) => {
-                let reply = Probe::Reply(nonce, from.direct()).to_bytes();
+                let reply = Probe::Reply(nonce, from.udp()).to_bytes();
                 self.seal(FrameKind::Probe, &reply, Some(from), desk, out);
             }
             Probe::Reply(nonce, seen) => self.on_echo(now, from, nonce, seen, out),

@@ -36,6 +36,7 @@ use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::model::{Generation, NodeId, Now};
 use crate::path::{Path, PathInfo};
+use crate::underlay::UnderlayAddr;
 use crate::wire::{self, DataHeader, DatagramType, FrameKind, MAX_CONTROL, Message};
 use cookie::{Gate, MacKeys};
 use desk::Desk;
@@ -97,7 +98,7 @@ impl Sessions {
     }
 
     /// Where `peer` may be reached, best first. Replaces what was known.
-    pub fn set_addresses(&mut self, now: Now, peer: NodeId, candidates: &[SocketAddr]) {
+    pub fn set_addresses(&mut self, now: Now, peer: NodeId, candidates: &[UnderlayAddr]) {
         if let Some(link) = self.link(now, peer) {
             link.paths.tell(candidates);
         }
@@ -337,10 +338,18 @@ impl Sessions {
         }
     }
 
+    /// A connection is gone.
+    pub fn lose_connection(&mut self, now: Now, with: SocketAddr, out: &mut Vec<SessionEvent>) {
+        let path = Path::Direct(UnderlayAddr::Tcp(with));
+        for link in self.links.values_mut() {
+            link.lose_connection(now, path, &mut self.desk, out);
+        }
+    }
+
     /// The kernel sends IP packets of at most `mtu` octets to `addr` in one piece.
     pub fn set_ceiling(&mut self, addr: SocketAddr, mtu: u16, out: &mut Vec<SessionEvent>) {
         for link in self.links.values_mut() {
-            link.set_ceiling(Path::Direct(addr), mtu, out);
+            link.set_ceiling(addr.into(), mtu, out);
         }
     }
 

@@ -1,7 +1,6 @@
 //! Nodes on a virtual wire: loss, duplication, address changes, forged and replayed datagrams, virtual time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::handshake::Refusal;
@@ -15,6 +14,7 @@ mod keys;
 mod paths;
 mod relays;
 mod strangers;
+mod tcp;
 
 const SECRET: [u8; 32] = [77; 32];
 
@@ -26,8 +26,12 @@ fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-fn addr(node: usize) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, node as u8 + 1], 6783))
+/// Where a node listens for connections, and where its own come from.
+const LISTENS: u16 = 443;
+const DIALS: u16 = 50_000;
+
+fn addr(node: usize) -> UnderlayAddr {
+    UnderlayAddr::Udp(([10, 0, 0, node as u8 + 1], 6783).into())
 }
 
 #[derive(Clone, Default)]
@@ -73,7 +77,7 @@ struct Node {
     identity: Identity,
     sessions: Sessions,
     roster: Roster,
-    addr: SocketAddr,
+    addr: UnderlayAddr,
     events: Vec<SessionEvent>,
 }
 
@@ -122,7 +126,7 @@ fn is_path(event: &SessionEvent) -> bool {
     matches!(event, SessionEvent::Path { .. })
 }
 
-type Flight = (SocketAddr, SocketAddr, Vec<u8>);
+type Flight = (UnderlayAddr, UnderlayAddr, Vec<u8>);
 
 struct Net {
     now: Now,
@@ -134,11 +138,11 @@ struct Net {
     loss_percent: u64,
     duplicate_percent: u64,
     /// Datagrams to these addresses vanish.
-    dead: Vec<SocketAddr>,
+    dead: Vec<UnderlayAddr>,
     /// Nothing gets from the one to the other.
-    cut: Vec<(SocketAddr, SocketAddr)>,
+    cut: Vec<(UnderlayAddr, UnderlayAddr)>,
     /// What comes from or goes to these takes twenty times as long.
-    far: Vec<SocketAddr>,
+    far: Vec<UnderlayAddr>,
     /// IP packets larger than this vanish.
     takes: usize,
     /// Everything that was ever sent.
@@ -204,7 +208,7 @@ impl Net {
         net
     }
 
-    fn set_addresses(&mut self, me: usize, other: usize, candidates: Vec<SocketAddr>) {
+    fn set_addresses(&mut self, me: usize, other: usize, candidates: Vec<UnderlayAddr>) {
         let (now, id) = (self.now, self.nodes[other].id);
         self.nodes[me].sessions.set_addresses(now, id, &candidates);
     }
@@ -234,8 +238,7 @@ impl Net {
             match event {
                 SessionEvent::Send { to, datagram } => {
                     assert!(datagram.len() <= MAX_DATAGRAM || self.takes < usize::MAX);
-                    let source = self.nodes[from].addr;
-                    self.post(source, to, datagram);
+                    self.post(self.source(from, to), to, datagram);
                 }
                 SessionEvent::Relay { by, to, datagram } => {
                     let (now, mut out) = (self.now, Vec::new());
@@ -248,9 +251,21 @@ impl Net {
         }
     }
 
-    fn post(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+    /// Where a datagram of this node's for `to` comes from: in a connection that it made, or in the one that was made from
+    /// there.
+    fn source(&self, from: usize, to: UnderlayAddr) -> UnderlayAddr {
+        let own = self.nodes[from].addr;
+        match to.tcp().map(|to| to.port()) {
+            None => own,
+            Some(LISTENS) => UnderlayAddr::Tcp((own.ip(), DIALS).into()),
+            Some(_) => UnderlayAddr::Tcp((own.ip(), LISTENS).into()),
+        }
+    }
+
+    fn post(&mut self, from: UnderlayAddr, to: UnderlayAddr, datagram: Vec<u8>) {
         self.log.push((from, to, datagram.clone()));
-        if self.random.range(100) < self.loss_percent || datagram.len() + 28 > self.takes {
+        let is_large = to.udp().is_some() && datagram.len() + 28 > self.takes;
+        if self.random.range(100) < self.loss_percent || is_large {
             return;
         }
         if self.random.range(100) < self.duplicate_percent {
@@ -259,7 +274,7 @@ impl Net {
         self.fly(from, to, datagram);
     }
 
-    fn fly(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+    fn fly(&mut self, from: UnderlayAddr, to: UnderlayAddr, datagram: Vec<u8>) {
         let jitter = Duration::from_micros(self.random.range(3000));
         self.serial += 1;
         let is_far = self.far.contains(&from) || self.far.contains(&to);
@@ -268,8 +283,12 @@ impl Net {
         self.air.insert((at, self.serial), (from, to, datagram));
     }
 
-    fn deliver(&mut self, from: SocketAddr, to: SocketAddr, mut datagram: Vec<u8>) {
-        let Some(number) = self.nodes.iter().position(|node| node.addr == to) else {
+    fn deliver(&mut self, from: UnderlayAddr, to: UnderlayAddr, mut datagram: Vec<u8>) {
+        let is_at = |node: &Node| match to {
+            UnderlayAddr::Udp(_) => node.addr == to,
+            UnderlayAddr::Tcp(_) => node.addr.ip() == to.ip(),
+        };
+        let Some(number) = self.nodes.iter().position(is_at) else {
             return;
         };
         let is_cut = self.cut.contains(&(from, to));
@@ -334,8 +353,8 @@ impl Net {
         info.transport
             .seal(FrameKind::Packet, b"inner", &mut datagram)
             .unwrap();
-        let source = self.nodes[from].addr;
-        self.post(source, info.path.unwrap().direct().unwrap(), datagram);
+        let to = info.path.unwrap().direct().unwrap();
+        self.post(self.source(from, to), to, datagram);
     }
 
     fn pair(seed: u8) -> Self {

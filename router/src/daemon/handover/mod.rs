@@ -59,6 +59,7 @@ const START: Duration = Duration::from_secs(90);
 const TAP: &str = "tap";
 const UDP4: &str = "udp4";
 const UDP6: &str = "udp6";
+const TCP: &str = "tcp";
 const CONTROL: &str = "control";
 const DNS_UDP: &str = "dns-udp";
 const DNS_TCP: &str = "dns-tcp";
@@ -93,15 +94,17 @@ impl Inheritance {
 
     /// Each with its name.
     fn parts(&self) -> impl Iterator<Item = (&'static str, Option<Place>, &OwnedFd)> {
-        let Descriptors { tap, v4, v6 } = &self.carrier;
+        let Descriptors { tap, v4, v6, tcp } = &self.carrier;
         let single = [(TAP, tap), (UDP4, v4), (UDP6, v6), (CONTROL, &self.control)];
         let single = single
             .into_iter()
             .flat_map(|(name, fd)| Some((name, None, fd.as_ref()?)));
+        let tcp = tcp.iter().map(|fd| (TCP, None, fd));
         let dns_udp = self.dns_udp.iter().map(|fd| (DNS_UDP, None, fd));
         let dns_tcp = self.dns_tcp.iter().map(|fd| (DNS_TCP, None, fd));
         let placeholders = self.placeholders.iter();
         single
+            .chain(tcp)
             .chain(dns_udp)
             .chain(dns_tcp)
             .chain(placeholders.map(|(place, fd)| (PLACEHOLDER, Some(*place), fd)))
@@ -113,6 +116,7 @@ impl Inheritance {
             (TAP, _) => self.carrier.tap = Some(fd),
             (UDP4, _) => self.carrier.v4 = Some(fd),
             (UDP6, _) => self.carrier.v6 = Some(fd),
+            (TCP, _) => self.carrier.tcp.push(fd),
             (CONTROL, _) => self.control = Some(fd),
             (DNS_UDP, _) => self.dns_udp.push(fd),
             (DNS_TCP, _) => self.dns_tcp.push(fd),

@@ -16,6 +16,7 @@ use weft_core::session::join::Verdict;
 use weft_core::store::Table;
 use weft_core::sync::{self, Stores, Sync, SyncEvent};
 use weft_core::token::TokenBody;
+use weft_core::underlay::UnderlayAddr;
 use weft_core::wire::{self, DataHeader, DatagramType, Message};
 
 use super::Seen;
@@ -127,7 +128,10 @@ pub(super) fn verdict(verdict: Verdict) -> Vec<u8> {
 pub(super) fn welcome() -> Vec<u8> {
     let (roster, _) = stores();
     let records: Vec<Vec<u8>> = roster.records().into_iter().map(<[u8]>::to_vec).collect();
-    let seeds = vec![(identity(1).id(), vec![crate::scene::address(1)])];
+    let seeds = vec![(
+        identity(1).id(),
+        vec![UnderlayAddr::Udp(crate::scene::address(1))],
+    )];
     let secret = *SCENE.secret.expose();
     let range = AddressPlan::DEFAULT_RANGE;
     wire::encode(&(SCENE.cluster, secret, range, records, seeds))

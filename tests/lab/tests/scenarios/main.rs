@@ -26,5 +26,6 @@ mod removal;
 mod restart;
 mod services;
 mod sizes;
+mod tcp;
 mod upgrade;
 mod wire;

@@ -1,6 +1,5 @@
 //! The side that wants in.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::session::handshake::Capabilities;
 use crate::session::noise::{Noise, Terms};
 use crate::session::transport::Transport;
 use crate::token::{Token, TokenMember};
+use crate::underlay::UnderlayAddr;
 use crate::wire::{self, DataHeader, DatagramType, FrameKind};
 
 /// No answer for this long, or no progress: given up.
@@ -43,7 +43,7 @@ pub enum JoinerEvent {
     /// Send this datagram.
     Send {
         /// To there.
-        to: SocketAddr,
+        to: UnderlayAddr,
         /// The bytes.
         datagram: Vec<u8>,
     },
@@ -52,7 +52,7 @@ pub enum JoinerEvent {
         /// The member that let us in.
         member: NodeId,
         /// Where it is.
-        addr: SocketAddr,
+        addr: UnderlayAddr,
         /// What it sent.
         bytes: Vec<u8>,
     },
@@ -61,13 +61,13 @@ pub enum JoinerEvent {
     /// No member answered, or the one that did went silent. Nothing more will come.
     TimedOut {
         /// The addresses that were tried.
-        tried: Vec<SocketAddr>,
+        tried: Vec<UnderlayAddr>,
     },
 }
 
 struct Target {
     member: TokenMember,
-    addr: SocketAddr,
+    addr: UnderlayAddr,
 }
 
 struct Attempt {
@@ -75,13 +75,13 @@ struct Attempt {
     noise: Noise,
     mac1: [u8; 16],
     member: TokenMember,
-    to: SocketAddr,
+    to: UnderlayAddr,
 }
 
 struct Session {
     transport: Arc<Transport>,
     member: NodeId,
-    addr: SocketAddr,
+    addr: UnderlayAddr,
     hash: Vec<u8>,
     chunks: Vec<Option<Vec<u8>>>,
     /// Parts asked for and not come; at zero the next are asked for at once.
@@ -102,7 +102,7 @@ pub struct Joiner {
     macs: MacKeys,
     random: Random,
     targets: Vec<Target>,
-    cookie: Option<(Cookie, SocketAddr)>,
+    cookie: Option<(Cookie, UnderlayAddr)>,
     tries: usize,
     next: Now,
     give_up: Now,
@@ -119,18 +119,7 @@ impl Joiner {
         random: Random,
         now: Now,
     ) -> Self {
-        let rounds = token.body().members.iter().map(|m| m.addresses.len()).max();
-        // Every member's best address first, then every member's second best.
-        let targets = (0..rounds.unwrap_or_default())
-            .flat_map(|round| {
-                token.body().members.iter().filter_map(move |member| {
-                    Some(Target {
-                        addr: *member.addresses.get(round)?,
-                        member: member.clone(),
-                    })
-                })
-            })
-            .collect();
+        let targets = targets(&token.body().members);
         Self {
             macs: MacKeys::new(token.secret()),
             identity,
@@ -151,7 +140,7 @@ impl Joiner {
     pub fn handle(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: UnderlayAddr,
         bytes: &mut [u8],
         out: &mut Vec<JoinerEvent>,
     ) {
@@ -210,7 +199,7 @@ impl Joiner {
         self.call_at(member, to, out);
     }
 
-    fn call_at(&mut self, member: TokenMember, to: SocketAddr, out: &mut Vec<JoinerEvent>) {
+    fn call_at(&mut self, member: TokenMember, to: UnderlayAddr, out: &mut Vec<JoinerEvent>) {
         let index = self.random.u64() as u32 | JOIN_BIT;
         let Some((noise, datagram, mac1)) = self.first_message(&member, to, index) else {
             return;
@@ -234,7 +223,7 @@ impl Joiner {
     fn first_message(
         &mut self,
         member: &TokenMember,
-        to: SocketAddr,
+        to: UnderlayAddr,
         index: u32,
     ) -> Option<(Noise, Vec<u8>, [u8; 16])> {
         let body = self.token.body();
@@ -361,7 +350,7 @@ impl Joiner {
     fn on_data(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: UnderlayAddr,
         bytes: &mut [u8],
         out: &mut Vec<JoinerEvent>,
     ) -> Option<()> {
@@ -399,6 +388,23 @@ impl Joiner {
         }
         Some(())
     }
+}
+
+/// Every member's best address first, then every member's second best; and only then those that listen for connections: a
+/// stateful firewall that lets UDP through should not see any.
+fn targets(members: &[TokenMember]) -> Vec<Target> {
+    let by = |of: fn(&TokenMember) -> Vec<UnderlayAddr>| {
+        let rounds = 0..crate::token::MAX_ADDRESSES;
+        rounds.flat_map(move |round| {
+            members.iter().filter_map(move |member| {
+                Some(Target {
+                    addr: *of(member).get(round)?,
+                    member: member.clone(),
+                })
+            })
+        })
+    };
+    by(TokenMember::udp).chain(by(TokenMember::tcp)).collect()
 }
 
 impl Session {

@@ -1,7 +1,6 @@
 //! The side that lets in.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use crate::session::handshake::Capabilities;
 use crate::session::noise::{Noise, Terms};
 use crate::session::transport::Transport;
 use crate::token::{TokenBody, read_body, secret_of};
+use crate::underlay::UnderlayAddr;
 use crate::wire::{self, DataHeader, DatagramType, FrameKind, MAX_DATAGRAM};
 
 /// Joiners under way at once.
@@ -56,7 +56,7 @@ pub enum JoinEvent {
     /// Send this datagram.
     Send {
         /// To there.
-        to: SocketAddr,
+        to: UnderlayAddr,
         /// The bytes.
         datagram: Vec<u8>,
     },
@@ -93,7 +93,7 @@ type Key = (NodeId, [u8; 16]);
 struct Waiting {
     noise: Noise,
     remote_index: u32,
-    from: SocketAddr,
+    from: UnderlayAddr,
     theirs: Capabilities,
 }
 
@@ -104,7 +104,7 @@ struct Applicant {
     waiting: Option<Waiting>,
     sessions: Vec<Session>,
     /// The index of the session in use, and where the joiner is.
-    confirmed: Option<(u32, SocketAddr)>,
+    confirmed: Option<(u32, UnderlayAddr)>,
     welcome: Vec<Vec<u8>>,
     is_asked: bool,
     is_done: bool,
@@ -149,7 +149,7 @@ impl JoinResponder {
         &mut self,
         now: Now,
         wall: u64,
-        from: SocketAddr,
+        from: UnderlayAddr,
         bytes: &mut [u8],
         cluster_secret: &Secret<32>,
         out: &mut Vec<JoinEvent>,
@@ -171,7 +171,7 @@ impl JoinResponder {
         &mut self,
         now: Now,
         local_index: u32,
-        from: SocketAddr,
+        from: UnderlayAddr,
         frame: (u8, &[u8]),
         out: &mut Vec<JoinEvent>,
     ) {
@@ -251,7 +251,7 @@ impl JoinResponder {
     fn on_init(
         &mut self,
         (now, wall): (Now, u64),
-        from: SocketAddr,
+        from: UnderlayAddr,
         bytes: &[u8],
         cluster_secret: &Secret<32>,
         out: &mut Vec<JoinEvent>,
@@ -450,7 +450,7 @@ impl JoinResponder {
     fn on_data(
         &mut self,
         now: Now,
-        from: SocketAddr,
+        from: UnderlayAddr,
         bytes: &mut [u8],
         out: &mut Vec<JoinEvent>,
     ) -> Result<(), DropReason> {
@@ -466,7 +466,7 @@ impl JoinResponder {
         &mut self,
         now: Now,
         local_index: u32,
-        from: SocketAddr,
+        from: UnderlayAddr,
         (kind, body): (u8, &[u8]),
         out: &mut Vec<JoinEvent>,
     ) -> Result<(), DropReason> {
@@ -514,7 +514,7 @@ impl Applicant {
     fn on_message(
         &mut self,
         index: u32,
-        from: SocketAddr,
+        from: UnderlayAddr,
         message: JoinMessage,
         out: &mut Vec<JoinEvent>,
     ) -> Result<(), DropReason> {

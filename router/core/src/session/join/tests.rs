@@ -1,7 +1,6 @@
 //! A joiner and members on a virtual wire, with a caller that decides as a node would.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::*;
@@ -11,13 +10,26 @@ use crate::model::Now;
 use crate::session::cookie::MACS;
 use crate::session::drops::DropReason;
 use crate::token::{Token, TokenBody, TokenMember};
+use crate::underlay::UnderlayAddr;
 use crate::wire::{DatagramType, MAX_DATAGRAM};
 
 const WALL: u64 = 1_800_000_000;
 const JOINER: u8 = 200;
 
-fn addr(last: u8) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, last], 6783))
+/// Where members listen for connections.
+const LISTENS: u16 = 443;
+
+/// Where a datagram of this host's for `to` comes from.
+fn source(own: UnderlayAddr, to: UnderlayAddr) -> UnderlayAddr {
+    match to.tcp().map(|to| to.port()) {
+        None => own,
+        Some(LISTENS) => UnderlayAddr::Tcp((own.ip(), 50_000).into()),
+        Some(_) => UnderlayAddr::Tcp((own.ip(), LISTENS).into()),
+    }
+}
+
+fn addr(last: u8) -> UnderlayAddr {
+    UnderlayAddr::Udp(([10, 0, 0, last], 6783).into())
 }
 
 struct Member {
@@ -41,11 +53,11 @@ struct Net {
     welcome: Vec<u8>,
     /// Who may not come in twice: uses by key, as an issuer counts.
     admitted: BTreeSet<NodeId>,
-    air: BTreeMap<(Now, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
+    air: BTreeMap<(Now, u64), (UnderlayAddr, UnderlayAddr, Vec<u8>)>,
     serial: u64,
     loss_percent: u64,
-    dead: Vec<SocketAddr>,
-    log: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    dead: Vec<UnderlayAddr>,
+    log: Vec<(UnderlayAddr, UnderlayAddr, Vec<u8>)>,
     events: Vec<JoinerEvent>,
 }
 
@@ -63,7 +75,8 @@ fn token_for(members: &[Identity], secret: &Secret<32>, cluster: u8) -> Token {
             .map(|(number, identity)| TokenMember {
                 id: identity.id(),
                 noise_key: identity.noise_public(),
-                addresses: vec![addr(number as u8 + 1), addr(number as u8 + 101)],
+                addresses: [1, 101].map(|n| addr(number as u8 + n).socket()).to_vec(),
+                tcp_port: None,
             })
             .collect(),
     };
@@ -134,7 +147,7 @@ impl Net {
         self.events.clear();
     }
 
-    fn post(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+    fn post(&mut self, from: UnderlayAddr, to: UnderlayAddr, datagram: Vec<u8>) {
         assert!(datagram.len() <= MAX_DATAGRAM);
         self.log.push((from, to, datagram.clone()));
         if self.random.range(100) < self.loss_percent || self.dead.contains(&to) {
@@ -147,13 +160,14 @@ impl Net {
         self.air.insert((at, self.serial), (from, to, datagram));
     }
 
-    fn deliver(&mut self, from: SocketAddr, to: SocketAddr, mut datagram: Vec<u8>) {
-        if to == addr(JOINER) {
+    fn deliver(&mut self, from: UnderlayAddr, to: UnderlayAddr, mut datagram: Vec<u8>) {
+        if to.ip() == addr(JOINER).ip() {
             let mut out = Vec::new();
             self.joiner.handle(self.now, from, &mut datagram, &mut out);
             return self.on_joiner(out);
         }
-        let Some(number) = (0..self.members.len()).find(|n| addr(*n as u8 + 1) == to) else {
+        let Some(number) = (0..self.members.len()).find(|n| addr(*n as u8 + 1).ip() == to.ip())
+        else {
             return;
         };
         let mut out = Vec::new();
@@ -166,7 +180,9 @@ impl Net {
     fn on_joiner(&mut self, out: Vec<JoinerEvent>) {
         for event in out {
             match event {
-                JoinerEvent::Send { to, datagram } => self.post(addr(JOINER), to, datagram),
+                JoinerEvent::Send { to, datagram } => {
+                    self.post(source(addr(JOINER), to), to, datagram);
+                }
                 other => self.events.push(other),
             }
         }
@@ -178,7 +194,7 @@ impl Net {
             let member = &mut self.members[number];
             match event {
                 JoinEvent::Send { to, datagram } => {
-                    self.post(addr(number as u8 + 1), to, datagram);
+                    self.post(source(addr(number as u8 + 1), to), to, datagram);
                 }
                 JoinEvent::Request(request) => {
                     if let Some(verdict) = self.verdict.clone() {
@@ -426,6 +442,7 @@ fn the_longest_invitation_fits_the_first_datagram() {
         .body()
         .clone();
     for member in &mut body.members {
+        member.tcp_port = std::num::NonZeroU16::MAX.into();
         member.addresses = (1..5)
             .map(|n| format!("[2001:db8:1:2:3:4:5:{n}]:6783").parse().unwrap())
             .collect();
@@ -472,11 +489,34 @@ fn more_joiners_than_there_is_room_for_are_dropped_silently() {
         net.joiner.expire(net.now, &mut out);
         for event in out {
             if let JoinerEvent::Send { datagram, .. } = event {
-                let from = SocketAddr::from(([100, 64, 0, number], 1));
+                let from = UnderlayAddr::Udp(([100, 64, 0, number], 1).into());
                 net.deliver(from, addr(1), datagram);
             }
         }
     }
     assert_eq!(net.members[0].requests.len(), 64);
     assert_eq!(net.members[0].responder.drops().of(DropReason::Full), 16);
+}
+
+#[test]
+fn who_hears_nothing_by_udp_asks_by_tcp_and_nobody_else_does() {
+    for no_udp in [false, true] {
+        let mut net = Net::new(2, 41);
+        let mut body = token_for(&net.identities(), &net.cluster_secret, 1)
+            .body()
+            .clone();
+        for member in &mut body.members {
+            member.tcp_port = std::num::NonZeroU16::new(LISTENS);
+        }
+        let token = Token::issue(&net.members[0].identity, &net.cluster_secret, body).unwrap();
+        net.use_token(token);
+        net.welcome = vec![7; 50_000];
+        if no_udp {
+            net.dead = [1, 2, 101, 102, JOINER].map(addr).to_vec();
+        }
+        net.run(secs(5));
+        assert!(net.welcomed());
+        let by_tcp = net.log.iter().filter(|(_, to, _)| to.tcp().is_some());
+        assert_eq!(by_tcp.count() > 0, no_udp);
+    }
 }

@@ -85,7 +85,7 @@ fn round_trips_are_measured_along_each_path() {
 }
 
 /// Packets both ways, so that somebody cares what the path takes.
-fn busy(net: &mut Net, rounds: usize) {
+pub(super) fn busy(net: &mut Net, rounds: usize) {
     for _ in 0..rounds {
         net.packet(0);
         net.packet(1);
@@ -93,9 +93,11 @@ fn busy(net: &mut Net, rounds: usize) {
     }
 }
 
-fn kernel_says(net: &mut Net, from: usize, to: SocketAddr, mtu: u16) {
+fn kernel_says(net: &mut Net, from: usize, to: UnderlayAddr, mtu: u16) {
     let mut out = Vec::new();
-    net.nodes[from].sessions.set_ceiling(to, mtu, &mut out);
+    net.nodes[from]
+        .sessions
+        .set_ceiling(to.socket(), mtu, &mut out);
     net.collect(from, out);
 }
 

@@ -178,7 +178,9 @@ fn what_goes_through_another_is_shorter_by_what_that_adds() {
     net.takes = 1500;
     for (from, to) in [(0, 2), (1, 2), (2, 0), (2, 1)] {
         let (to, mut out) = (net.nodes[to].addr, Vec::new());
-        net.nodes[from].sessions.set_ceiling(to, 1500, &mut out);
+        net.nodes[from]
+            .sessions
+            .set_ceiling(to.socket(), 1500, &mut out);
         net.collect(from, out);
     }
     net.say(0, 1, "x");

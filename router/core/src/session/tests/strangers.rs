@@ -198,7 +198,8 @@ fn under_a_flood_of_true_handshakes_cookies_are_asked_for_and_honest_ones_get_in
         node.sessions.want(now, &id, &node.roster, &mut out);
         for event in out {
             if let SessionEvent::Send { datagram, .. } = event {
-                let from = SocketAddr::from(([100, 64, (number >> 8) as u8, number as u8], 1));
+                let from =
+                    UnderlayAddr::Udp(([100, 64, (number >> 8) as u8, number as u8], 1).into());
                 net.deliver(from, addr(1), datagram);
             }
         }

@@ -5,6 +5,7 @@
 mod load;
 mod manager;
 mod steady;
+mod strangers;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Error, Read, Write};
@@ -35,6 +36,7 @@ const USAGE: &str = "usage:
   lab-tool flood ADDR:PORT init|join|cookie|data|junk|all FROM[/LEN] RATE MILLIS [--aside PORT]
                                                 strangers' datagrams from addresses of that network, so many a second;
                                                 in turn to the other port; prints `at MICROS port PORT` when it turns
+  lab-tool strangers ADDR:PORT N idle|junk|slow TCP connections; says when they are open and when all are closed
   lab-tool manage SOCKET CMD...                 runs CMD as systemd runs a service that is told of and keeps descriptors
   lab-tool garbage ADDR:PORT N SEED             N random datagrams; prints how many answers came back
   lab-tool replay FILE [--flip|--exact]         sends recorded IPv4 packets again without their UDP checksums, with one bit
@@ -86,6 +88,7 @@ fn run(words: &[&str]) -> Result<()> {
             };
             load::flood(to.parse()?, aside, &flood)
         }
+        ["strangers", to, n, manner] => strangers::strangers(to.parse()?, n.parse()?, manner),
         ["manage", socket, command @ ..] => manager::manage(socket, command),
         ["garbage", to, n, seed] => garbage(to.parse()?, n.parse()?, seed.parse()?),
         ["replay", file, rest @ ..] => replay(file, rest),
