@@ -268,14 +268,14 @@ fn somebody_who_flushes_the_host_s_rules_lets_nothing_in() {
         s.lab.wait("the filter stands again", 5, || {
             let chain = ["nft", "list", "chain", "inet", "weft", "base_vxlan_in"];
             let rules = h2.run(&chain).stdout;
-            rules.contains("drop") && rules.matches("accept").count() == 2
+            rules.contains("drop") && rules.matches("accept").count() == 3
         });
         let took = begun.elapsed();
         super::goes_on(&s.lab, &hold);
         wait_carrier(&s.lab, &s.hosts, "vxlan");
         let slipped = s.heard("meanwhile") - before;
         eprintln!("{}: back after {took:?}, {slipped} forged", damage.trim());
-        assert!(took < Duration::from_secs(1), "{damage} {took:?}");
+        assert!(took < Duration::from_secs(3), "{damage} {took:?}");
         assert_eq!(slipped, 0, "{damage} forged packets got in");
     }
     // Nor can anybody take that table itself, and it goes with the daemon.
