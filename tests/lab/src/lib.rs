@@ -14,6 +14,7 @@
 mod capture;
 mod command;
 mod container;
+mod conversation;
 mod faults;
 mod forged;
 mod host;
@@ -24,6 +25,7 @@ mod snapshot;
 pub use capture::{Capture, Frame};
 pub use command::{Out, Spawned, run_command};
 pub use container::Container;
+pub use conversation::{MARKER, answers, converse, goes_on, has_marker, overheard};
 pub use forged::{Forged, TIMES, forged_file, vxlan_mac};
 pub use host::Host;
 pub use lab::{Lab, Subnet};

@@ -5,29 +5,16 @@ mod forged;
 use std::time::Duration;
 
 use serde_json::Value;
-use weft_lab::{Capture, Container, Frame, Host, Lab, Spawned, Subnet};
+use weft_lab::{Frame, Host, Lab, MARKER, Spawned, converse, goes_on, has_marker, overheard};
 
 const SEALED: u16 = 6783;
 const VXLAN: u16 = 6784;
-/// Words that stand in the conversations below.
-const MARKER: &str = "words-of-the-containers";
 const TRUSTED: [&str; 2] = ["--trusted-subnet", "192.0.2.0/24"];
-
-/// Two hosts on one subnet, `h1` and `h2`, each brought up with its flags.
-fn hosts(lab: &Lab, subnet: &Subnet, flags: [&[&str]; 2]) -> [Host; 2] {
-    let hosts = ["h1", "h2"].map(|name| lab.host(name, subnet));
-    hosts[0].up(flags[0]);
-    let token = hosts[0].token(&[]);
-    let join = [&["--join", "-"], flags[1]].concat();
-    hosts[1].up_with(&join, token.as_bytes()).ok();
-    lab.wait_members(&hosts);
-    hosts
-}
 
 /// Two that trust their subnet, once each reaches the other by VXLAN.
 fn trusting(lab: &Lab) -> [Host; 2] {
     let subnet = lab.subnet("a");
-    let hosts = hosts(lab, &subnet, [&TRUSTED, &TRUSTED]);
+    let hosts = lab.pair_with(&subnet, [&TRUSTED, &TRUSTED]);
     wait_carrier(lab, &hosts, "vxlan");
     hosts
 }
@@ -47,55 +34,8 @@ fn why(host: &Host) -> String {
         .to_owned()
 }
 
-/// Each asks the other, over TCP and UDP, IPv4 and IPv6.
-fn converse(a: &Container, b: &Container) {
-    for (from, to) in [(a, b), (b, a)] {
-        for target in [format!("{}:80", to.ip()), format!("[{}]:80", to.ip6())] {
-            for proto in ["tcp", "udp"] {
-                let answer = from.tool(&["ask", proto, &target, "--text", MARKER]).ok();
-                assert!(answer.ends_with(MARKER), "{proto} {target}: {answer}");
-            }
-        }
-    }
-}
-
-fn has_marker(frame: &Frame) -> bool {
-    frame.contains(MARKER.as_bytes())
-}
-
-/// What the conversation of two containers looks like on the wire, once enough packets that `wanted` knows are there: the
-/// questions and answers, both ways, over TCP and UDP, IPv4 and IPv6, are sixteen; a busy machine's capture misses some.
-fn overheard(
-    lab: &Lab,
-    host: &Host,
-    (a, b): (&Container, &Container),
-    wanted: impl Fn(&Frame) -> bool,
-) -> Vec<Frame> {
-    let capture: Capture = host.capture("wire");
-    converse(a, b);
-    lab.wait("the conversation was on this wire", 5, || {
-        capture.frames().iter().filter(|f| wanted(f)).count() >= 8
-    });
-    capture.stop()
-}
-
 fn is_plain(frame: &Frame) -> bool {
     frame.is_udp(VXLAN) && has_marker(frame)
-}
-
-fn progress(hold: &Spawned) -> u64 {
-    let said = hold.stdout();
-    let last = said.lines().rfind(|line| line.starts_with("ok "));
-    last.and_then(|line| line.split(' ').nth(1)?.parse().ok())
-        .unwrap_or(0)
-}
-
-/// The connection goes on: ten more answers.
-fn goes_on(lab: &Lab, hold: &Spawned) {
-    let before = progress(hold);
-    lab.wait("the connection goes on", 30, || {
-        progress(hold) >= before + 10
-    });
 }
 
 #[test]
@@ -104,7 +44,7 @@ fn hosts_that_both_trust_their_network_use_vxlan() {
     let hosts = trusting(&lab);
     let [h1, h2] = &hosts;
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
-    let frames = overheard(&lab, h1, (&a, &b), is_plain);
+    let frames = overheard(&lab, h1, [&a, &b], 5, is_plain);
     let sealed = frames.iter().find(|f| has_marker(f) && !f.is_udp(VXLAN));
     assert!(sealed.is_none(), "{sealed:?}");
     for host in &hosts {
@@ -146,7 +86,7 @@ fn published_ports_keep_the_client_s_address_over_vxlan() {
     let outside = lab.host("outside", &lab.subnet("o"));
     let subnet = lab.subnet("a");
     let trusted = ["--trusted-subnet", "198.51.100.0/24"];
-    let hosts = hosts(&lab, &subnet, [&trusted, &trusted]);
+    let hosts = lab.pair_with(&subnet, [&trusted, &trusted]);
     wait_carrier(&lab, &hosts, "vxlan");
     let [h1, h2] = &hosts;
     let _web = h2.serve("web", &[]);
@@ -185,7 +125,7 @@ fn published_ports_keep_the_client_s_address_over_vxlan() {
 fn where_one_host_alone_trusts_the_network_all_stays_sealed() {
     let lab = Lab::new("vxone");
     let subnet = lab.subnet("a");
-    let hosts = hosts(&lab, &subnet, [&TRUSTED, &[]]);
+    let hosts = lab.pair_with(&subnet, [&TRUSTED, &[]]);
     stays_sealed(&lab, &hosts);
     assert!(
         why(&hosts[0]).contains("peer lists no"),
@@ -209,7 +149,7 @@ fn where_the_hosts_trust_different_networks_all_stays_sealed() {
     let lab = Lab::new("vxother");
     let subnet = lab.subnet("a");
     let other = ["--trusted-subnet", "192.0.2.12/32"];
-    let hosts = hosts(&lab, &subnet, [&TRUSTED, &other]);
+    let hosts = lab.pair_with(&subnet, [&TRUSTED, &other]);
     stays_sealed(&lab, &hosts);
     assert!(
         why(&hosts[0]).contains("does not take"),
@@ -227,7 +167,7 @@ fn stays_sealed(lab: &Lab, hosts: &[Host; 2]) {
     let [h1, h2] = hosts;
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
     lab.wait("containers talk", 20, || a.pings(&b.ip().to_string()));
-    let frames = overheard(lab, h1, (&a, &b), |f| f.is_udp(SEALED));
+    let frames = overheard(lab, h1, [&a, &b], 5, |f| f.is_udp(SEALED));
     let plain = frames.iter().find(|f| f.is_udp(VXLAN) || has_marker(f));
     assert!(plain.is_none(), "in the clear: {plain:?}");
     assert!(
@@ -263,13 +203,13 @@ fn a_blocked_vxlan_port_sends_all_back_to_the_sealed_carrier_until_it_is_open() 
         assert!(text.contains("6784"), "{text}");
     }
     goes_on(&lab, &hold);
-    converse(&a, &b);
+    converse([&a, &b]);
     lab.router().nft("delete table netdev block\n");
     let opened = std::time::Instant::now();
     wait_carrier(&lab, &hosts, "vxlan");
     eprintln!("back on vxlan after {:?}", opened.elapsed());
     goes_on(&lab, &hold);
-    overheard(&lab, h1, (&a, &b), is_plain);
+    overheard(&lab, h1, [&a, &b], 5, is_plain);
 }
 
 #[test]
@@ -295,7 +235,7 @@ fn a_daemon_that_was_killed_takes_the_device_over_and_one_without_the_flag_remov
     assert_eq!(index(h2), Value::Null);
     assert!(!h2.run(&["nft", "list", "ruleset"]).ok().contains("6784"));
     goes_on(&lab, &hold);
-    let frames = overheard(&lab, h1, (&a, &b), |f| f.is_udp(SEALED));
+    let frames = overheard(&lab, h1, [&a, &b], 5, |f| f.is_udp(SEALED));
     assert!(!frames.iter().any(has_marker));
 }
 
@@ -393,5 +333,5 @@ fn a_device_that_somebody_takes_down_or_away_comes_back() {
         goes_on(&lab, &hold);
         wait_carrier(&lab, &hosts, "vxlan");
     }
-    overheard(&lab, h1, (&a, &b), is_plain);
+    overheard(&lab, h1, [&a, &b], 5, is_plain);
 }

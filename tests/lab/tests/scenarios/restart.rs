@@ -2,18 +2,11 @@
 
 use std::time::Duration;
 
-use weft_lab::{Host, Lab, Spawned};
-
-fn progress(hold: &Spawned) -> u64 {
-    let said = hold.stdout();
-    let last = said.lines().rfind(|l| l.starts_with("ok "));
-    last.and_then(|l| l.split(' ').nth(1)?.parse().ok())
-        .unwrap_or(0)
-}
+use weft_lab::{Host, Lab, Spawned, answers};
 
 /// The connection still carries questions and answers, with nothing lost in between.
 fn goes_on(lab: &Lab, hold: &mut Spawned, what: &str) {
-    let before = progress(hold);
+    let before = answers(hold);
     lab.wait(&format!("the connection goes on {what}"), 60, || {
         assert_eq!(
             hold.ended(),
@@ -21,7 +14,7 @@ fn goes_on(lab: &Lab, hold: &mut Spawned, what: &str) {
             "{what}: the connection broke: {}",
             hold.stderr()
         );
-        progress(hold) > before + 5
+        answers(hold) > before + 5
     });
 }
 

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use weft_lab::{Forged, Frame, Host, Lab, TIMES, forged_file, vxlan_mac};
+use weft_lab::{
+    Forged, Frame, Host, Lab, TIMES, converse, forged_file, goes_on, has_marker, vxlan_mac,
+};
 
-use crate::pair::{containers, converse, goes_on, has_marker, hold, hosts, overheard};
+use crate::pair::{containers, hold, hosts, overheard};
 
 const VXLAN: u16 = 6784;
 const ESP: [&str; 2] = ["--esp", "always"];
@@ -95,7 +97,7 @@ fn hosts_that_both_ask_for_it_are_sealed_by_the_kernel_and_forged_vxlan_gets_not
     let sent = lab.router().run(&[&tool, "replay", &file, "--exact"]).ok();
     assert_eq!(sent, (TIMES * packets.len()).to_string());
     // What was sent before this has been dealt with.
-    converse(&pair);
+    converse(pair.each_ref());
     let heard = pair[1].heard();
     assert!(!heard.contains("forged"), "{heard}");
     let dropped = hosts[1].run(&["nft", "list", "chain", "inet", "weft", "base_vxlan_in"]);

@@ -1,8 +1,8 @@
 //! The `udp` carrier: on this kernel as on any, and where the network delays and loses.
 
-use weft_lab::Lab;
+use weft_lab::{Lab, converse, has_marker};
 
-use crate::pair::{containers, converse, has_marker, hosts, overheard};
+use crate::pair::{containers, hosts, overheard};
 
 const SEALED: u16 = 6783;
 
@@ -31,7 +31,7 @@ fn on_a_network_that_loses_and_delays_a_stream_is_whole_and_the_round_trip_shown
         .run(&[&add[..], &["eth0", "root"], &netem].concat())
         .ok();
     assert!(pair[0].fetches(&pair[1], 3_000_000));
-    converse(&pair);
+    converse(pair.each_ref());
     lab.wait("weft peers shows the round trip", 30, || {
         let rtt = hosts[0].only_peer()["rtt_ms"].as_f64();
         rtt.is_some_and(|ms| (40.0..400.0).contains(&ms))

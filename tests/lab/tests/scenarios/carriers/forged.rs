@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use weft_lab::{Container, Forged, Host, Lab, TIMES, forged_file as file, vxlan_mac as mac};
+use weft_lab::{
+    Container, Forged, Host, Lab, TIMES, forged_file as file, goes_on, vxlan_mac as mac,
+};
 
 use super::{TRUSTED, VXLAN, trusting, wait_carrier};
 
@@ -271,7 +273,7 @@ fn somebody_who_flushes_the_host_s_rules_lets_nothing_in() {
             rules.contains("drop") && rules.matches("accept").count() == 3
         });
         let took = begun.elapsed();
-        super::goes_on(&s.lab, &hold);
+        goes_on(&s.lab, &hold);
         wait_carrier(&s.lab, &s.hosts, "vxlan");
         let slipped = s.heard("meanwhile") - before;
         eprintln!("{}: back after {took:?}, {slipped} forged", damage.trim());
