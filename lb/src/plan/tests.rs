@@ -259,6 +259,6 @@ fn a_peer_is_told_by_its_mac_on_either_carrier_and_has_one_number() {
     assert!(both.contains("elements = { 02:77:01:00:00:05 : 5, 06:02:00:00:00:00 : 5 }"));
     assert!(both.contains("06:02:00:00:00:00 : goto lb_from_5"));
     assert!(
-        both.contains("iifname { \"wu0\", \"wx0\" } ip saddr != 10.32.0.0/12 ct original zone set")
+        both.contains("ip saddr != 10.32.0.0/12 iifname { \"wu0\", \"wx0\" } ct original zone set")
     );
 }

@@ -86,7 +86,7 @@ fn peers(plan: &LbPlan, out: &mut String) {
 
     let foreign: Vec<String> = foreign_sources(plan)
         .iter()
-        .map(|source| format!("iifname {} {source}", carriers_text(plan.vxlan.is_some())))
+        .map(|source| format!("{source} iifname {}", carriers_text(plan.vxlan.is_some())))
         .collect();
     let zone: Vec<String> = foreign
         .iter()
@@ -98,7 +98,7 @@ fn peers(plan: &LbPlan, out: &mut String) {
         .map(|f| format!("{f} ct direction original ether saddr vmap @lb_peers"))
         .collect();
     mark.push(format!(
-        "iifname \"{LEG_PREFIX}*\" ct direction reply ct mark and {PEER_MARK_MASK:#x} != 0 meta mark set ct mark and {PEER_MARK_MASK:#x}"
+        "ct mark and {PEER_MARK_MASK:#x} != 0 ct direction reply iifname \"{LEG_PREFIX}*\" meta mark set ct mark and {PEER_MARK_MASK:#x}"
     ));
     base_chain(
         out,

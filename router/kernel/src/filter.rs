@@ -64,7 +64,8 @@ pub fn domain_filter(view: &View, local: &LocalFacts) -> String {
     out
 }
 
-/// The host's part.
+/// The host's part. What tells most packets apart comes first in a rule: an address is a comparison, a device's name a
+/// text that is looked up.
 pub fn host_filter(view: &View, local: &LocalFacts, guard: Guard) -> String {
     let mut out = String::with_capacity(2048);
     let (range, range6) = (view.plan.range, view.plan.range6());
@@ -72,18 +73,18 @@ pub fn host_filter(view: &View, local: &LocalFacts, guard: Guard) -> String {
     let _ = writeln!(
         out,
         "chain base_raw {{ type filter hook prerouting priority raw; policy accept;
-  iifname != {near} ip daddr {range} counter drop
-  iifname != {near} ip saddr {range} counter drop
-  iifname != {near} ip6 daddr {range6} counter drop
-  iifname != {near} ip6 saddr {range6} counter drop
+  ip daddr {range} iifname != {near} counter drop
+  ip saddr {range} iifname != {near} counter drop
+  ip6 daddr {range6} iifname != {near} counter drop
+  ip6 saddr {range6} iifname != {near} counter drop
 }}
 chain base_leak {{ type filter hook postrouting priority filter; policy accept;
-  oifname != {near} ip daddr {range} counter drop
-  oifname != {near} ip6 daddr {range6} counter drop
+  ip daddr {range} oifname != {near} counter drop
+  ip6 daddr {range6} oifname != {near} counter drop
 }}
 chain base_egress {{ type nat hook postrouting priority srcnat; policy accept;
-  oifname != {near} ip saddr {range} masquerade
-  oifname != {near} ip6 saddr {range6} masquerade
+  ip saddr {range} oifname != {near} masquerade
+  ip6 saddr {range6} oifname != {near} masquerade
 }}"
     );
     vxlan::host(&mut out, view);
@@ -226,36 +227,39 @@ fn set(out: &mut String, name: &str, kind: &str, elements: &[String]) {
     let _ = writeln!(out, " }}");
 }
 
+/// Neighbour discovery (RFC 4861 §4).
+const ND: &str =
+    "{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }";
+
 /// Neighbours are permanent on both sides, so nobody needs ND: none is let in, and neither is anything else from an
 /// address that is not the leg's own (RFC 4861 advertisements and redirects could steer others).
 fn domain_raw(out: &mut String, view: &View, local: &LocalFacts) {
     let (range, range6) = (view.plan.range, view.plan.range6());
     vxlan::domain_chains(out, view);
-    let carriers = carriers_text(view.vxlan.is_some());
     let vxlan = match view.vxlan {
-        Some(_) => format!("\n  iifname \"{VXLAN_CARRIER}\" jump base_vxlan"),
+        Some(_) => format!(", \"{VXLAN_CARRIER}\" : goto base_vxlan"),
         None => String::new(),
     };
     let _ = writeln!(
         out,
         "chain base_raw {{ type filter hook prerouting priority -310; policy accept;
-  iifname \"{LEG_PREFIX}*\" jump base_legs
-  iifname {carriers} jump base_carrier{vxlan}
-  iifname \"{HOST_LEG_FAR}\" jump base_host
+  iifname \"{LEG_PREFIX}*\" goto base_legs
+  iifname vmap {{ \"{UDP_CARRIER}\" : goto base_carrier, \"{HOST_LEG_FAR}\" : goto base_host{vxlan} }}
 }}
 chain base_legs {{
-  icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} drop
   iifname . ip saddr . ether saddr @base_legs4 return
+  icmpv6 type {ND} drop
   iifname . ip6 saddr . ether saddr @base_legs6 return
   counter drop
 }}
 chain base_carrier {{
-  icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} drop
+  ip saddr {range} return
   ip saddr {{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }} counter drop
+  icmpv6 type {ND} drop
   ip6 saddr {{ ::, ::1, fe80::/10, ff00::/8 }} counter drop
 }}
 chain base_host {{
-  icmpv6 type {{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} drop"
+  icmpv6 type {ND} drop"
     );
     if let Some(ip) = local.host_ip {
         let ip6 = view.plan.v6(ip);

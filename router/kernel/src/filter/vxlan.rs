@@ -136,9 +136,10 @@ pub(super) fn domain_chains(out: &mut String, view: &View) {
 chain base_vxlan_peer {{
   ip saddr {range} ether saddr . ip saddr != @base_vxlan_sources4 counter drop
   ip6 saddr {range6} ether saddr . ip6 saddr != @base_vxlan_sources6 counter drop
+  goto base_carrier
 }}
 chain base_unmark {{ type filter hook postrouting priority mangle; policy accept;
-  oifname \"{VXLAN_CARRIER}\" meta mark set 0x0
+  meta mark != 0 oifname \"{VXLAN_CARRIER}\" meta mark set 0
 }}"
     );
 }
