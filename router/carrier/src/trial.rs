@@ -6,6 +6,8 @@
 //! new session, path or size ──> round ── all of a run answered ──> good
 //!                                │ ^
 //!                       200 ms   └─┘ six times, a second more ──> single ones answered, a place never: failing
+//!                                                              └─> hardly any answered: again, when packets go out ten
+//!                                                                  seconds later
 //! ```
 
 use std::collections::BTreeMap;
@@ -27,6 +29,8 @@ const ROUNDS: u32 = 6;
 const GAP: Duration = Duration::from_millis(200);
 /// How long the last answers may take.
 const GRACE: Duration = Duration::from_secs(1);
+/// After a trial that said nothing, before the next.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Between looks at who has become worth a trial.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Datagrams of one run.
@@ -100,6 +104,8 @@ struct Trial {
     base: u64,
     /// When to go on; `None` when it is over.
     next: Option<Instant>,
+    /// It is over and said nothing: from then on another may be begun.
+    again: Option<Instant>,
 }
 
 /// The trials of all peers: those under way, and what the finished ones held for.
@@ -155,7 +161,7 @@ impl Trials {
             }
             let subject = (way.transport.remote_index(), way.to, way.peer.mtu);
             let known = self.of.get(&way.peer.number);
-            if known.is_none_or(|trial| trial.subject != subject) {
+            if !known.is_some_and(|trial| trial.holds_for(subject, now)) {
                 let trial = self.begin(subject, now);
                 way.peer.state.echoes.begin(trial.base);
                 self.of.insert(way.peer.number, trial);
@@ -175,11 +181,16 @@ impl Trials {
             rounds: 0,
             base,
             next: Some(now),
+            again: None,
         }
     }
 }
 
 impl Trial {
+    fn holds_for(&self, subject: Subject, now: Instant) -> bool {
+        self.subject == subject && self.again.is_none_or(|at| now < at)
+    }
+
     fn go_on(&mut self, now: Instant, way: Way<'_>, wire: &impl Wire) {
         if self.next.is_none_or(|next| now < next) {
             return;
@@ -191,6 +202,7 @@ impl Trial {
         }
         if self.rounds >= ROUNDS {
             // Nobody answered: that is not the run's fault.
+            self.again = Some(now + AGAIN);
             return self.end(way);
         }
         if let Some(OffloadState::Refused) = self.send_round(way, wire) {

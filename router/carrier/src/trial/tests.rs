@@ -145,6 +145,18 @@ fn losses_and_silence_are_not_held_against_the_runs() {
 }
 
 #[test]
+fn a_trial_that_said_nothing_is_begun_anew_while_packets_go_out() {
+    let mut rig = rig();
+    assert_eq!(rig.run(|_, _| false), OffloadState::On);
+    let sends = rig.sends();
+    rig.go_on();
+    assert_eq!(rig.sends(), sends, "not at once");
+    rig.now += AGAIN;
+    let vanishes = |send: usize, _| send.is_multiple_of(2);
+    assert_eq!(rig.run(vanishes), OffloadState::Failing);
+}
+
+#[test]
 fn a_refusal_ends_the_trial_and_another_path_begins_it_anew() {
     let mut rig = rig();
     rig.wire.refuses = true;
