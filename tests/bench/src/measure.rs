@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use weft_lab::Host;
 
-use crate::pair::Pair;
+use crate::pair::{Pair, VISITED};
 
 /// A figure, or why there is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +34,7 @@ pub(crate) struct Metric {
 }
 
 /// All that is measured.
-pub(crate) const METRICS: [Metric; 9] = [
+pub(crate) const METRICS: [Metric; 10] = [
     Metric {
         name: "tcp",
         title: "one TCP stream, Gbit/s",
@@ -76,6 +76,12 @@ pub(crate) const METRICS: [Metric; 9] = [
         title: "round trip, ms",
         more_is_better: false,
         take: |pair, time| ping(pair, time),
+    },
+    Metric {
+        name: "connections",
+        title: "TCP connections opened and ended, one after the other, a second",
+        more_is_better: true,
+        take: connections,
     },
     Metric {
         name: "rtt-load",
@@ -165,6 +171,15 @@ fn ping(pair: &Pair, time: Duration) -> Value {
     let line = said.lines().find(|line| line.starts_with("rtt "));
     let mean = line.and_then(|line| line.split('/').nth(4)?.parse().ok());
     Value(mean)
+}
+
+fn connections(pair: &Pair, time: Duration) -> Value {
+    let tool = Host::binary("lab-tool");
+    let to = format!("{}:{VISITED}", pair.address);
+    let millis = time.as_millis().to_string();
+    let out = pair.near.run(&[&tool, "visit", &to, &millis]);
+    let visits: Option<f64> = out.stdout.trim().parse().ok();
+    Value(visits.map(|visits| visits / time.as_secs_f64()))
 }
 
 fn ping_under_load(pair: &Pair, time: Duration) -> Value {

@@ -7,6 +7,8 @@ use weft_lab::{Host, Lab, Netns, Out, Spawned, run_command};
 
 /// No command takes longer.
 const LIMIT: Duration = Duration::from_secs(120);
+/// The port of those who open connections one after the other.
+pub(crate) const VISITED: &str = "80";
 /// The containers' networks, where the tunnel is not weft's.
 const NEAR: &str = "10.99.1";
 const FAR: &str = "10.99.2";
@@ -48,15 +50,16 @@ pub(crate) struct Pair {
     pub(crate) near: End,
     /// The far one's address.
     pub(crate) address: String,
-    _server: Spawned,
+    /// What waits at the far end: iperf3 and, on [`VISITED`], an end to each connection.
+    _servers: [Spawned; 2],
     /// Processes and devices, dropped before the lab.
     _parts: Vec<Box<dyn Any + Send + Sync>>,
     pub(crate) hosts: [Host; 2],
-    _lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 impl Pair {
-    /// Two ends that reach each other; a server waits at the far one.
+    /// Two ends that reach each other; servers wait at the far one.
     pub(crate) fn new(
         lab: Lab,
         hosts: [Host; 2],
@@ -65,19 +68,30 @@ impl Pair {
         parts: Vec<Box<dyn Any + Send + Sync>>,
     ) -> Self {
         let [near, far] = ends;
-        let argv = far.argv(&["iperf3", "--server", "--forceflush"]);
-        let mut server = Spawned::start(&argv, &[], &lab.dir().join("iperf3"));
-        server.wait_for("Server listening", Duration::from_secs(10));
+        let serve = |name: &str, argv: &[&str], ready: &str| {
+            let mut server = Spawned::start(&far.argv(argv), &[], &lab.dir().join(name));
+            server.wait_for(ready, Duration::from_secs(10));
+            server
+        };
+        let tool = Host::binary("lab-tool");
+        let servers = [
+            serve(
+                "iperf3",
+                &["iperf3", "--server", "--forceflush"],
+                "Server listening",
+            ),
+            serve("visited", &[&tool, "host", VISITED], "ready"),
+        ];
         lab.wait("the containers reach each other", 30, || {
             near.run(&["ping", "-c1", "-W1", &address]).is_ok()
         });
         Self {
             near,
             address,
-            _server: server,
+            _servers: servers,
             _parts: parts,
             hosts,
-            _lab: lab,
+            lab,
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Tunnel {
 }
 
 /// All of them; weft first.
-pub(crate) const TUNNELS: [Tunnel; 7] = [
+pub(crate) const TUNNELS: [Tunnel; 8] = [
     Tunnel {
         name: "weft",
         is_peer: false,
@@ -30,6 +30,11 @@ pub(crate) const TUNNELS: [Tunnel; 7] = [
         name: "weft-vxlan",
         is_peer: false,
         make: weft::make_vxlan,
+    },
+    Tunnel {
+        name: "weft-services",
+        is_peer: false,
+        make: weft::make_services,
     },
     Tunnel {
         name: "wireguard-go",

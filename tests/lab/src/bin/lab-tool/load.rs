@@ -61,6 +61,29 @@ fn swallow(mut stream: TcpStream, octets: &mut u64) -> Result<()> {
     }
 }
 
+/// Opens connections one after the other for `millis`, waits for the end of each, and prints how many there were.
+pub(super) fn visit(to: SocketAddr, millis: u64) -> Result<()> {
+    let end = Instant::now() + Duration::from_millis(millis);
+    let mut visits = 0u64;
+    while Instant::now() < end {
+        let mut stream = connect(to, None, Duration::from_secs(3))?;
+        stream.read_to_end(&mut Vec::new())?;
+        visits += 1;
+    }
+    say(&visits.to_string());
+    Ok(())
+}
+
+/// Ends every connection as soon as it is there, so that the visitor's ports are free again at once.
+pub(super) fn host(port: u16) -> Result<()> {
+    let listener = dual_stack(Type::STREAM, port)?;
+    listener.listen(128)?;
+    say("ready");
+    loop {
+        drop(listener.accept()?);
+    }
+}
+
 /// What all processes of this machine agree on.
 fn micros() -> Result<u128> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())

@@ -33,6 +33,8 @@ const USAGE: &str = "usage:
   lab-tool follow PORT                          takes that of `flow` and checks it; prints `octets N` as it goes
   lab-tool gush ADDR:PORT MILLIS                one TCP connection, filled for so long
   lab-tool gulp PORT                            takes those of `gush`; prints `at MICROS octets N` as it goes
+  lab-tool visit ADDR:PORT MILLIS               TCP connections, one after the other; prints how many
+  lab-tool host PORT                            takes those of `visit` and ends each at once
   lab-tool flood ADDR:PORT init|join|cookie|data|junk|all FROM[/LEN] RATE MILLIS [--aside PORT]
                                                 strangers' datagrams from addresses of that network, so many a second;
                                                 in turn to the other port; prints `at MICROS port PORT` when it turns
@@ -77,6 +79,8 @@ fn run(words: &[&str]) -> Result<()> {
         ["follow", port] => steady::follow(port.parse()?),
         ["gush", to, millis] => load::gush(to.parse()?, millis.parse()?),
         ["gulp", port] => load::gulp(port.parse()?),
+        ["visit", to, millis] => load::visit(to.parse()?, millis.parse()?),
+        ["host", port] => load::host(port.parse()?),
         ["flood", to, kind, from, rate, millis, rest @ ..] => {
             let aside = flag(rest, "--aside").map(str::parse).transpose()?;
             let (rate, millis) = (rate.parse()?, millis.parse()?);
