@@ -1,9 +1,21 @@
 //! Whether this host lets the kernel seal what goes to peers (`weft up --esp`).
 
+mod race;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use tracing::{debug, info, warn};
 use weft_core::carriers::Esp;
+use weft_core::crypto::Cipher;
+
+/// What was measured is kept there, in the state's directory.
+const MEASURED: &str = "esp.json";
+/// The kernel must be so much faster, in hundredths: less is chance, and a second carrier is more to go wrong.
+const WORTH_IT: u64 = 110;
 
 /// What a person asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,13 +24,15 @@ pub(crate) enum EspUse {
     /// weft itself seals.
     #[default]
     Never,
+    /// The kernel does, wherever both ends ask for that and can, if it is faster on this host.
+    Auto,
     /// The kernel does, wherever both ends ask for that and can.
     Always,
 }
 
 /// Neither of these.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is neither never nor always")]
+#[error("\"{0}\" is neither never nor auto nor always")]
 pub(crate) struct UnknownEspUse(String);
 
 impl FromStr for EspUse {
@@ -27,19 +41,149 @@ impl FromStr for EspUse {
     fn from_str(text: &str) -> Result<Self, UnknownEspUse> {
         match text {
             "never" => Ok(EspUse::Never),
+            "auto" => Ok(EspUse::Auto),
             "always" => Ok(EspUse::Always),
             other => Err(UnknownEspUse(other.to_owned())),
         }
     }
 }
 
-/// What this host can do of what was asked. The kernel is tried where it matters alone.
-pub(crate) fn ability(wanted: EspUse) -> Esp {
-    match wanted {
-        EspUse::Never => Esp::Unasked,
-        EspUse::Always => match weft_kernel::esp_available() {
-            Ok(()) => Esp::Ready,
-            Err(error) => Esp::Lacking(error.to_string()),
-        },
+/// What one TCP connection between two namespaces of this machine carried, octets a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Speeds {
+    /// Sealed by the kernel.
+    kernel: u64,
+    /// Sealed by weft.
+    own: u64,
+}
+
+impl Speeds {
+    fn kernel_is_faster(self) -> bool {
+        self.kernel.saturating_mul(100) > self.own.saturating_mul(WORTH_IT)
+    }
+}
+
+/// Speeds, and what they hold for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Measured {
+    /// The kernel's release.
+    kernel: String,
+    /// weft's version.
+    weft: String,
+    speeds: Speeds,
+}
+
+/// What this host can do of what was asked. The kernel is tried where it matters alone, anew at each start, as modules come
+/// and go with kernels; how fast it is, once for each kernel and version of weft. `progress` is told before what takes a
+/// second. Blocks.
+pub(crate) fn ability(
+    wanted: EspUse,
+    cipher: Cipher,
+    state_dir: &Path,
+    progress: impl FnOnce(&str),
+) -> Esp {
+    if wanted == EspUse::Never {
+        return Esp::Unasked;
+    }
+    match (weft_kernel::esp_available(), wanted) {
+        (Ok(()), EspUse::Always) => return Esp::Ready,
+        (Ok(()), _) => {}
+        (Err(error), EspUse::Always) => {
+            warn!(%error, "this kernel has no ESP: weft itself seals");
+            return Esp::Lacking(error.to_string());
+        }
+        (Err(error), _) => {
+            debug!(%error, "this kernel has no ESP: weft itself seals");
+            return Esp::Unasked;
+        }
+    }
+    match speeds(cipher, state_dir, progress) {
+        Ok(speeds) if speeds.kernel_is_faster() => {
+            info!(kernel = %shown(speeds.kernel), weft = %shown(speeds.own), "the kernel seals faster: it is offered to peers");
+            Esp::Ready
+        }
+        Ok(speeds) => {
+            info!(kernel = %shown(speeds.kernel), weft = %shown(speeds.own), "the kernel seals no faster: weft itself does");
+            Esp::Unasked
+        }
+        Err(error) => {
+            warn!(
+                error = format!("{error:#}"),
+                "whether the kernel seals faster can't be measured: weft itself does"
+            );
+            Esp::Unasked
+        }
+    }
+}
+
+fn shown(octets: u64) -> String {
+    format!("{:.2} Gbit/s", octets as f64 * 8.0 / 1e9)
+}
+
+fn speeds(cipher: Cipher, state_dir: &Path, progress: impl FnOnce(&str)) -> anyhow::Result<Speeds> {
+    let path = state_dir.join(MEASURED);
+    let kernel = release();
+    let weft = env!("CARGO_PKG_VERSION").to_owned();
+    if let Some(known) = load(&path).filter(|known| known.kernel == kernel && known.weft == weft) {
+        return Ok(known.speeds);
+    }
+    progress("measuring whether the kernel seals faster than weft (once)");
+    let speeds = race::run(cipher)?;
+    let measured = Measured {
+        kernel,
+        weft,
+        speeds,
+    };
+    if let Err(error) = save(&path, &measured) {
+        warn!(%error, "can't keep what was measured: the next start measures again");
+    }
+    Ok(speeds)
+}
+
+fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
+
+/// What is not there or not whole is measured again.
+fn load(path: &Path) -> Option<Measured> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn save(path: &Path, measured: &Measured) -> io::Result<()> {
+    let bytes = serde_json::to_vec(measured).map_err(io::Error::other)?;
+    let new: PathBuf = path.with_extension("new");
+    fs::write(&new, bytes)?;
+    fs::rename(new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_little_faster_is_not_faster() {
+        let speeds = |kernel, own| Speeds { kernel, own };
+        assert!(!speeds(100, 100).kernel_is_faster());
+        assert!(!speeds(110, 100).kernel_is_faster());
+        assert!(speeds(111, 100).kernel_is_faster());
+        assert!(!speeds(0, 0).kernel_is_faster());
+    }
+
+    #[test]
+    fn what_was_measured_holds_for_its_kernel_and_version_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(MEASURED);
+        assert_eq!(load(&path), None);
+        let measured = Measured {
+            kernel: release(),
+            weft: env!("CARGO_PKG_VERSION").to_owned(),
+            speeds: Speeds { kernel: 2, own: 1 },
+        };
+        save(&path, &measured).unwrap();
+        let never = |_: &str| panic!("it was measured already");
+        let known = speeds(Cipher::Aes256Gcm, dir.path(), never).unwrap();
+        assert_eq!(known, measured.speeds);
+        fs::write(&path, "{").unwrap();
+        assert_eq!(load(&path), None);
     }
 }

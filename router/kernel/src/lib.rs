@@ -38,6 +38,7 @@ pub use linux::domain::{Domain, Origin};
 pub use linux::esp::esp_available;
 pub use linux::forwarding::HostState;
 pub use linux::gather::Gatherer;
+pub use linux::ground::{CABLE_MTU, End, Ground};
 pub use linux::host::{Host, HostReport};
 pub use linux::leg::{AttachedLeg, LegSeen, LegSpec};
 pub use linux::netns::{NETNS_DIR, inside, open_netns};

@@ -162,6 +162,7 @@ pub(super) async fn bring_up(
     (mut inheritance, predecessor): (Inheritance, Option<&mut Predecessor>),
     underway: &mut Underway,
 ) -> Result<Running> {
+    let esp = esp_ability(config, ready).await?;
     ready.progress("preparing the network namespace of the mesh");
     let (domain, _) = Domain::open_or_create(&begun.domain_name)?;
     let domain = Arc::new(domain);
@@ -185,7 +186,7 @@ pub(super) async fn bring_up(
         tcp_port: config.tcp_port.and_then(NonZeroU16::new),
         relay: config.relay,
         trusted_subnets: config.trusted_subnets.clone(),
-        esp: esp(config),
+        esp,
     };
     let Begun {
         identity,
@@ -457,11 +458,13 @@ fn save_host_state(path: &Path, state: &HostState) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Found out anew at each start: modules come and go with kernels.
-fn esp(config: &UpConfig) -> Esp {
-    let esp = esp::ability(config.esp);
-    if let Esp::Lacking(error) = &esp {
-        warn!(%error, "this kernel has no ESP: weft itself seals");
-    }
-    esp
+/// Found out before anything stands still for it.
+async fn esp_ability(config: &UpConfig, ready: &Ready) -> Result<Esp> {
+    let (wanted, state_dir, ready) = (config.esp, config.state_dir.clone(), ready.clone());
+    let find = move || {
+        esp::ability(wanted, fast_cipher(), &state_dir, |what| {
+            ready.progress(what);
+        })
+    };
+    Ok(tokio::task::spawn_blocking(find).await?)
 }

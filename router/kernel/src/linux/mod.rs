@@ -7,6 +7,7 @@ pub(crate) mod doors;
 pub(crate) mod esp;
 pub(crate) mod forwarding;
 pub(crate) mod gather;
+pub(crate) mod ground;
 pub(crate) mod host;
 pub(crate) mod leg;
 pub(crate) mod netns;

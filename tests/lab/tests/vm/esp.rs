@@ -1,4 +1,5 @@
-//! VXLAN that the kernel seals (`--esp always`): what is seen on the wire, what gets in, and what comes of lost keys.
+//! VXLAN that the kernel seals (`--esp always`, or `auto` where that is faster): what is seen on the wire, what gets in, what
+//! comes of lost keys, and of a way that lets no ESP through.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -188,4 +189,70 @@ fn a_killed_daemon_s_keys_are_gone_after_the_next_start_and_one_end_alone_does_n
     assert!(!h2.run(&["nft", "list", "ruleset"]).ok().contains("6784"));
     h1.weft(&["down"]).ok();
     assert!(keys(h1).is_empty() && policies(h1).is_empty());
+}
+
+#[test]
+fn where_no_esp_gets_through_packets_go_through_the_tunnel_until_it_does() {
+    let lab = Lab::new("espblock");
+    let hosts = sealing(&lab);
+    let pair = containers(&lab, &hosts);
+    let hold = hold(&hosts[0], &pair);
+    let block = "table inet lab { chain block { type filter hook prerouting priority -500; meta l4proto esp drop; }; }\n";
+    // One way first: each end decides for what it sends.
+    hosts[1].space().nft(block);
+    lab.wait("what goes that way goes through the tunnel", 60, || {
+        hosts[0].only_peer()["carrier"] == "udp"
+    });
+    let why = hosts[0].only_peer()["carrier_why"].to_string();
+    assert!(why.contains("does not get through"), "{why}");
+    assert_eq!(hosts[1].only_peer()["carrier"], "esp");
+    goes_on(&lab, &hold);
+    hosts[0].space().nft(block);
+    wait_carrier(&lab, &hosts, "udp");
+    goes_on(&lab, &hold);
+    for host in &hosts {
+        host.space().nft("delete table inet lab\n");
+    }
+    wait_carrier(&lab, &hosts, "esp");
+    goes_on(&lab, &hold);
+}
+
+/// What was measured; `kernel` octets a second instead, if that is given.
+fn measured(host: &Host, kernel: Option<u64>) -> [u64; 2] {
+    let path = host.state_dir().join("esp.json");
+    let bytes = std::fs::read(&path).unwrap();
+    let mut measured: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    if let Some(kernel) = kernel {
+        measured["speeds"]["kernel"] = kernel.into();
+        std::fs::write(&path, measured.to_string()).unwrap();
+    }
+    ["kernel", "own"].map(|of| measured["speeds"][of].as_u64().unwrap())
+}
+
+#[test]
+fn auto_measures_once_and_takes_what_is_faster() {
+    let lab = Lab::new("espauto");
+    let auto = ["--esp", "auto"];
+    let hosts = hosts(&lab, [&auto, &auto]);
+    let seals = |[kernel, own]: [u64; 2]| {
+        assert!(kernel > 0 && own > 0);
+        kernel * 10 > own * 11
+    };
+    let both = hosts.iter().all(|host| {
+        let [kernel, own] = measured(host, None);
+        eprintln!("{kernel} octets/s by the kernel, {own} by weft");
+        seals([kernel, own])
+    });
+    wait_carrier(&lab, &hosts, if both { "esp" } else { "udp" });
+    // On another machine it would have come out otherwise.
+    for (kernel, carrier) in [(u64::MAX / 1000, "esp"), (1, "udp")] {
+        for host in &hosts {
+            let before = measured(host, Some(kernel));
+            host.kill9();
+            host.up(&auto);
+            assert_eq!(measured(host, None)[1], before[1], "measured again");
+        }
+        lab.wait_members(&hosts);
+        wait_carrier(&lab, &hosts, carrier);
+    }
 }
