@@ -56,14 +56,14 @@ async fn live(config: UpConfig, ready: Ready) -> Result<()> {
     let mut signals = Signals::listen()?;
     // Outlives what is begun here: a predecessor goes on once the line to it is gone.
     let mut predecessor = None;
-    let mut inheritance = Inheritance::default();
-    if config.take_over {
+    let inheritance = if config.take_over {
         let mut called = Predecessor::call(&config.run_dir).await?;
-        inheritance = called.inherit().await?;
+        let inheritance = called.inherit().await?;
         predecessor = Some(called);
+        inheritance
     } else {
-        inheritance.carrier = service_manager::kept();
-    }
+        service_manager::kept()
+    };
     let mut end = one_life(&config, &ready, &mut signals, inheritance, &mut predecessor).await?;
     while let End::HandedOver(handing) = end {
         let domain = Path::new(weft_kernel::NETNS_DIR).join(&handing.netns);

@@ -182,6 +182,7 @@ async fn bequeath(
         dns_udp: udp.into_iter().map(Into::into).collect(),
         dns_tcp: tcp.into_iter().map(Into::into).collect(),
         placeholders: placeholders.descriptors()?,
+        shield: daemon.host.shield_socket()?,
         relays: placeholders.relays(),
     })
 }

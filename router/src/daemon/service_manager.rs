@@ -9,15 +9,20 @@ use sd_notify::NotifyState;
 use tracing::{debug, warn};
 use weft_carrier::Descriptors;
 
+use super::handover::Inheritance;
+
 const TAP: &str = "weft-tap";
 const UDP4: &str = "weft-udp4";
 const UDP6: &str = "weft-udp6";
 /// Listeners: both under one name.
 const TCP: &str = "weft-tcp";
+/// What the `vxlan` carrier's own table stands by.
+const SHIELD: &str = "weft-shield";
 
 /// What it kept for us.
-pub(super) fn kept() -> Descriptors {
-    let mut kept = Descriptors::default();
+pub(super) fn kept() -> Inheritance {
+    let mut kept = Inheritance::default();
+    let carrier = &mut kept.carrier;
     let listed = match sd_notify::listen_fds_with_names() {
         Ok(listed) => listed,
         Err(error) => {
@@ -27,10 +32,11 @@ pub(super) fn kept() -> Descriptors {
     };
     for (number, name) in listed {
         match (own(number), name.as_str()) {
-            (Ok(fd), TAP) => kept.tap = Some(fd),
-            (Ok(fd), UDP4) => kept.v4 = Some(fd),
-            (Ok(fd), UDP6) => kept.v6 = Some(fd),
-            (Ok(fd), TCP) => kept.tcp.push(fd),
+            (Ok(fd), TAP) => carrier.tap = Some(fd),
+            (Ok(fd), UDP4) => carrier.v4 = Some(fd),
+            (Ok(fd), UDP6) => carrier.v6 = Some(fd),
+            (Ok(fd), TCP) => carrier.tcp.push(fd),
+            (Ok(fd), SHIELD) => kept.shield = Some(fd),
             (Ok(_), name) => debug!(name, "the service manager passed something unknown"),
             (Err(error), name) => {
                 warn!(%error, name, "what the service manager kept can't be used");
@@ -57,25 +63,42 @@ pub(super) fn keep(descriptors: &Descriptors) {
         .into_iter()
         .flat_map(|(name, fd)| Some((name, fd.as_ref()?)));
     for (name, fd) in single.chain(tcp.iter().map(|fd| (TCP, fd))) {
-        let state = [
-            NotifyState::FdStore,
-            NotifyState::FdName(name),
-            // An ICMP error makes a socket look broken for a moment: no reason to drop it.
-            NotifyState::Custom("FDPOLL=0"),
-        ];
-        let fds: [BorrowedFd<'_>; 1] = [fd.as_fd()];
-        tell(sd_notify::notify_with_fds(&state, &fds));
+        store(name, fd);
     }
+}
+
+/// Has it keep this one, or none, in place of the one before: then what guards the `vxlan` carrier outlives a daemon that is
+/// killed.
+pub(super) fn keep_shield(socket: Option<&OwnedFd>) {
+    remove(SHIELD);
+    if let Some(socket) = socket {
+        store(SHIELD, socket);
+    }
+}
+
+fn store(name: &str, fd: &OwnedFd) {
+    let state = [
+        NotifyState::FdStore,
+        NotifyState::FdName(name),
+        // An ICMP error makes a socket look broken for a moment: no reason to drop it.
+        NotifyState::Custom("FDPOLL=0"),
+    ];
+    let fds: [BorrowedFd<'_>; 1] = [fd.as_fd()];
+    tell(sd_notify::notify_with_fds(&state, &fds));
 }
 
 /// Has it close what it keeps: all is taken down, or comes anew.
 pub(super) fn forget() {
-    for name in [TAP, UDP4, UDP6, TCP] {
-        tell(sd_notify::notify(&[
-            NotifyState::FdStoreRemove,
-            NotifyState::FdName(name),
-        ]));
+    for name in [TAP, UDP4, UDP6, TCP, SHIELD] {
+        remove(name);
     }
+}
+
+fn remove(name: &str) {
+    tell(sd_notify::notify(&[
+        NotifyState::FdStoreRemove,
+        NotifyState::FdName(name),
+    ]));
 }
 
 /// The daemon is up.

@@ -176,6 +176,10 @@ pub(super) async fn bring_up(
     let routes_are_gone = !begun.fresh && given.tap.is_none();
     let carrier = Arc::new(start_carrier(config, &domain, &begun.inbox, given)?);
     service_manager::keep(&carrier.descriptors()?);
+    if let Some(shield) = inheritance.shield.take() {
+        service_manager::keep_shield(Some(&shield));
+        host.keep_shield(shield);
+    }
     let cipher = fast_cipher();
     let node_config = NodeConfig {
         name: node_name(config),

@@ -10,8 +10,8 @@ use weft_core::carriers::EspState;
 use weft_core::view::{View, VxlanView};
 use weft_kernel::{Domain, EspMemory, EspPlan, Host, nft, plan_esp};
 
-use super::Daemon;
 use super::core_thread::{Core, Message};
+use super::{Daemon, service_manager};
 
 /// How often traffic over the carrier is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -196,10 +196,25 @@ impl VxlanDevice {
 
     /// Without it a flush of the host's rules lets forged packets in until the device is down: some milliseconds.
     fn raise_shield(&mut self, vxlan: &VxlanView) {
-        if let Err(error) = self.host.raise_shield(vxlan)
-            && !std::mem::replace(&mut self.is_bare, true)
-        {
-            info!(%error, "no table of its own guards the vxlan carrier");
+        match self.host.raise_shield(vxlan) {
+            Ok(true) => match self.host.shield_socket() {
+                Ok(socket) => service_manager::keep_shield(socket.as_ref()),
+                Err(error) => {
+                    warn!(%error, "the vxlan carrier's guard would end with this process")
+                }
+            },
+            Ok(false) => {}
+            Err(error) if !std::mem::replace(&mut self.is_bare, true) => {
+                info!(%error, "no table of its own guards the vxlan carrier");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn lower_shield(&self) {
+        if self.host.has_shield() {
+            self.host.lower_shield();
+            service_manager::keep_shield(None);
         }
     }
 
@@ -210,7 +225,7 @@ impl VxlanDevice {
     }
 
     fn sweep(&mut self) {
-        self.host.lower_shield();
+        self.lower_shield();
         if !self.is_swept {
             match self.domain.remove_vxlan() {
                 Ok(()) => self.is_swept = true,

@@ -29,7 +29,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Host {
     namespace: OwnedFd,
     /// The second filter of the `vxlan` carrier.
-    shield: Mutex<Option<Shield>>,
+    shields: Mutex<Shields>,
+}
+
+#[derive(Debug, Default)]
+struct Shields {
+    own: Option<Shield>,
+    /// The socket of another process's, which stands until this one has its own.
+    former: Option<OwnedFd>,
 }
 
 /// What a reconciliation of the host did and what stands there now.
@@ -48,8 +55,8 @@ impl Host {
     pub fn current() -> Result<Self> {
         let namespace = open(OWN, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
             .doing(|| format!("open {OWN}"))?;
-        let shield = Mutex::default();
-        Ok(Self { namespace, shield })
+        let shields = Mutex::default();
+        Ok(Self { namespace, shields })
     }
 
     /// Runs `work` on a thread of its own inside the host's namespace, and waits for it.
@@ -65,33 +72,52 @@ impl Host {
     }
 
     /// Filters for the `vxlan` carrier in a table, too, that nobody can take away while this process lives: it stands from
-    /// then on, and lets in what the peers of `vxlan` send.
+    /// then on, and lets in what the peers of `vxlan` send. True if it is a new one.
     ///
     /// # Errors
     /// On kernels before Linux 5.12. There is no such table then, not even the one of before.
-    pub fn raise_shield(&self, vxlan: &VxlanView) -> Result<()> {
+    pub fn raise_shield(&self, vxlan: &VxlanView) -> Result<bool> {
         let senders = Senders::of(vxlan);
-        let mut shield = self.lock_shield();
-        let raised = match shield.take() {
+        let mut shields = self.lock_shields();
+        let is_new = shields.own.is_none();
+        let raised = match shields.own.take() {
             Some(mut shield) => shield.let_in(&senders).map(|()| shield),
             None => self.run(|| Shield::raise(&senders))?,
         };
-        *shield = Some(raised.doing(|| "make a table of weft's own".into())?);
-        Ok(())
+        shields.own = Some(raised.doing(|| "make a table of weft's own".into())?);
+        shields.former = None;
+        Ok(is_new)
     }
 
     /// Takes it away.
     pub fn lower_shield(&self) {
-        *self.lock_shield() = None;
+        *self.lock_shields() = Shields::default();
     }
 
     /// Is it there?
     pub fn has_shield(&self) -> bool {
-        self.lock_shield().is_some()
+        let shields = self.lock_shields();
+        shields.own.is_some() || shields.former.is_some()
     }
 
-    fn lock_shield(&self) -> MutexGuard<'_, Option<Shield>> {
-        self.shield.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What it stands by, once more: while somebody has this open the table stands, as it is.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn shield_socket(&self) -> std::io::Result<Option<OwnedFd>> {
+        let shields = self.lock_shields();
+        let former = || shields.former.as_ref().map(OwnedFd::as_fd);
+        let socket = shields.own.as_ref().map(Shield::socket).or_else(former);
+        socket.map(|socket| socket.try_clone_to_owned()).transpose()
+    }
+
+    /// Keeps another process's table, until this one has made its own.
+    pub fn keep_shield(&self, socket: OwnedFd) {
+        self.lock_shields().former = Some(socket);
+    }
+
+    fn lock_shields(&self) -> MutexGuard<'_, Shields> {
+        self.shields.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the host's filter needs the guard. Ask, and apply the filter, *before* [`Self::reconcile`] switches

@@ -13,6 +13,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use weft_core::layout::VXLAN_PORT;
 use weft_core::view::{Seal, VxlanView};
@@ -152,6 +153,11 @@ impl Shield {
             table,
             senders: senders.clone(),
         })
+    }
+
+    /// The table stands while this is open.
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Lets in what these send, and nothing else: packets meet the old list or the new.

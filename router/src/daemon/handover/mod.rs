@@ -64,6 +64,7 @@ const CONTROL: &str = "control";
 const DNS_UDP: &str = "dns-udp";
 const DNS_TCP: &str = "dns-tcp";
 const PLACEHOLDER: &str = "placeholder";
+const SHIELD: &str = "shield";
 
 /// Descriptors that outlive a daemon.
 #[derive(Debug, Default)]
@@ -77,6 +78,8 @@ pub(super) struct Inheritance {
     pub(super) dns_tcp: Vec<OwnedFd>,
     /// Listeners of published ports.
     pub(super) placeholders: BTreeMap<Place, OwnedFd>,
+    /// What guards the `vxlan` carrier while nobody else does.
+    pub(super) shield: Option<OwnedFd>,
     /// What this process carries itself stays with it.
     pub(super) relays: Relays,
 }
@@ -95,7 +98,13 @@ impl Inheritance {
     /// Each with its name.
     fn parts(&self) -> impl Iterator<Item = (&'static str, Option<Place>, &OwnedFd)> {
         let Descriptors { tap, v4, v6, tcp } = &self.carrier;
-        let single = [(TAP, tap), (UDP4, v4), (UDP6, v6), (CONTROL, &self.control)];
+        let single = [
+            (TAP, tap),
+            (UDP4, v4),
+            (UDP6, v6),
+            (CONTROL, &self.control),
+            (SHIELD, &self.shield),
+        ];
         let single = single
             .into_iter()
             .flat_map(|(name, fd)| Some((name, None, fd.as_ref()?)));
@@ -118,6 +127,7 @@ impl Inheritance {
             (UDP6, _) => self.carrier.v6 = Some(fd),
             (TCP, _) => self.carrier.tcp.push(fd),
             (CONTROL, _) => self.control = Some(fd),
+            (SHIELD, _) => self.shield = Some(fd),
             (DNS_UDP, _) => self.dns_udp.push(fd),
             (DNS_TCP, _) => self.dns_tcp.push(fd),
             (PLACEHOLDER, Some(place)) => drop(self.placeholders.insert(place, fd)),

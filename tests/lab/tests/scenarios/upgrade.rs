@@ -355,7 +355,7 @@ fn reads_packets(pid: u32) -> bool {
 }
 
 /// Begins a restart and stops the successor for good as soon as it has a descriptor: it and the restart.
-fn hang_a_successor(host: &Host) -> (u32, Spawned) {
+pub(crate) fn hang_a_successor(host: &Host) -> (u32, Spawned) {
     let restart = host.spawn("restart", &[&Host::binary("weft"), "restart"]);
     let until = Instant::now() + Duration::from_secs(20);
     loop {
@@ -368,7 +368,7 @@ fn hang_a_successor(host: &Host) -> (u32, Spawned) {
     }
 }
 
-fn signal(pid: u32, signal: Signal) {
+pub(crate) fn signal(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal);
 }
 

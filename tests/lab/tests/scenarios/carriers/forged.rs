@@ -3,9 +3,12 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use weft_lab::{
-    Container, Forged, Host, Lab, TIMES, forged_file as file, goes_on, vxlan_mac as mac,
+    Container, Forged, Host, Lab, Spawned, TIMES, forged_file as file, goes_on, vxlan_mac as mac,
 };
+
+use crate::upgrade::{hang_a_successor, signal};
 
 use super::{TRUSTED, VXLAN, trusting, wait_carrier};
 
@@ -59,6 +62,19 @@ impl Scene {
         let file = file(&self.lab, name, packets);
         let sent = from.tool(&["replay", &file, "--exact"]).ok();
         assert_eq!(sent, (TIMES * packets.len()).to_string());
+    }
+
+    /// The neighbour forges a thousand a second from its own address, until this is dropped.
+    fn forges_all_the_time(&self, text: &str) -> Spawned {
+        let own = Forged {
+            from: self.neighbour.v4(),
+            ..self.perfect(text)
+        };
+        let path = self.lab.dir().join("forged-stream");
+        std::fs::write(&path, own.payload()).unwrap();
+        let to = format!("{}:{VXLAN}", self.hosts[1].v4());
+        let stream = ["payload", &path.to_string_lossy(), &to, "1000000"];
+        self.neighbour.spawn_tool("stream", &stream)
     }
 
     /// How often the container behind the second host was told this.
@@ -247,16 +263,7 @@ fn somebody_who_flushes_the_host_s_rules_lets_nothing_in() {
     let mut hold =
         s.a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", s.b.ip())]);
     hold.wait_for("ok 10 ", Duration::from_secs(15));
-    let own = Forged {
-        from: s.neighbour.v4(),
-        ..s.perfect("meanwhile")
-    };
-    let path = s.lab.dir().join("forged-stream");
-    std::fs::write(&path, own.payload()).unwrap();
-    let to = format!("{}:{VXLAN}", h2.v4());
-    let stream = ["payload", &path.to_string_lossy(), &to, "1000000"];
-    // A thousand a second, all the time.
-    let _stream = s.neighbour.spawn_tool("stream", &stream);
+    let _stream = s.forges_all_the_time("meanwhile");
     for damage in [
         "flush ruleset\n",
         "flush chain inet weft base_vxlan_in\n",
@@ -296,4 +303,62 @@ fn somebody_who_flushes_the_host_s_rules_lets_nothing_in() {
     });
     h2.kill9();
     assert_eq!(own(h2), None);
+}
+
+/// While one daemon follows another nobody puts the rules back: the table goes on to the successor, and back.
+#[test]
+fn somebody_who_flushes_while_a_daemon_follows_another_lets_nothing_in() {
+    let s = scene("vxrestart");
+    let [h1, h2] = &s.hosts;
+    let mut hold =
+        s.a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", s.b.ip())]);
+    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let _stream = s.forges_all_the_time("meanwhile");
+    let (successor, restart) = hang_a_successor(h2);
+    h2.space().nft("flush ruleset\n");
+    signal(successor, Signal::SIGKILL);
+    drop(restart);
+    s.lab.wait("the old daemon goes on", 20, || h2.alive() == 2);
+    wait_carrier(&s.lab, &s.hosts, "vxlan");
+    goes_on(&s.lab, &hold);
+    assert_eq!(s.heard("meanwhile"), 0, "forged packets got in");
+}
+
+/// A service manager keeps that table's socket, so the table outlives a daemon that is killed.
+#[test]
+fn somebody_who_flushes_while_a_killed_daemon_is_away_lets_nothing_in_where_there_is_a_service_manager()
+ {
+    let s = scene("vxmanager");
+    let [h1, h2] = &s.hosts;
+    h2.kill9();
+    let path = h2.dir().join("notify");
+    let weft = Host::binary("weft");
+    let manage = [
+        "manage",
+        path.to_str().unwrap(),
+        &weft,
+        "up",
+        "--foreground",
+    ];
+    let service = [&manage[..], &TRUSTED].concat();
+    let mut manager = h2.spawn_tool("manager", &service);
+    manager.wait_for("stores weft-shield", Duration::from_secs(30));
+    wait_carrier(&s.lab, &s.hosts, "vxlan");
+    let mut hold =
+        s.a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", s.b.ip())]);
+    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let _stream = s.forges_all_the_time("meanwhile");
+    let starts = |manager: &Spawned| manager.stdout().matches("ready\n").count();
+    let before = starts(&manager);
+    h2.kill9();
+    h2.space().nft("flush ruleset\n");
+    s.lab
+        .wait("it is up again", 30, || starts(&manager) > before);
+    wait_carrier(&s.lab, &s.hosts, "vxlan");
+    goes_on(&s.lab, &hold);
+    assert_eq!(s.heard("meanwhile"), 0, "forged packets got in");
+    h2.weft(&["down"]).ok();
+    manager.wait_for("kept \n", Duration::from_secs(10));
+    let tables = h2.run(&["nft", "list", "tables"]).stdout;
+    assert!(!tables.contains("weft"), "{tables}");
 }
