@@ -199,8 +199,9 @@ fn a_host_that_gets_another_address_is_followed_at_once() {
     h1.space()
         .ip(&["-6", "addr", "flush", "dev", "eth0", "scope", "global"])
         .ok();
+    // Waiting until the session has died would cost fifty and more.
     let answered = answered(&mut pinger);
-    assert!(answered >= 85, "{answered} of 100 answered");
+    assert!(answered >= 75, "{answered} of 100 answered");
     lab.wait("the other one says where it is now", 10, || {
         row(&h2, &h1)["path"] == format!("{new}:6783")
     });
