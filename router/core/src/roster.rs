@@ -444,7 +444,10 @@ impl Roster {
         let Some(end) = self.verdict.revoked.get(revoked) else {
             return true;
         };
-        let is_right = self.fork_of(revoked).is_none() || self.leads_to(revoked, end.tip);
+        // Where none of them counts it does not matter which branch is held.
+        let is_right = end.valid_links == 0
+            || self.fork_of(revoked).is_none()
+            || self.leads_to(revoked, end.tip);
         is_right && self.chain_len(revoked) >= end.valid_links
     }
 

@@ -367,9 +367,14 @@ impl Cluster {
             self.look_whom_that_voids(host);
             self.taint_gifts(host);
             let shell = self.world.hosts[host].machine.as_ref();
-            let alarms = shell.into_iter().flat_map(|shell| &shell.alarms);
-            for (name, vip) in alarms.filter_map(|line| parted(line)) {
+            let alarms = || shell.into_iter().flat_map(|shell| &shell.alarms);
+            let is_told = alarms().any(|line| line.contains("was let in by"));
+            for (name, vip) in alarms().filter_map(|line| parted(line)) {
                 self.ledger.parted(&name, vip);
+            }
+            if is_told {
+                // Who told it so may be gone before the alarms are looked at.
+                self.leave_out_if_void(host, true);
             }
             let lines = self.watch.look(&mut self.world, host, &mut self.ledger);
             lines.into_iter().for_each(|line| self.violation(line));

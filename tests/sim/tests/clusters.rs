@@ -4,7 +4,7 @@ use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
 /// Each of these once broke a promise; what it found is mended.
-const MENDED: [(u64, usize); 89] = [
+const MENDED: [(u64, usize); 95] = [
     (40, 3),
     (275, 6),
     (365, 8),
@@ -94,6 +94,12 @@ const MENDED: [(u64, usize); 89] = [
     (1_236_570, 5),
     (1_250_914, 5),
     (1_266_960, 3),
+    (1281660, 7),
+    (1291307, 6),
+    (1299923, 6),
+    (1325556, 7),
+    (1329450, 5),
+    (1330248, 3),
 ];
 
 /// The same, of worlds in which chains of the roster were forked and who forked them was removed.

@@ -479,12 +479,25 @@ fn a_chain_of_a_revoked_issuer_is_not_believed() {
 }
 
 #[test]
+fn the_end_of_a_long_chain_shows_why_its_holder_is_no_member() {
+    let old = cluster(2);
+    let mut rogue = copy(&old);
+    for n in 2..=4 {
+        admit(&mut rogue, n, n + 1, Rights::ALL).unwrap();
+    }
+    let mut roster = copy(&old);
+    roster.revoke(&identity(1), id(2), 0).unwrap();
+    let (noise, chain) = (rogue.noise_key(&id(5)).unwrap(), rogue.admit_chain(&id(5)));
+    assert!(roster.why_no_member((&id(5), &noise), &chain).is_some());
+}
+
+#[test]
 fn a_chain_too_long_to_show_is_issued_anew_nearer_to_the_founder() {
     let (mut roster, _) = founded();
     for n in 1..=4 {
         admit(&mut roster, n, n + 1, Rights::ALL).unwrap();
     }
-    assert!(roster.chain_of(&id(5)).is_empty());
+    assert_eq!(roster.chain_of(&id(5)).len(), MAX_CHAIN, "its end");
     assert_eq!(
         roster.too_deep().iter().map(|m| m.id).collect::<Vec<_>>(),
         [id(5)]

@@ -100,13 +100,16 @@ impl Roster {
         links.find(admits).map(|link| link.issuer)
     }
 
-    /// The admissions that lead from the founder to `id`, nearest to the founder first; empty for the founder, and where
-    /// there are more than [`MAX_CHAIN`].
+    /// The admissions that lead from the founder to `id`, nearest to the founder first; the last [`MAX_CHAIN`] where there are
+    /// more: whoever knows the first one's issuer can see why `id` is a member, or is none any more. Empty for the founder.
     pub fn chain_of(&self, id: &NodeId) -> Vec<&[u8]> {
         let mut chain = Vec::new();
         let mut at = *id;
-        // Whom a removed node let in before is a member all the same.
-        while let Some(member) = self.verdict.admitted.get(&at).filter(|m| m.depth > 0) {
+        while chain.len() < MAX_CHAIN {
+            // Whom a removed node let in before is a member all the same.
+            let Some(member) = self.verdict.admitted.get(&at).filter(|m| m.depth > 0) else {
+                break;
+            };
             let (issuer, index) = member.admitted_by;
             let Some(link) = self.link(&issuer, index) else {
                 return Vec::new();
@@ -115,11 +118,7 @@ impl Roster {
             at = issuer;
         }
         chain.reverse();
-        if chain.len() > MAX_CHAIN {
-            Vec::new()
-        } else {
-            chain
-        }
+        chain
     }
 
     /// Is it a chain of signed admissions that begins with one by somebody known, be it a removed one?

@@ -67,7 +67,9 @@ impl Cluster {
         if hears_nothing {
             self.look_who_let_in(host);
         }
-        hears_nothing && self.ledger.evicted.contains(&host)
+        // The last one of a cluster is no less a member of it.
+        let has_others = || self.able().iter().any(|other| *other != host);
+        hears_nothing && self.ledger.evicted.contains(&host) && has_others()
     }
 
     /// Who was let in by one branch may have removed the forger, and the other side has not heard of that.
@@ -76,12 +78,21 @@ impl Cluster {
             return;
         }
         let forgers = self.forgers();
+        if !self.is_anybody_left(&forgers) {
+            return;
+        }
         self.send_away(&forgers);
         for id in forgers {
             if (0..self.hosts).all(|host| self.id_of(host) != id) {
                 self.remove_soon(id);
             }
         }
+    }
+
+    /// Somebody must be left to remove the others.
+    fn is_anybody_left(&self, forgers: &BTreeSet<NodeId>) -> bool {
+        let mut others = self.able().into_iter();
+        others.any(|host| !forgers.contains(&self.id_of(host)))
     }
 
     /// Removes those of them that are hosts, who then join again.
@@ -99,9 +110,7 @@ impl Cluster {
     /// People remove all who forked their chains; they come back as somebody else.
     pub(super) fn remove_forgers(&mut self) {
         let forgers = self.forgers();
-        // Somebody must be left to remove the others.
-        let mut others = self.able().into_iter();
-        if forgers.is_empty() || !others.any(|host| !forgers.contains(&self.id_of(host))) {
+        if forgers.is_empty() || !self.is_anybody_left(&forgers) {
             return;
         }
         self.ledger.divided = true;

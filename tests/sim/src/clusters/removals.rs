@@ -93,7 +93,7 @@ impl Cluster {
         self.leave_out_if_void(host, false);
     }
 
-    fn leave_out_if_void(&mut self, host: usize, for_any: bool) {
+    pub(super) fn leave_out_if_void(&mut self, host: usize, for_any: bool) {
         if self.ledger.evicted.contains(&host) || !self.is_void(host, for_any) {
             return;
         }
