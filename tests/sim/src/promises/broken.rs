@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use weft_core::model::{EndpointId, NodeId};
-use weft_core::roster::Roster;
+use weft_core::roster::{Roster, Standing};
 use weft_core::view::{Liveness, View};
 
 use super::Ledger;
@@ -262,7 +262,7 @@ fn check_ring(host: usize, shell: &Shell, view: &View, lines: &mut Vec<String>) 
             } else {
                 "two own"
             };
-            if start > next && waits_for_its_giver(shell, view, at) {
+            if start > next && wait_for_givers(shell, view, (next as u32, (start - 1) as u32)) {
                 next = last + 1;
                 continue;
             }
@@ -279,21 +279,38 @@ fn check_ring(host: usize, shell: &Shell, view: &View, lines: &mut Vec<String>) 
     }
 }
 
-/// What went to somebody whom nobody knows any more its giver takes back, once it is back itself or is removed.
-fn waits_for_its_giver(shell: &Shell, view: &View, at: Ipv4Addr) -> bool {
-    let (Some(ring), Some(catalog)) = (shell.node().ring(), shell.node().catalog()) else {
+/// What went to somebody whom nobody knows any more its giver takes back, once it is back itself or is removed. Does all of
+/// this interval wait for that?
+fn wait_for_givers(shell: &Shell, view: &View, (mut at, last): (u32, u32)) -> bool {
+    let node = shell.node();
+    let (Some(ring), Some(catalog), Some(roster)) = (node.ring(), node.catalog(), node.roster())
+    else {
         return false;
     };
-    let owner = ring.owner(at);
+    let gifts = catalog.grants();
     let is_down = |id: &NodeId| {
         let member = view.member(id);
         member.is_some_and(|member| member.liveness == Liveness::Down)
     };
-    let gifts = catalog.grants();
-    let mut gifts = gifts.iter().filter(|(_, grant)| {
-        (grant.start..=grant.last).contains(&at.into()) && Some(grant.to) == owner
-    });
-    gifts.any(|(giver, _)| is_down(giver))
+    while at <= last {
+        let owner = ring.owner(at.into());
+        let stranger = owner.filter(|id| roster.standing(id) == Standing::Unknown);
+        let parts = stranger.map_or_else(Vec::new, |id| ring.parts(&id));
+        let Some((_, end)) = parts
+            .into_iter()
+            .find(|(start, end)| (*start..=*end).contains(&at))
+        else {
+            return false;
+        };
+        let mut gifts = gifts.iter().filter(|(_, grant)| {
+            (grant.start..=grant.last).contains(&at) && Some(grant.to) == stranger
+        });
+        if !gifts.any(|(giver, _)| is_down(giver)) {
+            return false;
+        }
+        at = end + 1;
+    }
+    true
 }
 
 /// The first thing that only one of two lists has.
