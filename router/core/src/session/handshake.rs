@@ -146,8 +146,8 @@ impl Context {
         }
     }
 
-    /// Makes a first message with this index, of at most so many octets. Of a chain too long for that the beginning is left
-    /// out: the other side may know us already, and if we are no member for it any more, the end shows it why.
+    /// Makes a first message with this index, of at most so many octets. A chain too long for that is left out: the other
+    /// side may know us already.
     pub(super) fn call(
         &self,
         noise_key: &[u8; 32],
@@ -158,7 +158,8 @@ impl Context {
     ) -> Option<Called> {
         let mut noise = Noise::initiator(&self.terms(), noise_key, random).ok()?;
         let mut inside = wire::encode(payload);
-        while 8 + FIRST_OVERHEAD + inside.len() + MACS > most && drop_first(&mut payload.chain) {
+        if 8 + FIRST_OVERHEAD + inside.len() + MACS > most {
+            payload.chain.clear();
             inside = wire::encode(payload);
         }
         let mut datagram = DatagramType::Init.head().to_vec();
@@ -212,16 +213,6 @@ impl Context {
     }
 }
 
-/// Drops the first record of a chain; false if there is none.
-fn drop_first(chain: &mut Vec<u8>) -> bool {
-    let Some((length, rest)) = chain.split_first_chunk::<2>() else {
-        return false;
-    };
-    let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());
-    chain.drain(..2 + length);
-    true
-}
-
 /// Reads an answer behind its macs: their index and what they say.
 pub(super) fn read_answer(
     noise: &mut Noise,
@@ -232,21 +223,4 @@ pub(super) fn read_answer(
     let inside = noise.read(message).map_err(|_| DropReason::BadHandshake)?;
     let payload = wire::decode(&inside).map_err(|_| DropReason::BadHandshake)?;
     Ok((index, payload))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chain_loses_its_beginning_record_by_record() {
-        let mut chain = vec![0, 1, 7, 0, 2, 8, 9];
-        assert!(drop_first(&mut chain));
-        assert_eq!(chain, [0, 2, 8, 9]);
-        assert!(drop_first(&mut chain));
-        assert!(chain.is_empty() && !drop_first(&mut chain));
-        // A record that is torn ends it all the same.
-        let mut torn = vec![0, 9, 1];
-        assert!(drop_first(&mut torn) && torn.is_empty());
-    }
 }
