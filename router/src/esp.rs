@@ -73,6 +73,12 @@ struct Measured {
     speeds: Speeds,
 }
 
+impl Measured {
+    fn holds_for(&self, kernel: &str, weft: &str) -> bool {
+        self.kernel == kernel && self.weft == weft
+    }
+}
+
 /// What this host can do of what was asked. The kernel is tried where it matters alone, anew at each start, as modules come
 /// and go with kernels; how fast it is, once for each kernel and version of weft. `progress` is told before what takes a
 /// second. Blocks.
@@ -85,17 +91,11 @@ pub(crate) fn ability(
     if wanted == EspUse::Never {
         return Esp::Unasked;
     }
-    match (weft_kernel::esp_available(), wanted) {
-        (Ok(()), EspUse::Always) => return Esp::Ready,
-        (Ok(()), _) => {}
-        (Err(error), EspUse::Always) => {
-            warn!(%error, "this kernel has no ESP: weft itself seals");
-            return Esp::Lacking(error.to_string());
-        }
-        (Err(error), _) => {
-            debug!(%error, "this kernel has no ESP: weft itself seals");
-            return Esp::Unasked;
-        }
+    if let Err(error) = weft_kernel::esp_available() {
+        return lacking(wanted, &error);
+    }
+    if wanted == EspUse::Always {
+        return Esp::Ready;
     }
     match speeds(cipher, state_dir, progress) {
         Ok(speeds) if speeds.kernel_is_faster() => {
@@ -116,6 +116,16 @@ pub(crate) fn ability(
     }
 }
 
+/// Who insisted on it is warned, and peers' status says why.
+fn lacking(wanted: EspUse, error: &dyn std::error::Error) -> Esp {
+    if wanted == EspUse::Always {
+        warn!(%error, "this kernel has no ESP: weft itself seals");
+        return Esp::Lacking(error.to_string());
+    }
+    debug!(%error, "this kernel has no ESP: weft itself seals");
+    Esp::Unasked
+}
+
 fn shown(octets: u64) -> String {
     format!("{:.2} Gbit/s", octets as f64 * 8.0 / 1e9)
 }
@@ -124,7 +134,7 @@ fn speeds(cipher: Cipher, state_dir: &Path, progress: impl FnOnce(&str)) -> anyh
     let path = state_dir.join(MEASURED);
     let kernel = release();
     let weft = env!("CARGO_PKG_VERSION").to_owned();
-    if let Some(known) = load(&path).filter(|known| known.kernel == kernel && known.weft == weft) {
+    if let Some(known) = load(&path).filter(|known| known.holds_for(&kernel, &weft)) {
         return Ok(known.speeds);
     }
     progress("measuring whether the kernel seals faster than weft (once)");
@@ -183,6 +193,8 @@ mod tests {
         let never = |_: &str| panic!("it was measured already");
         let known = speeds(Cipher::Aes256Gcm, dir.path(), never).unwrap();
         assert_eq!(known, measured.speeds);
+        assert!(!measured.holds_for("another kernel", &measured.weft));
+        assert!(!measured.holds_for(&measured.kernel, "another version"));
         fs::write(&path, "{").unwrap();
         assert_eq!(load(&path), None);
     }

@@ -44,6 +44,8 @@ mod tcp;
 mod threads;
 mod trial;
 mod udp;
+#[cfg(test)]
+mod unused_port;
 mod vnet;
 mod waiting;
 

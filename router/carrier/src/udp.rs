@@ -332,6 +332,7 @@ fn has_no_ipv6(err: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unused_port::unused_port;
 
     const LOOPBACK: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
 
@@ -340,7 +341,7 @@ mod tests {
     }
 
     fn any() -> Result<Underlay, CarrierError> {
-        Underlay::bind(0, LOOPBACK, (None, None), streams())
+        Underlay::bind(unused_port(), LOOPBACK, (None, None), streams())
     }
 
     fn run_of(octets: &[u8], stride: usize) -> Run<'_> {

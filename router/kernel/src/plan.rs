@@ -434,8 +434,9 @@ pub(crate) fn domain_sysctls(ipv6: bool) -> Vec<(String, String)> {
     for device in ["all", "default", HOST_LEG_FAR, UDP_CARRIER, VXLAN_CARRIER] {
         let v4 = |name: &str| format!("net/ipv4/conf/{device}/{name}");
         set(v4("rp_filter"), "0");
-        // The rules of peers make the kernel look every source up once more. Nobody can send from an address of the
-        // domain itself: the filter drops it from legs, carriers and the host.
+        // The rules of peers make the kernel look every source up once more. From an address of the domain itself nobody
+        // can send: the filter drops the range's from legs, carriers and the host, and from the link-local one of the
+        // host's leg nobody but the host.
         set(v4("accept_local"), "1");
         set(v4("accept_redirects"), "0");
         set(v4("send_redirects"), "0");

@@ -52,7 +52,7 @@ pub(super) async fn follow_traffic(daemon: Arc<Daemon>) {
 }
 
 impl Drop for VxlanDevice {
-    /// A successor has a shield of its own, and other peers one day.
+    /// This one no longer holds it up: who was given its socket, a successor or the service manager, does from now on.
     fn drop(&mut self) {
         self.host.lower_shield();
     }

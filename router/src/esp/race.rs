@@ -129,7 +129,6 @@ fn stream(ground: &Ground, to: Ipv4Addr) -> io::Result<u64> {
     std::thread::scope(|scope| {
         let near = ground.near.namespace();
         let sender = scope.spawn(move || inside(near, || fill(to))?);
-        // Whoever waits for a connection that never comes would wait for ever.
         let taken = accept(&listener).and_then(swallow);
         let sent = sender.join().unwrap_or_else(|panic| {
             std::panic::resume_unwind(panic);

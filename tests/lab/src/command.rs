@@ -216,7 +216,7 @@ impl Drop for Spawned {
 }
 
 /// Signals a process that may be gone by now.
-pub(crate) fn signal(pid: u32, signal: Signal) {
+pub fn signal(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         let _ = kill(Pid::from_raw(pid), signal);
     }

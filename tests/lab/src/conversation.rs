@@ -1,5 +1,7 @@
 //! What two containers say to each other, and what of it is seen on the wire.
 
+use std::time::Duration;
+
 use crate::capture::{Capture, Frame};
 use crate::command::Spawned;
 use crate::container::Container;
@@ -41,6 +43,14 @@ pub fn overheard(
         capture.frames().iter().filter(|f| wanted(f)).count() >= 8
     });
     capture.stop()
+}
+
+/// A connection from one to the other that asks and is answered for ever; it has been so often, within so many seconds.
+pub fn hold(host: &Host, [from, to]: [&Container; 2], answers: u64, within: u64) -> Spawned {
+    let to = format!("{}:80", to.ip());
+    let mut hold = from.spawn_tool(host, "hold", &["hold", &to]);
+    hold.wait_for(&format!("ok {answers} "), Duration::from_secs(within));
+    hold
 }
 
 /// How often the connection of a `lab-tool hold` was answered.

@@ -23,9 +23,9 @@ mod netns;
 mod snapshot;
 
 pub use capture::{Capture, Frame};
-pub use command::{Out, Spawned, run_command};
+pub use command::{Out, Spawned, run_command, signal};
 pub use container::Container;
-pub use conversation::{MARKER, answers, converse, goes_on, has_marker, overheard};
+pub use conversation::{MARKER, answers, converse, goes_on, has_marker, hold, overheard};
 pub use forged::{Forged, TIMES, forged_file, vxlan_mac};
 pub use host::Host;
 pub use lab::{Lab, Subnet};

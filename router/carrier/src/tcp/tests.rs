@@ -2,17 +2,12 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::unused_port::unused_port;
 
 const LOOPBACK: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
 
 fn nobody_listens() -> Streams {
     Streams::open(None, LOOPBACK, Vec::new()).unwrap().0
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 fn until(what: impl Fn() -> bool) {
@@ -78,7 +73,7 @@ fn nobody_waits_for_a_far_end_that_does_not_read() {
 
 #[test]
 fn who_can_not_be_reached_is_left_alone_for_a_while() {
-    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, unused_port()));
     let streams = nobody_listens();
     let call = || streams.send_or_dial(to, Run::of_one(b"hello"));
     if call().is_ok() {
@@ -92,7 +87,7 @@ fn who_can_not_be_reached_is_left_alone_for_a_while() {
 
 #[test]
 fn strangers_are_bounded_and_closed_ones_leave_nothing() {
-    let port = free_port();
+    let port = unused_port();
     let (streams, _poll) = Streams::open(Some(port), LOOPBACK, Vec::new()).unwrap();
     let listener: TcpListener = streams.listeners().unwrap().remove(0).into();
     let mut theirs = Vec::new();
@@ -120,7 +115,7 @@ fn strangers_are_bounded_and_closed_ones_leave_nothing() {
 
 #[test]
 fn listeners_of_a_predecessor_go_on_with_who_waits_at_them() {
-    let port = free_port();
+    let port = unused_port();
     let (first, _) = Streams::open(Some(port), LOOPBACK, Vec::new()).unwrap();
     let taken = Streams::open(Some(port), LOOPBACK, Vec::new());
     assert!(matches!(taken, Err(CarrierError::TcpPortTaken { port: p }) if p == port));

@@ -5,7 +5,7 @@ mod forged;
 use std::time::Duration;
 
 use serde_json::Value;
-use weft_lab::{Frame, Host, Lab, MARKER, Spawned, converse, goes_on, has_marker, overheard};
+use weft_lab::{Frame, Host, Lab, MARKER, Spawned, converse, goes_on, has_marker, hold, overheard};
 
 const SEALED: u16 = 6783;
 const VXLAN: u16 = 6784;
@@ -183,8 +183,7 @@ fn a_blocked_vxlan_port_sends_all_back_to_the_sealed_carrier_until_it_is_open() 
     let hosts = trusting(&lab);
     let [h1, h2] = &hosts;
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
-    let mut hold = a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", b.ip())]);
-    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let hold = hold(h1, [&a, &b], 10, 15);
     lab.router().nft(&format!(
         "table netdev block {{
             chain one {{ type filter hook ingress device \"{}\" priority -10; udp dport {VXLAN} drop; }}
@@ -218,8 +217,7 @@ fn a_daemon_that_was_killed_takes_the_device_over_and_one_without_the_flag_remov
     let hosts = trusting(&lab);
     let [h1, h2] = &hosts;
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
-    let mut hold = a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", b.ip())]);
-    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let hold = hold(h1, [&a, &b], 10, 15);
     let device = index(h2);
     h2.kill9();
     // The kernel carries on by itself.
@@ -292,8 +290,7 @@ fn a_peer_that_dies_amid_traffic_over_vxlan_is_silent_within_two_seconds() {
     let hosts = trusting(&lab);
     let [h1, h2] = &hosts;
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
-    let mut hold = a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", b.ip())]);
-    hold.wait_for("ok 40 ", Duration::from_secs(15));
+    let _hold = hold(h1, [&a, &b], 40, 15);
     h2.isolate();
     let begun = std::time::Instant::now();
     lab.wait("h1 notices", 10, || h1.only_peer()["liveness"] != "alive");
@@ -311,8 +308,7 @@ fn a_device_that_somebody_takes_down_or_away_comes_back() {
     let hosts = trusting(&lab);
     let [h1, h2] = &hosts;
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
-    let mut hold = a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", b.ip())]);
-    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let hold = hold(h1, [&a, &b], 10, 15);
     for (host, damage) in [
         (h1, "ip link set wx0 down"),
         (h1, "ip link del wx0"),

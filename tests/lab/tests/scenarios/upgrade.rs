@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weft_lab::{Container, Host, Lab, Out, Spawned};
+use weft_lab::{Container, Host, Lab, Out, Spawned, signal};
 
 /// Datagrams both ways, one every 10 ms, and a TCP stream both ways, between two containers.
 struct Traffic {
@@ -374,10 +374,6 @@ pub(crate) fn hang_a_successor(host: &Host) -> (u32, Spawned) {
             return (pid, restart);
         }
     }
-}
-
-pub(crate) fn signal(pid: u32, signal: Signal) {
-    let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal);
 }
 
 #[test]

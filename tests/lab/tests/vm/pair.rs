@@ -1,7 +1,5 @@
 //! Two hosts on one subnet, with a container on each.
 
-use std::time::Duration;
-
 use weft_lab::{Container, Frame, Host, Lab, Spawned};
 
 /// Seconds that a conversation takes at most until it is seen on the wire: the processor is emulated.
@@ -33,7 +31,5 @@ pub(crate) fn overheard(
 
 /// A connection from the first to the second that asks and is answered for ever.
 pub(crate) fn hold(host: &Host, [a, b]: &[Container; 2]) -> Spawned {
-    let mut hold = a.spawn_tool(host, "hold", &["hold", &format!("{}:80", b.ip())]);
-    hold.wait_for("ok 10 ", Duration::from_secs(30));
-    hold
+    weft_lab::hold(host, [a, b], 10, 30)
 }

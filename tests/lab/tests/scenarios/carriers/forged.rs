@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use weft_lab::{
-    Container, Forged, Host, Lab, Spawned, TIMES, forged_file as file, goes_on, vxlan_mac as mac,
+    Container, Forged, Host, Lab, Spawned, TIMES, forged_file as file, goes_on, hold, signal,
+    vxlan_mac as mac,
 };
 
-use crate::upgrade::{hang_a_successor, signal};
+use crate::upgrade::hang_a_successor;
 
 use super::{TRUSTED, VXLAN, trusting, wait_carrier};
 
@@ -260,9 +261,7 @@ fn what_a_host_forwards_for_others_is_no_vxlan() {
 fn somebody_who_flushes_the_host_s_rules_lets_nothing_in() {
     let s = scene("vxflush");
     let [h1, h2] = &s.hosts;
-    let mut hold =
-        s.a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", s.b.ip())]);
-    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let hold = hold(h1, [&s.a, &s.b], 10, 15);
     let _stream = s.forges_all_the_time("meanwhile");
     for damage in [
         "flush ruleset\n",
@@ -310,9 +309,7 @@ fn somebody_who_flushes_the_host_s_rules_lets_nothing_in() {
 fn somebody_who_flushes_while_a_daemon_follows_another_lets_nothing_in() {
     let s = scene("vxrestart");
     let [h1, h2] = &s.hosts;
-    let mut hold =
-        s.a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", s.b.ip())]);
-    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let hold = hold(h1, [&s.a, &s.b], 10, 15);
     let _stream = s.forges_all_the_time("meanwhile");
     let (successor, restart) = hang_a_successor(h2);
     h2.space().nft("flush ruleset\n");
@@ -344,9 +341,7 @@ fn somebody_who_flushes_while_a_killed_daemon_is_away_lets_nothing_in_where_ther
     let mut manager = h2.spawn_tool("manager", &service);
     manager.wait_for("stores weft-shield", Duration::from_secs(30));
     wait_carrier(&s.lab, &s.hosts, "vxlan");
-    let mut hold =
-        s.a.spawn_tool(h1, "hold", &["hold", &format!("{}:80", s.b.ip())]);
-    hold.wait_for("ok 10 ", Duration::from_secs(15));
+    let hold = hold(h1, [&s.a, &s.b], 10, 15);
     let _stream = s.forges_all_the_time("meanwhile");
     let starts = |manager: &Spawned| manager.stdout().matches("ready\n").count();
     let before = starts(&manager);
