@@ -49,9 +49,6 @@ pub struct Guard {
     pub v6: bool,
 }
 
-/// A chain that every fragment of this module holds; [`crate::nft::present`] looks for its rules.
-pub const SENTINEL: &str = "base_forward";
-
 /// The domain's part.
 pub fn domain_filter(view: &View, local: &LocalFacts) -> String {
     let mut out = String::with_capacity(4096);

@@ -13,8 +13,8 @@
 //! Domain::open_or_create(name)     adopts or makes /run/netns/weft-<id>
 //! domain.ensure_host_leg(&host)    weft0 <-> wh0
 //! domain.reconcile(&plan_domain(&view, &local))
-//! host.guard(..) -> nft::apply(Where::Host(&host), [&host_filter(..), lb]) -> host.reconcile(&plan_host(..), ..)
-//! nft::apply(Where::Domain(&domain), [&domain_filter(..), lb])      before a leg can send anything
+//! host.guard(..) -> rules.keep(Where::Host(&host), [&host_filter(..), lb]) -> host.reconcile(&plan_host(..), ..)
+//! rules.keep(Where::Domain(&domain), [&domain_filter(..), lb])      before a leg can send anything
 //! domain.attach(&LegSpec) / detach / check / legs / forget_connections
 //! host.teardown(name, &mut state)  all of it away again
 //! ```
@@ -29,6 +29,7 @@ mod gathering;
 mod linux;
 mod plan;
 pub mod state;
+mod table;
 
 pub use error::{KernelError, NftError, Refusal};
 pub use esp::{EspMemory, EspPlan, plan_esp};

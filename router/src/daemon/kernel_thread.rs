@@ -98,8 +98,8 @@ impl Kernel {
             core,
             kernel: kernel.clone(),
             ipv6,
-            domain_text: None,
-            host_text: None,
+            domain_table: nft::Rules::default(),
+            host_table: nft::Rules::default(),
         };
         let thread = std::thread::Builder::new()
             .name("weft-kernel".to_owned())
@@ -186,8 +186,8 @@ struct Worker {
     _gatherer: Gatherer,
     kernel: Kernel,
     ipv6: bool,
-    domain_text: Option<[String; 2]>,
-    host_text: Option<[String; 2]>,
+    domain_table: nft::Rules,
+    host_table: nft::Rules,
 }
 
 impl Worker {
@@ -296,14 +296,9 @@ impl Worker {
             filter::domain_filter(view, facts),
             weft_lb::domain_fragment(balance),
         ];
-        let stands = nft::present(nft::Where::Domain(&self.domain)).unwrap_or(false);
-        if self.domain_text.as_ref() == Some(&text) && stands {
-            return Ok(());
-        }
-        nft::apply(nft::Where::Domain(&self.domain), &[&text[0], &text[1]])
-            .map_err(|error| format!("the domain's rules: {error}"))?;
-        self.domain_text = Some(text);
-        Ok(())
+        self.domain_table
+            .keep(nft::Where::Domain(&self.domain), &[&text[0], &text[1]])
+            .map_err(|error| format!("the domain's rules: {error}"))
     }
 
     fn host_rules(
@@ -321,15 +316,9 @@ impl Worker {
             filter::host_filter(view, facts, guard),
             weft_lb::host_fragment(balance),
         ];
-        let stands = nft::present(nft::Where::Host(&self.host)).unwrap_or(false)
-            && (view.vxlan.is_none() || self.vxlan.is_guarded());
-        if self.host_text.as_ref() == Some(&text) && stands {
-            return Ok(());
-        }
-        nft::apply(nft::Where::Host(&self.host), &[&text[0], &text[1]])
-            .map_err(|error| format!("the host's rules: {error}"))?;
-        self.host_text = Some(text);
-        Ok(())
+        self.host_table
+            .keep(nft::Where::Host(&self.host), &[&text[0], &text[1]])
+            .map_err(|error| format!("the host's rules: {error}"))
     }
 
     /// Logs trouble when it begins, changes or ends, not every few seconds.

@@ -174,7 +174,7 @@ impl VxlanDevice {
     }
 
     /// Does the host's filter for it stand?
-    pub(super) fn is_guarded(&self) -> bool {
+    fn is_guarded(&self) -> bool {
         nft::guards_vxlan(&self.host).unwrap_or(false)
     }
 

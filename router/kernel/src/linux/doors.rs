@@ -58,7 +58,7 @@ fn place(chains: &[Chain], family: TableFamily) -> Option<&'static str> {
 }
 
 fn marked(family: TableFamily, chain: &str) -> io::Result<Vec<u64>> {
-    let rules = nfnetlink::rules(family, TABLE, chain)?;
+    let rules = nfnetlink::rules(family, TABLE, Some(chain))?;
     Ok(rules
         .into_iter()
         .filter(|r| r.comment.as_deref() == Some(MARK))

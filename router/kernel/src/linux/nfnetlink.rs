@@ -183,11 +183,17 @@ fn read_chain(body: &[u8]) -> Option<Chain> {
     })
 }
 
-/// The rules of one chain; none if it is not there.
-pub(crate) fn rules(family: TableFamily, table: &str, chain: &str) -> io::Result<Vec<Rule>> {
+/// The rules of one chain, or of all in the table; none if it is not there.
+pub(crate) fn rules(
+    family: TableFamily,
+    table: &str,
+    chain: Option<&str>,
+) -> io::Result<Vec<Rule>> {
     let mut body = vec![family.number(), 0, 0, 0];
     push(&mut body, NFTA_RULE_TABLE, &terminated(table));
-    push(&mut body, NFTA_RULE_CHAIN, &terminated(chain));
+    if let Some(chain) = chain {
+        push(&mut body, NFTA_RULE_CHAIN, &terminated(chain));
+    }
     match open()?.request(kind(NFT_MSG_GETRULE), DUMP, &body) {
         Ok(answers) => Ok(answers.iter().filter_map(|m| read_rule(&m.body)).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),

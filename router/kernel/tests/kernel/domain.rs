@@ -355,24 +355,6 @@ fn sorted(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn a_flushed_table_is_noticed() {
-    on_a_host(|lab| {
-        assert!(!nft::present(Where::Host(&lab.host)).unwrap());
-        lab.bring_up();
-        assert!(nft::present(Where::Host(&lab.host)).unwrap());
-        assert!(nft::present(Where::Domain(lab.domain())).unwrap());
-        sh("nft flush ruleset");
-        assert!(!nft::present(Where::Host(&lab.host)).unwrap());
-        lab.in_domain("nft flush table inet weft");
-        assert!(!nft::present(Where::Domain(lab.domain())).unwrap());
-        let refused = nft::apply(Where::Host(&lab.host), &["chain x { nonsense }"]);
-        assert!(refused.unwrap_err().to_string().contains("nonsense"));
-        nft::remove(Where::Host(&lab.host)).unwrap();
-        nft::remove(Where::Host(&lab.host)).unwrap();
-    });
-}
-
-#[test]
 fn the_end_of_a_container_and_a_flushed_ruleset_are_heard() {
     on_a_host(|lab| {
         let a = lab.container([10, 32, 0, 2]);

@@ -7,4 +7,5 @@
 mod domain;
 mod host;
 mod lab;
+mod rules;
 mod vxlan;
