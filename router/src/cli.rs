@@ -191,6 +191,15 @@ pub(crate) struct UpArgs {
         value_delimiter = ','
     )]
     pub(crate) no_offload: Vec<Offload>,
+    /// Spread flows to each peer over so many source ports, 1 to 4, where the network caps what one pair of addresses and
+    /// ports may carry [default: 1]
+    #[arg(
+        long = "source-ports",
+        value_name = "N",
+        env = "WEFT_SOURCE_PORTS",
+        hide_env_values = true
+    )]
+    pub(crate) source_ports: Option<u8>,
     /// Accept a state directory that was made on another machine, because this one replaces it
     #[arg(long)]
     pub(crate) rebind: bool,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
+use weft_carrier::MAX_SOURCE_PORTS;
 use weft_core::model::{AddressPlan, ClusterId, Label, NodeName};
 use weft_core::underlay::{Dscp, Offload};
 
@@ -73,6 +74,8 @@ pub(crate) struct UpConfig {
     pub(crate) dscp: Dscp,
     /// Offloads that are not to be used.
     pub(crate) no_offload: Vec<Offload>,
+    /// Source ports that flows to a peer are spread over, the port itself among them.
+    pub(crate) source_ports: u8,
     /// Accept a state directory that was made on another machine.
     pub(crate) rebind: bool,
     /// Identity and store.
@@ -128,6 +131,8 @@ pub(crate) struct RawUp {
     pub(crate) dscp: Option<Dscp>,
     /// `--no-offload`.
     pub(crate) no_offload: Vec<Offload>,
+    /// `--source-ports`.
+    pub(crate) source_ports: Option<u8>,
     /// `--rebind`.
     pub(crate) rebind: bool,
     /// `--state-dir`.
@@ -156,6 +161,7 @@ pub(crate) struct FileConfig {
     esp: Option<EspUse>,
     dscp: Option<Dscp>,
     no_offload: Vec<Offload>,
+    source_ports: Option<u8>,
     /// As in the flags.
     pub(crate) state_dir: Option<PathBuf>,
     /// As in the flags.
@@ -211,6 +217,10 @@ impl RawUp {
         if tcp_port == Some(0) {
             bail!("the TCP port must be from 1 to 65535");
         }
+        let source_ports = self.source_ports.or(file.source_ports).unwrap_or(1);
+        if !(1..=MAX_SOURCE_PORTS).contains(&source_ports) {
+            bail!("there may be 1 to {MAX_SOURCE_PORTS} source ports, not {source_ports}");
+        }
         let advertise = first_said(self.advertise, file.advertise)
             .iter()
             .map(|text| parse_advertise(text, port))
@@ -241,6 +251,7 @@ impl RawUp {
             esp: self.esp.or(file.esp).unwrap_or_default(),
             dscp: self.dscp.or(file.dscp).unwrap_or_default(),
             no_offload: first_said(self.no_offload, file.no_offload),
+            source_ports,
             rebind: self.rebind,
             state_dir,
             run_dir,

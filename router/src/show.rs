@@ -143,7 +143,7 @@ pub(crate) fn peers(rows: &[PeerRow]) -> String {
             octets(row.tx_bytes),
             octets(row.rx_bytes),
             row.drops.values().sum::<u64>().to_string(),
-            offloads(&row.offloads),
+            offloads(&row.offloads) + &source_ports(row.source_ports),
         ]
     });
     let Some(text) = table(&head, cells) else {
@@ -216,6 +216,13 @@ fn offloads(states: &BTreeMap<Offload, OffloadState>) -> String {
         (true, _) => "-".to_owned(),
         (false, true) => "all".to_owned(),
         (false, false) => off.join(", "),
+    }
+}
+
+fn source_ports(count: u8) -> String {
+    match count {
+        0 | 1 => String::new(),
+        _ => format!(", {count} source ports"),
     }
 }
 

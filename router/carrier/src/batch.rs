@@ -20,6 +20,7 @@ use crate::bundle::{ITEM_HEAD, MAX_ITEM, write_head};
 use crate::counters::Dropped;
 use crate::relay::Relayed;
 use crate::shared::{CarrierEvent, Shared};
+use crate::source_ports::Lane;
 use crate::table::{Peer, Route};
 
 /// Most octets of one run: what UDP takes, less a little.
@@ -70,9 +71,9 @@ pub(crate) trait Wire {
     /// Datagrams that one run may have.
     fn max_run(&self, to: UnderlayAddr) -> usize;
     /// Sends a run.
-    fn send(&self, to: UnderlayAddr, run: Run<'_>) -> io::Result<Sent>;
+    fn send(&self, lane: Lane, run: Run<'_>) -> io::Result<Sent>;
     /// Does too much wait on the way there? Says so once for each packet that is to be marked or dropped for it.
-    fn take_congestion(&self, to: UnderlayAddr) -> bool;
+    fn take_congestion(&self, lane: Lane) -> bool;
 }
 
 /// How packets get to a peer at this moment.
@@ -80,7 +81,7 @@ pub(crate) trait Wire {
 pub(crate) struct Way<'a> {
     pub(crate) peer: &'a Peer,
     pub(crate) transport: &'a Transport,
-    pub(crate) to: UnderlayAddr,
+    pub(crate) lane: Lane,
     relay: Option<(&'a Transport, RelayHead)>,
 }
 
@@ -94,9 +95,23 @@ impl<'a> Way<'a> {
         Some(Self {
             peer,
             transport,
-            to,
+            lane: Lane::main(to),
             relay,
         })
+    }
+
+    /// The same from another of this host's ports.
+    pub(crate) fn leaving_by(self, source: u8) -> Self {
+        let lane = Lane {
+            source,
+            ..self.lane
+        };
+        Self { lane, ..self }
+    }
+
+    /// Do datagrams go straight to the peer, each on its own?
+    pub(crate) fn is_direct_udp(&self) -> bool {
+        self.is_direct() && self.lane.to.udp().is_some()
     }
 
     /// Is nobody between?
@@ -140,8 +155,8 @@ fn seal_relayed(
 /// How many datagrams may go to the peer at once.
 fn max_run(way: Way<'_>, shared: &Shared, wire: &impl Wire) -> usize {
     let may_be_cut = || shared.offloads.is_on(Offload::Gso) && way.peer.state.gso.is_on();
-    if way.to.tcp().is_some() || may_be_cut() {
-        wire.max_run(way.to)
+    if way.lane.to.tcp().is_some() || may_be_cut() {
+        wire.max_run(way.lane.to)
     } else {
         1
     }
@@ -377,7 +392,7 @@ impl Batch {
             stride: self.stride,
             tos: self.tos,
         };
-        let result = wire.send(way.to, run);
+        let result = wire.send(way.lane, run);
         let load = std::mem::take(&mut self.load);
         self.end = 0;
         self.count = 0;
@@ -390,14 +405,14 @@ impl Batch {
             }
             Err(err) if err.raw_os_error() == Some(libc::EMSGSIZE) => {
                 shared.drop_of(way.peer, Dropped::TooBig, load.packets);
-                if let Some(to) = way.to.udp()
+                if let Some(to) = way.lane.to.udp()
                     && way.peer.state.too_big.is_due(shared.now_ms())
                 {
                     let number = way.peer.number;
                     shared.tell(CarrierEvent::TooBig { number, to });
                 }
             }
-            Err(err) if way.to.tcp().is_some() && err.kind() == io::ErrorKind::WouldBlock => {
+            Err(err) if way.lane.to.tcp().is_some() && err.kind() == io::ErrorKind::WouldBlock => {
                 shared.drop_of(way.peer, Dropped::StreamFull, load.packets);
             }
             Err(_) => shared.drop_of(way.peer, Dropped::SendFailed, load.packets),
@@ -417,6 +432,8 @@ pub(crate) mod tests {
         pub(crate) runs: RefCell<Vec<(UnderlayAddr, Vec<Vec<u8>>)>>,
         /// Of each run.
         pub(crate) tos: RefCell<Vec<u8>>,
+        /// The port that each left by.
+        pub(crate) sources: RefCell<Vec<u8>>,
         pub(crate) refuse: Option<i32>,
         pub(crate) congested: Cell<bool>,
     }
@@ -426,16 +443,17 @@ pub(crate) mod tests {
             64
         }
 
-        fn take_congestion(&self, _: UnderlayAddr) -> bool {
+        fn take_congestion(&self, _: Lane) -> bool {
             self.congested.take()
         }
 
-        fn send(&self, to: UnderlayAddr, run: Run<'_>) -> io::Result<Sent> {
+        fn send(&self, lane: Lane, run: Run<'_>) -> io::Result<Sent> {
             if let Some(errno) = self.refuse {
                 return Err(io::Error::from_raw_os_error(errno));
             }
             let datagrams = run.octets.chunks(run.stride).map(<[u8]>::to_vec).collect();
-            self.runs.borrow_mut().push((to, datagrams));
+            self.runs.borrow_mut().push((lane.to, datagrams));
+            self.sources.borrow_mut().push(lane.source);
             self.tos.borrow_mut().push(run.tos);
             Ok(Sent::Whole)
         }

@@ -16,11 +16,12 @@ use crate::descriptors::Descriptors;
 use crate::error::CarrierError;
 use crate::offload::Offloads;
 use crate::shared::{CarrierEvent, Shared};
+use crate::source_ports::MAX_SOURCE_PORTS;
 use crate::table::{PeerTable, States, Table};
 use crate::tap::Tap;
 use crate::tcp::{Streams, stream_loop};
-use crate::threads::{Family, Waker, receive_loop, send_loop};
-use crate::udp::Underlay;
+use crate::threads::{Waker, receive_loop, send_loop};
+use crate::udp::{Family, Underlay};
 
 /// What the carrier is started with.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct CarrierConfig {
     pub dscp: Dscp,
     /// Offloads that are not to be used.
     pub no_offload: Vec<Offload>,
+    /// Source ports that flows are spread over, the port itself among them: 1 to [`MAX_SOURCE_PORTS`].
+    pub source_ports: u8,
     /// Of a carrier that has stopped. What of it does not fit the above is closed, and opened anew.
     pub given: Descriptors,
 }
@@ -60,6 +63,7 @@ impl CarrierConfig {
             bind_v6: Ipv6Addr::UNSPECIFIED,
             dscp: Dscp::default(),
             no_offload: Vec::new(),
+            source_ports: 1,
             given: Descriptors::default(),
         }
     }
@@ -97,13 +101,16 @@ impl Carrier {
         let Descriptors { tap, v4, v6, tcp } = config.given;
         let addresses = (config.bind_v4, config.bind_v6);
         let (streams, poll) = Streams::open(config.tcp_port, addresses, tcp)?;
-        let underlay = Underlay::bind(config.port, addresses, (v4, v6), streams)?;
+        let mut underlay = Underlay::bind(config.port, addresses, (v4, v6), streams)?;
+        underlay.open_source_ports(config.source_ports.min(MAX_SOURCE_PORTS), addresses)?;
         let tap = Tap::open(&config.domain, &config.tap_name, config.mtu, tap)?;
         let offloads = Offloads::new(&config.no_offload);
         underlay.use_offloads(&offloads);
         tap.use_offloads(&offloads)?;
+        let shared = Shared::new(events, config.dscp, offloads)
+            .with_further_ports(underlay.further_source_ports());
         let mut carrier = Self {
-            shared: Arc::new(Shared::new(events, config.dscp, offloads)),
+            shared: Arc::new(shared),
             underlay: Arc::new(underlay),
             tap: Arc::new(tap),
             states: Mutex::default(),
@@ -133,17 +140,26 @@ impl Carrier {
         self.spawn("weft-tcp", move |shared, waker| {
             stream_loop(shared, &tap, &underlay, poll, waker);
         })?;
-        let receivers = [
-            (Family::V4, "weft-receive4", true),
-            (Family::V6, "weft-receive6", self.underlay.v6.is_some()),
-        ];
-        for (family, name, _) in receivers.into_iter().filter(|(_, _, exists)| *exists) {
-            let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
-            self.spawn(name, move |shared, waker| {
-                receive_loop(shared, &tap, &underlay, family, waker);
-            })?;
+        for source in 0..=self.underlay.further_source_ports() {
+            for family in Family::ALL {
+                self.spawn_receiver(family, source)?;
+            }
         }
         Ok(())
+    }
+
+    fn spawn_receiver(&mut self, family: Family, source: u8) -> Result<(), CarrierError> {
+        if self.underlay.socket(family, source).is_none() {
+            return Ok(());
+        }
+        let name = match family {
+            Family::V4 => "weft-receive4",
+            Family::V6 => "weft-receive6",
+        };
+        let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
+        self.spawn(name, move |shared, waker| {
+            receive_loop(shared, &tap, &underlay, (family, source), waker);
+        })
     }
 
     fn spawn(
@@ -215,6 +231,7 @@ impl Carrier {
                 .iter()
                 .map(|peer| PeerTraffic {
                     gso: peer.state.gso.state(),
+                    source_ports: peer.state.source_ports.count(),
                     ..peer.state.traffic.read(peer.number)
                 })
                 .collect(),

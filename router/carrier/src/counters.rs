@@ -167,6 +167,7 @@ impl Traffic {
         PeerTraffic {
             drops: self.drops.read(),
             gso: OffloadState::On,
+            source_ports: 1,
             number,
             tx_packets: self.tx_packets.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
@@ -193,6 +194,8 @@ pub struct PeerTraffic {
     pub drops: Vec<(Dropped, u64)>,
     /// Are runs sent to it, and if not, why? What the whole host does without is in [`Counters`].
     pub gso: OffloadState,
+    /// Source ports that its packets leave by, the port itself among them.
+    pub source_ports: u8,
 }
 
 /// All counters at one moment, and what else there is to show.

@@ -1,5 +1,6 @@
 //! From the wire to the TAP: type, session, seal, and whether the peer may send such a packet. Without I/O of its own.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use weft_core::layout::UDP_CARRIER_MAC;
@@ -364,13 +365,35 @@ fn tell_if_moved(table: &Table, shared: &Shared, receiver: &Receiver, from: Path
     let Some(peer) = receiver.peer.map(|place| &table.peers[place]) else {
         return;
     };
-    let moved = peer.path.is_some_and(|path| path != from);
-    if moved && peer.state.moved.is_due(shared.now_ms()) {
+    let Some(path) = peer.path else {
+        return;
+    };
+    if path == from {
+        // Asked first: to write what others read costs them more than to read it.
+        if !peer.state.on_path.load(Ordering::Relaxed) {
+            peer.state.on_path.store(true, Ordering::Relaxed);
+        }
+        return;
+    }
+    if !peer.state.moved.is_due(shared.now_ms()) {
+        return;
+    }
+    // A peer may send from several ports; then something comes from the one that it is known by all the same.
+    let is_beside = is_same_host(path, from) && peer.state.on_path.swap(false, Ordering::Relaxed);
+    if !is_beside {
         shared.tell(CarrierEvent::Moved {
             local_index: receiver.transport.local_index(),
             from,
         });
     }
+}
+
+fn is_same_host(one: Path, other: Path) -> bool {
+    let udp = |path| match path {
+        Path::Direct(addr) => addr.udp(),
+        Path::Relayed(..) => None,
+    };
+    matches!((udp(one), udp(other)), (Some(one), Some(other)) if one.ip() == other.ip())
 }
 
 #[cfg(test)]

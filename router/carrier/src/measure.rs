@@ -24,6 +24,7 @@ use crate::offload::{Joins, Offloads};
 use crate::outbound::Outbound;
 use crate::segment::{addresses, fill_v4_checksum};
 use crate::shared::Shared;
+use crate::source_ports::Lane;
 use crate::table::{PeerEntry, PeerTable, States, Table};
 use crate::vnet::{ETHERNET_LEN, GSO_NONE, GSO_TCPV4, NEEDS_CSUM, VnetHeader};
 
@@ -50,11 +51,11 @@ impl Wire for Memory {
         MAX_RUN
     }
 
-    fn take_congestion(&self, _: UnderlayAddr) -> bool {
+    fn take_congestion(&self, _: Lane) -> bool {
         false
     }
 
-    fn send(&self, _: UnderlayAddr, run: Run<'_>) -> io::Result<Sent> {
+    fn send(&self, _: Lane, run: Run<'_>) -> io::Result<Sent> {
         let mut octets = self.octets.borrow_mut();
         for datagram in run.octets.chunks(run.stride) {
             self.spans.borrow_mut().push(Span {

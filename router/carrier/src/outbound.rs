@@ -21,10 +21,13 @@ const MAX_BATCHES: usize = 8;
 const SPARED: usize = 256;
 
 struct Slot {
-    /// Place in the table whose packets are in the batch.
-    peer: Option<usize>,
+    /// Whose packets are in the batch.
+    whose: Option<Whose>,
     batch: Batch,
 }
+
+/// A peer, by its place in the table, and the source port that the packets leave by.
+type Whose = (usize, u8);
 
 /// One reader of the TAP.
 ///
@@ -38,7 +41,7 @@ pub(crate) struct Outbound {
 impl Outbound {
     pub(crate) fn new() -> Self {
         let slots = (0..MAX_BATCHES).map(|_| Slot {
-            peer: None,
+            whose: None,
             batch: Batch::new(),
         });
         Self {
@@ -83,14 +86,18 @@ impl Outbound {
             return self.wait(peer, shared, frame);
         };
         let packet = &mut frame[FRAME_HEAD..FRAME_HEAD + inner.len];
+        let way = match way.is_direct_udp() {
+            true => way.leaving_by(peer.state.source_ports.pick(|| inner.flow(packet))),
+            false => way,
+        };
         let prepared = segment::prepare(vnet, packet, &inner)?;
-        let (tos, lost) = if packet.len() > SPARED && wire.take_congestion(way.to) {
+        let (tos, lost) = if packet.len() > SPARED && wire.take_congestion(way.lane) {
             slow_down(peer, shared, packet, &inner)
         } else {
             (inner.tos, 0)
         };
         let tos = ecn::outer(shared.dscp, tos);
-        let batch = self.batch_for(place, table, shared, wire);
+        let batch = self.batch_for((place, way.lane.source), table, shared, wire);
         match prepared {
             Prepared::Single { .. } if lost > 0 => {}
             Prepared::Single { partial } => {
@@ -115,7 +122,7 @@ impl Outbound {
 
     fn batch_for(
         &mut self,
-        place: usize,
+        whose: Whose,
         table: &Table,
         shared: &Shared,
         wire: &impl Wire,
@@ -123,8 +130,8 @@ impl Outbound {
         let found = self
             .slots
             .iter()
-            .position(|slot| slot.peer == Some(place))
-            .or_else(|| self.slots.iter().position(|slot| slot.peer.is_none()));
+            .position(|slot| slot.whose == Some(whose))
+            .or_else(|| self.slots.iter().position(|slot| slot.whose.is_none()));
         let index = found.unwrap_or_else(|| {
             let victim = self.next_victim;
             self.next_victim = (victim + 1) % MAX_BATCHES;
@@ -132,7 +139,7 @@ impl Outbound {
             victim
         });
         let slot = &mut self.slots[index];
-        slot.peer = Some(place);
+        slot.whose = Some(whose);
         &mut slot.batch
     }
 
@@ -221,9 +228,9 @@ fn want(peer: &Peer, shared: &Shared) {
 impl Slot {
     fn flush(&mut self, table: &Table, shared: &Shared, wire: &impl Wire) {
         let way = self
-            .peer
+            .whose
             .take()
-            .and_then(|place| Way::to(&table.peers[place]));
+            .and_then(|(place, source)| Some(Way::to(&table.peers[place])?.leaving_by(source)));
         if let Some(way) = way {
             self.batch.flush(way, shared, wire);
         }

@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) drops: Drops,
     pub(crate) dscp: Dscp,
     pub(crate) offloads: Offloads,
+    /// Source ports besides the port itself.
+    pub(crate) further_ports: u8,
     /// The core has said who the peers are.
     pub(crate) has_table: AtomicBool,
     pub(crate) stop: AtomicBool,
@@ -79,10 +81,19 @@ impl Shared {
             drops: Drops::default(),
             dscp,
             offloads,
+            further_ports: 0,
             has_table: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             events,
             start: Instant::now(),
+        }
+    }
+
+    /// The same with so many source ports besides the port itself.
+    pub(crate) fn with_further_ports(self, further_ports: u8) -> Self {
+        Self {
+            further_ports,
+            ..self
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ipnet::Ipv4Net;
 use weft_core::layout;
@@ -18,6 +18,7 @@ use weft_core::wire::RelayHead;
 use crate::counters::Traffic;
 use crate::inner::Sources;
 use crate::offload::Switch;
+use crate::source_ports::Proven;
 use crate::trial::Echoes;
 
 /// Peers are numbered from 1 to 4094.
@@ -73,6 +74,10 @@ pub(crate) struct PeerState {
     /// May runs be sent to it?
     pub(crate) gso: Switch,
     pub(crate) echoes: Echoes,
+    /// Those that its packets may leave by.
+    pub(crate) source_ports: Proven,
+    /// Something came along the path itself since it was last asked whether the peer has moved.
+    pub(crate) on_path: AtomicBool,
 }
 
 /// Lets one event through, then none for a while.

@@ -18,11 +18,12 @@ use crate::inbound::Inbound;
 use crate::offload::JoinWatch;
 use crate::outbound::Outbound;
 use crate::shared::{CarrierEvent, Shared};
+use crate::source_ports::Lane;
 use crate::sys;
 use crate::table::Table;
 use crate::tap::Tap;
 use crate::trial::Trials;
-use crate::udp::{MAX_RUN, UdpPort, Underlay};
+use crate::udp::{Family, MAX_RUN, UdpPort, Underlay};
 
 /// The largest frame of a TAP: headers and an IPv6 packet.
 const MAX_FRAME: usize = 24 + 40 + 65_535;
@@ -63,16 +64,16 @@ impl Wire for Underlay {
         MAX_RUN
     }
 
-    fn send(&self, to: UnderlayAddr, run: Run<'_>) -> io::Result<Sent> {
+    fn send(&self, Lane { to, source }: Lane, run: Run<'_>) -> io::Result<Sent> {
         match to {
-            UnderlayAddr::Udp(to) => self.towards(to)?.send(to, run),
+            UnderlayAddr::Udp(to) => self.leaving(to, source)?.send(to, run),
             UnderlayAddr::Tcp(to) => self.streams.send(to, run),
         }
     }
 
-    fn take_congestion(&self, to: UnderlayAddr) -> bool {
+    fn take_congestion(&self, Lane { to, source }: Lane) -> bool {
         match to {
-            UnderlayAddr::Udp(to) => self.towards(to).is_ok_and(UdpPort::take_congestion),
+            UnderlayAddr::Udp(to) => self.leaving(to, source).is_ok_and(UdpPort::take_congestion),
             UnderlayAddr::Tcp(to) => self.streams.take_congestion(to),
         }
     }
@@ -153,25 +154,16 @@ fn read_round(
     Ok(())
 }
 
-/// Which of the two sockets a thread reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Family {
-    V4,
-    V6,
-}
-
-/// Underlay to TAP.
+/// Underlay to TAP: what comes for one of its sockets.
 pub(crate) fn receive_loop(
     shared: &Shared,
     tap: &Tap,
     underlay: &Arc<Underlay>,
-    family: Family,
+    (family, source): (Family, u8),
     waker: &Waker,
 ) {
-    let socket = match (family, &underlay.v6) {
-        (Family::V4, _) => &underlay.v4,
-        (Family::V6, Some(socket)) => socket,
-        (Family::V6, None) => return,
+    let Some(socket) = underlay.socket(family, source) else {
+        return;
     };
     let mut inbound = Inbound::new(shared.offloads.joins());
     let mut watch = JoinWatch::default();

@@ -1,6 +1,7 @@
-//! Does what is cut by the kernel arrive? Cards and drivers exist that take a run and send nothing of it, or garbage. So
-//! each new session and path is tried with runs of full-sized echo requests beside single ones of the same length: where
-//! the single ones are answered and a place of the runs never is, runs to that peer end.
+//! Does what is cut by the kernel arrive, and what leaves by another source port? Cards and drivers exist that take a run
+//! and send nothing of it, or garbage. So each new session and path is tried with runs of full-sized echo requests beside
+//! single ones of the same length: where the single ones are answered and a place of the runs never is, runs to that peer
+//! end. From each further source port goes a single one: nothing else leaves by it before that was answered.
 //!
 //! ```text
 //! new session, path or size ──> round ── all of a run answered ──> good
@@ -12,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ use weft_core::wire::{DATA_HEADER, ECHO_REPLY, ECHO_REQUEST, FrameKind, OVERHEAD
 
 use crate::batch::{Run, Sent, Way, Wire};
 use crate::shared::Shared;
+use crate::source_ports::MAX_SOURCE_PORTS;
 use crate::table::Table;
 
 /// Rounds before the verdict.
@@ -35,10 +38,13 @@ const AGAIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Datagrams of one run.
 const TRAIN: u64 = 4;
-/// Answers of one round in [`Echoes`]: the single datagram and the run, and room.
+/// Answers of one round in [`Echoes`]: the single datagram, the run, and one from each further source port.
 const ROUND_BITS: u32 = 8;
 /// Those of the run.
 const ALL: u64 = ((1 << TRAIN) - 1) << 1;
+/// The first of those from further ports.
+const FURTHER: u64 = TRAIN + 1;
+const _: () = assert!(FURTHER + MAX_SOURCE_PORTS as u64 - 1 == ROUND_BITS as u64);
 /// Single datagrams that must have been answered before silence about the others means anything.
 const ENOUGH: u32 = 3;
 /// Flag and nonce of an echo, before its padding.
@@ -80,7 +86,13 @@ impl Echoes {
         self.answered.load(Ordering::Relaxed) >> (round * ROUND_BITS) & ((1 << ROUND_BITS) - 1)
     }
 
-    /// What the answers of all rounds say; `None` while they say nothing.
+    /// The further source ports from which something was answered: bit n for port n + 1.
+    fn ports(&self) -> u8 {
+        let of = |round| (self.round(round) >> FURTHER) as u8;
+        (0..ROUNDS).fold(0, |all, round| all | of(round))
+    }
+
+    /// What the answers of all rounds say of runs; `None` while they say nothing.
     fn verdict(&self, is_over: bool) -> Option<OffloadState> {
         let rounds: Vec<u64> = (0..ROUNDS).map(|n| self.round(n)).collect();
         if rounds.iter().any(|answers| answers & ALL == ALL) {
@@ -99,6 +111,8 @@ type Subject = (u32, UnderlayAddr, usize);
 #[derive(Debug)]
 struct Trial {
     subject: Subject,
+    /// What is still to be found out.
+    open: Open,
     /// Rounds sent.
     rounds: u32,
     base: u64,
@@ -106,6 +120,28 @@ struct Trial {
     next: Option<Instant>,
     /// It is over and said nothing: from then on another may be begun.
     again: Option<Instant>,
+}
+
+/// Questions.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    /// Do runs arrive?
+    runs: bool,
+    /// Which of so many further source ports reach the peer?
+    further_ports: u8,
+}
+
+impl Open {
+    fn all(shared: &Shared) -> Self {
+        Self {
+            runs: shared.offloads.is_on(Offload::Gso),
+            further_ports: shared.further_ports,
+        }
+    }
+
+    fn is_any(self) -> bool {
+        self.runs || self.further_ports > 0
+    }
 }
 
 /// The trials of all peers: those under way, and what the finished ones held for.
@@ -144,26 +180,31 @@ impl Trials {
     /// Begins trials for what is new in the table, and goes on with those under way.
     pub(crate) fn go_on(&mut self, now: Instant, table: &Table, shared: &Shared, wire: &impl Wire) {
         self.of.retain(|number, _| table.place(*number).is_some());
-        if shared.offloads.is_on(Offload::Gso) {
-            self.go_through(now, table, wire);
+        let open = Open::all(shared);
+        if open.is_any() {
+            self.go_through(now, table, open, wire);
         }
         self.next = self.of.values().filter_map(|trial| trial.next).min();
         self.look_again = now + LOOK_EVERY;
     }
 
-    fn go_through(&mut self, now: Instant, table: &Table, wire: &impl Wire) {
+    fn go_through(&mut self, now: Instant, table: &Table, open: Open, wire: &impl Wire) {
         for way in table.peers.iter().filter_map(Way::to) {
             // Who has nothing to send needs no runs, and hundreds of trials at rest would cost more than all the gossip does.
             // What goes through somebody is cut there, and nobody cuts what goes by TCP.
-            let is_cut = way.is_direct() && way.to.udp().is_some();
-            if way.transport.counters().tx_packets == 0 || !is_cut {
+            if way.transport.counters().tx_packets == 0 || !way.is_direct_udp() {
                 continue;
             }
-            let subject = (way.transport.remote_index(), way.to, way.peer.mtu);
+            let subject = (way.transport.remote_index(), way.lane.to, way.peer.mtu);
             let known = self.of.get(&way.peer.number);
             if !known.is_some_and(|trial| trial.holds_for(subject, now)) {
-                let trial = self.begin(subject, now);
+                let is_elsewhere = known.is_none_or(|known| known.subject.1 != subject.1);
+                let trial = self.begin(subject, open, now);
                 way.peer.state.echoes.begin(trial.base);
+                // What reached the peer there a session ago is taken to do so until it is known not to.
+                if is_elsewhere {
+                    way.peer.state.source_ports.set(0);
+                }
                 self.of.insert(way.peer.number, trial);
             }
             if let Some(trial) = self.of.get_mut(&way.peer.number) {
@@ -172,12 +213,13 @@ impl Trials {
         }
     }
 
-    fn begin(&mut self, subject: Subject, now: Instant) -> Trial {
+    fn begin(&mut self, subject: Subject, open: Open, now: Instant) -> Trial {
         self.begun += 1;
         // Inside the seal nobody guesses it; it must only differ from what came before.
         let base = self.hash.hash_one(self.begun) & !63 | 64;
         Trial {
             subject,
+            open,
             rounds: 0,
             base,
             next: Some(now),
@@ -195,18 +237,18 @@ impl Trial {
         if self.next.is_none_or(|next| now < next) {
             return;
         }
-        let state = &way.peer.state;
-        if let Some(verdict) = state.echoes.verdict(self.rounds >= ROUNDS) {
-            state.gso.set(verdict);
+        let is_over = self.rounds >= ROUNDS;
+        self.take_answers(way, is_over);
+        if !self.open.is_any() {
             return self.end(way);
         }
-        if self.rounds >= ROUNDS {
-            // Nobody answered: that is not the run's fault.
-            self.again = Some(now + AGAIN);
+        if is_over {
+            // Of runs nobody said anything: that is not their fault. A port that reached nobody is done without.
+            self.again = self.open.runs.then(|| now + AGAIN);
             return self.end(way);
         }
-        if let Some(OffloadState::Refused) = self.send_round(way, wire) {
-            state.gso.set(OffloadState::Refused);
+        self.send_round(way, wire);
+        if !self.open.is_any() {
             return self.end(way);
         }
         self.rounds += 1;
@@ -214,15 +256,68 @@ impl Trial {
         self.next = Some(now + wait);
     }
 
+    /// What is known already is no longer asked.
+    fn take_answers(&mut self, way: Way<'_>, is_over: bool) {
+        let state = &way.peer.state;
+        if self.open.runs
+            && let Some(verdict) = state.echoes.verdict(is_over)
+        {
+            self.close_runs(way, verdict);
+        }
+        let (proven, all) = (state.echoes.ports(), (1 << self.open.further_ports) - 1);
+        if self.open.further_ports > 0 {
+            let former = if is_over { 0 } else { state.source_ports.get() };
+            state.source_ports.set((former | proven) & all);
+            if proven & all == all {
+                self.open.further_ports = 0;
+            }
+        }
+    }
+
+    fn close_runs(&mut self, way: Way<'_>, verdict: OffloadState) {
+        way.peer.state.gso.set(verdict);
+        self.open.runs = false;
+    }
+
     fn end(&mut self, way: Way<'_>) {
         way.peer.state.echoes.end();
         self.next = None;
     }
 
-    fn send_round(&self, way: Way<'_>, wire: &impl Wire) -> Option<OffloadState> {
+    /// What is lost is lost: there are more rounds.
+    fn send_round(&mut self, way: Way<'_>, wire: &impl Wire) {
+        let stride = way.peer.mtu + OVERHEAD;
+        let ask = |octets: &[u8], source| {
+            let run = Run {
+                octets,
+                stride,
+                tos: 0,
+            };
+            wire.send(way.leaving_by(source).lane, run)
+        };
+        if let Some(single) = self.questions(way, 0..1) {
+            let _ = ask(&single, 0);
+        }
+        if self.open.runs
+            && let Some(train) = self.questions(way, 1..FURTHER)
+            && let Ok(Sent::OneByOne) = ask(&train, 0)
+        {
+            self.close_runs(way, OffloadState::Refused);
+        }
+        for port in 0..self.open.further_ports {
+            let place = FURTHER + u64::from(port);
+            if let Some(single) = self.questions(way, place..place + 1) {
+                let _ = ask(&single, port + 1);
+            }
+        }
+    }
+
+    /// Echo requests for these places of the present round, sealed, one behind the other. `None` where the session seals no
+    /// more.
+    fn questions(&self, way: Way<'_>, places: Range<u64>) -> Option<Vec<u8>> {
         let stride = way.peer.mtu + OVERHEAD;
         let mut octets = Vec::new();
-        for place in 0..=TRAIN {
+        for place in places {
             let start = octets.len();
             let nonce = self.base | (u64::from(self.rounds * ROUND_BITS) + place);
             octets.resize(start + stride, 0);
@@ -235,18 +330,7 @@ impl Trial {
                 .seal_in_place(&mut octets[start..], length)
                 .ok()?;
         }
-        let run = |octets| Run {
-            octets,
-            stride,
-            tos: 0,
-        };
-        let (single, train) = octets.split_at(stride);
-        // What is lost is lost: there are more rounds.
-        let _ = wire.send(way.to, run(single));
-        match wire.send(way.to, run(train)) {
-            Ok(Sent::OneByOne) => Some(OffloadState::Refused),
-            _ => None,
-        }
+        Some(octets)
     }
 }
 

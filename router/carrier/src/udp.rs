@@ -18,6 +18,7 @@ use crate::control::Control;
 use crate::descriptors::lives_in;
 use crate::error::CarrierError;
 use crate::offload::Offloads;
+use crate::source_ports::SourcePort;
 use crate::sys::{self, NamespaceOf};
 use crate::tcp::Streams;
 
@@ -41,7 +42,7 @@ pub(crate) struct UdpPort {
 
 impl UdpPort {
     /// A socket of its own, or `given` if that is bound to `addr`.
-    fn bind(addr: SocketAddr, given: Option<OwnedFd>) -> io::Result<Self> {
+    pub(crate) fn bind(addr: SocketAddr, given: Option<OwnedFd>) -> io::Result<Self> {
         let given = given.map(Socket::from).filter(|s| is_bound_to(s, addr));
         let socket = given.map_or_else(|| bound_to(addr), Ok)?;
         grow(&socket, libc::SO_RCVBUFFORCE, Socket::set_recv_buffer_size);
@@ -198,6 +199,24 @@ fn grow(socket: &Socket, force: libc::c_int, polite: fn(&Socket, usize) -> io::R
     }
 }
 
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    fn of(addr: SocketAddr) -> Self {
+        match addr {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6,
+        }
+    }
+}
+
 /// Both sockets, and what asks the kernel for the MTU of a path.
 #[derive(Debug)]
 pub(crate) struct Underlay {
@@ -205,6 +224,8 @@ pub(crate) struct Underlay {
     /// `None` where the host has no IPv6.
     pub(crate) v6: Option<UdpPort>,
     port: u16,
+    /// What packets may leave by, too.
+    further: Vec<SourcePort>,
     /// For those that are reached by TCP alone.
     pub(crate) streams: Streams,
     probes: Mutex<(Socket, Option<Socket>)>,
@@ -238,9 +259,28 @@ impl Underlay {
             v4,
             v6,
             port,
+            further: Vec::new(),
             streams,
             probes: Mutex::new(probes),
         })
+    }
+
+    /// Opens further source ports on these addresses until there are `count` with the port itself.
+    pub(crate) fn open_source_ports(
+        &mut self,
+        count: u8,
+        (v4, v6): (Ipv4Addr, Ipv6Addr),
+    ) -> Result<(), CarrierError> {
+        let addresses = (v4, self.v6.is_some().then_some(v6));
+        let further = (1..count).map(|_| SourcePort::open(addresses));
+        let further: io::Result<Vec<_>> = further.collect();
+        self.further = further.map_err(|source| CarrierError::Bind { port: 0, source })?;
+        Ok(())
+    }
+
+    /// Source ports besides the port itself.
+    pub(crate) fn further_source_ports(&self) -> u8 {
+        self.further.len() as u8
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -276,12 +316,27 @@ impl Underlay {
 
     /// The socket that reaches `to`.
     pub(crate) fn towards(&self, to: SocketAddr) -> io::Result<&UdpPort> {
-        match to {
-            SocketAddr::V4(_) => Ok(&self.v4),
-            SocketAddr::V6(_) => self
-                .v6
-                .as_ref()
-                .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable)),
+        self.leaving(to, 0)
+    }
+
+    /// The socket by which what goes to `to` leaves from this source port.
+    pub(crate) fn leaving(&self, to: SocketAddr, source: u8) -> io::Result<&UdpPort> {
+        self.socket(Family::of(to), source)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))
+    }
+
+    /// The socket of an IP version and source port, if there is one.
+    pub(crate) fn socket(&self, family: Family, source: u8) -> Option<&UdpPort> {
+        let (v4, v6) = match usize::from(source).checked_sub(1) {
+            None => (&self.v4, &self.v6),
+            Some(place) => {
+                let further = self.further.get(place)?;
+                (&further.v4, &further.v6)
+            }
+        };
+        match family {
+            Family::V4 => Some(v4),
+            Family::V6 => v6.as_ref(),
         }
     }
 

@@ -384,6 +384,9 @@ pub struct PeerRow {
     /// Which offloads are in use for it, and why others are not.
     #[serde(default)]
     pub offloads: BTreeMap<Offload, OffloadState>,
+    /// Source ports that flows to it are spread over (`--source-ports`, as far as they reach it).
+    #[serde(default)]
+    pub source_ports: u8,
 }
 
 /// One way to a peer.

@@ -168,6 +168,7 @@ fn up(args: UpArgs, place: Place) -> anyhow::Result<ExitCode> {
         esp: args.esp,
         dscp: args.dscp,
         no_offload: args.no_offload,
+        source_ports: args.source_ports,
         rebind: args.rebind,
         state_dir: args.state.state_dir,
         run_dir: place.run_dir_flag,

@@ -20,12 +20,13 @@ fn with_nothing_said_the_contract_s_defaults_hold() {
     assert_eq!(config.run_dir, Path::new("/run/weft"));
     assert_eq!(config.dscp, Dscp::Clear);
     assert!(config.no_offload.is_empty());
+    assert_eq!(config.source_ports, 1);
     assert!(config.join.is_none() && !config.foreground && !config.rebind);
 }
 
 #[test]
 fn the_file_is_over_defaults_and_flags_are_over_the_file() {
-    let toml = "name = \"filed\"\nport = 7000\ntcp-port = 443\nadvertise = [\"192.0.2.1\"]\nrange = \"10.64.0.0/12\"\nrun-dir = \"/run/x\"\ndscp = \"copy\"\nno-offload = [\"gso\", \"uso\"]\n";
+    let toml = "name = \"filed\"\nport = 7000\ntcp-port = 443\nadvertise = [\"192.0.2.1\"]\nrange = \"10.64.0.0/12\"\nrun-dir = \"/run/x\"\ndscp = \"copy\"\nno-offload = [\"gso\", \"uso\"]\nsource-ports = 3\n";
     let config = check(RawUp::default(), toml).unwrap();
     assert_eq!(
         config.name.as_ref().map(ToString::to_string),
@@ -36,6 +37,7 @@ fn the_file_is_over_defaults_and_flags_are_over_the_file() {
     assert_eq!(config.run_dir, Path::new("/run/x"));
     assert_eq!(config.dscp, Dscp::Copy);
     assert_eq!(config.no_offload, [Offload::Gso, Offload::Uso]);
+    assert_eq!(config.source_ports, 3);
 
     let flags = RawUp {
         name: Some(Label::parse("flagged").unwrap()),
@@ -45,6 +47,7 @@ fn the_file_is_over_defaults_and_flags_are_over_the_file() {
         run_dir: Some("/run/y".into()),
         dscp: Some(Dscp::Clear),
         no_offload: vec![Offload::Gro],
+        source_ports: Some(2),
         ..RawUp::default()
     };
     let config = check(flags, toml).unwrap();
@@ -59,6 +62,7 @@ fn the_file_is_over_defaults_and_flags_are_over_the_file() {
     assert_eq!(config.run_dir, Path::new("/run/y"));
     assert_eq!(config.dscp, Dscp::Clear);
     assert_eq!(config.no_offload, [Offload::Gro]);
+    assert_eq!(config.source_ports, 2);
 }
 
 #[test]
@@ -68,6 +72,8 @@ fn what_can_t_be_meant_is_refused_in_one_line() {
         ("range = \"10.0.0.1/12\"", "did you mean"),
         ("range = \"10.0.0.0/24\"", "between /8 and /22"),
         ("trusted-subnets = [\"10.0.0.1/8\"]", "did you mean"),
+        ("source-ports = 0", "1 to 4"),
+        ("source-ports = 5", "1 to 4"),
         ("advertise = [\"nowhere\"]", "give an IP address"),
         ("advertise = [\"0.0.0.0\"]", "could not reach it"),
         ("advertise = [\"127.0.0.1:1\"]", "could not reach it"),

@@ -194,6 +194,7 @@ pub(crate) fn peers(view: &View, known: &[PeerView], counters: &Counters) -> Vec
                 rx_bytes: sum(|t| t.rx_bytes),
                 drops: traffic.map(|t| drops(&t.drops)).unwrap_or_default(),
                 offloads: offloads(counters, traffic),
+                source_ports: traffic.map_or(1, |t| t.source_ports),
                 mtu: peer.and_then(|p| p.mtu),
                 paths: peer.map(|p| paths(view, p)).unwrap_or_default(),
             }

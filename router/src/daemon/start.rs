@@ -335,6 +335,7 @@ fn start_carrier(
             tcp_port: config.tcp_port,
             dscp: config.dscp,
             no_offload: config.no_offload.clone(),
+            source_ports: config.source_ports,
             given: std::mem::take(&mut given),
             ..CarrierConfig::new(domain.fd()?, config.port)
         };

@@ -203,6 +203,34 @@ fn a_packet_without_a_place_for_its_checksum_is_dropped() {
 }
 
 #[test]
+fn a_second_port_of_the_same_host_is_no_move_while_the_first_is_heard() {
+    let mut rig = rig(true);
+    let beside = UnderlayAddr::Udp("192.0.2.2:40000".parse().unwrap());
+    let mut take = |from| {
+        // Each time as if the last event were long ago.
+        rig.table.peers[0].state = Default::default();
+        let datagram = rig.sealed(FrameKind::Packet, &packet("10.33.0.9"));
+        let path = rig.sealed(FrameKind::Packet, &packet("10.33.0.9"));
+        if from == beside {
+            assert_eq!(rig.take(&path, home()).len(), 1);
+        }
+        assert_eq!(rig.take(&datagram, from).len(), 1);
+        rig.events.try_iter().count()
+    };
+    assert_eq!(take(beside), 0, "it sends from both");
+    let elsewhere = UnderlayAddr::Udp("198.51.100.1:6783".parse().unwrap());
+    assert_eq!(take(elsewhere), 1);
+    rig.table.peers[0].state = Default::default();
+    let datagram = rig.sealed(FrameKind::Packet, &packet("10.33.0.9"));
+    rig.take(&datagram, beside);
+    assert_eq!(
+        rig.events.try_iter().count(),
+        1,
+        "a NAT gave it another port"
+    );
+}
+
+#[test]
 fn another_address_is_told_only_when_the_datagram_is_authentic() {
     let mut rig = rig(true);
     let elsewhere = UnderlayAddr::Udp("198.51.100.1:1".parse().unwrap());

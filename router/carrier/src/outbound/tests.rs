@@ -130,6 +130,37 @@ impl Rig {
 }
 
 #[test]
+fn a_flow_keeps_to_one_source_port_and_flows_are_spread_over_all_that_are_proven() {
+    let mut rig = rig(&[7], true);
+    rig.table.peers[0].state.source_ports.set(0b11);
+    let flow = |n: u8| {
+        let src = format!("10.32.0.{n}").parse().unwrap();
+        let packet = ip(src, "10.33.0.1".parse().unwrap(), 1, &[n; 900]);
+        let mut frame = frame(7, &[]);
+        frame.truncate(FRAME_HEAD);
+        frame.extend_from_slice(&packet);
+        frame
+    };
+    let mut used = [0; 3];
+    for n in 1..=60 {
+        for _ in 0..2 {
+            rig.push(&flow(n));
+        }
+        rig.flush();
+        let sources: Vec<u8> = rig.wire.sources.take();
+        assert!(sources.iter().all(|s| *s == sources[0]), "{n}: {sources:?}");
+        used[usize::from(sources[0])] += 1;
+    }
+    assert!(used.iter().all(|n| *n > 5), "{used:?}");
+    for n in 1..=4 {
+        rig.push(&flow(n));
+    }
+    rig.flush();
+    rig.wire.sources.take();
+    assert_eq!(rig.opened().len(), 124, "nothing is lost between the ports");
+}
+
+#[test]
 fn what_differs_in_its_mark_shares_no_outer_header() {
     for (dscp, runs) in [
         (Dscp::Clear, vec![(2, 2), (0, 1), (2, 1)]),

@@ -7,6 +7,7 @@ use weft_core::underlay::Dscp;
 
 use super::*;
 use crate::offload::Offloads;
+use crate::source_ports::Lane;
 use crate::table::States;
 use crate::table::tests::{entry, session, table};
 
@@ -16,6 +17,8 @@ const MTU: u16 = 1400;
 #[derive(Default)]
 struct Kept {
     runs: RefCell<Vec<Vec<Vec<u8>>>>,
+    /// The port that each left by.
+    sources: RefCell<Vec<u8>>,
     refuses: bool,
 }
 
@@ -24,11 +27,12 @@ impl Wire for Kept {
         64
     }
 
-    fn take_congestion(&self, _: UnderlayAddr) -> bool {
+    fn take_congestion(&self, _: Lane) -> bool {
         false
     }
 
-    fn send(&self, _: UnderlayAddr, run: Run<'_>) -> io::Result<Sent> {
+    fn send(&self, lane: Lane, run: Run<'_>) -> io::Result<Sent> {
+        self.sources.borrow_mut().push(lane.source);
         let datagrams = run.octets.chunks(run.stride).map(<[u8]>::to_vec);
         self.runs.borrow_mut().push(datagrams.collect());
         Ok(match self.refuses && run.is_many() {
@@ -70,6 +74,12 @@ fn rig() -> Rig {
 }
 
 impl Rig {
+    /// As on a host with so many source ports besides the port itself.
+    fn with_further_ports(mut self, ports: u8) -> Self {
+        self.shared = self.shared.with_further_ports(ports);
+        self
+    }
+
     /// Goes on until nothing is left to do. `answered` says which place of which send (counted from 0; those of one round
     /// are a single datagram and a run) gets an answer.
     fn run(&mut self, answered: impl Fn(usize, usize) -> bool) -> OffloadState {
@@ -201,4 +211,43 @@ fn what_is_switched_off_is_not_tried() {
     rig.shared.offloads = Offloads::new(&[Offload::Gso]);
     rig.go_on();
     assert_eq!((rig.sends(), rig.trials.deadline()), (0, None));
+}
+
+#[test]
+fn a_source_port_is_used_once_something_from_it_was_answered() {
+    // A round: the single one, the run, and from each further port one.
+    let mut rig = rig().with_further_ports(3);
+    assert_eq!(rig.run(|_, _| true), OffloadState::On);
+    assert_eq!(*rig.wire.sources.borrow(), [0, 0, 1, 2, 3]);
+    assert_eq!(rig.state().source_ports.get(), 0b111);
+}
+
+#[test]
+fn a_source_port_that_a_firewall_knows_nothing_of_is_not_used() {
+    let mut rig = rig().with_further_ports(3);
+    // Only the first round has a run, as that arrives. What comes from the second further port does not.
+    rig.run(|send, _| match send {
+        0..5 => send != 3,
+        _ => (send - 5) % 4 != 2,
+    });
+    assert_eq!(rig.state().source_ports.get(), 0b101);
+    assert_eq!(rig.sends(), 5 + 5 * 4, "six rounds");
+    rig.go_on();
+    assert_eq!(rig.sends(), 5 + 5 * 4, "it is not asked for ever");
+    rig.table.peers[0].lead_to(UnderlayAddr::Udp("198.51.100.2:6783".parse().unwrap()));
+    rig.go_on();
+    assert_eq!(
+        rig.state().source_ports.get(),
+        0,
+        "another way, another trial"
+    );
+}
+
+#[test]
+fn source_ports_are_tried_where_runs_are_switched_off() {
+    let mut rig = rig().with_further_ports(1);
+    rig.shared.offloads = Offloads::new(&[Offload::Gso]);
+    rig.run(|_, _| true);
+    assert_eq!(*rig.wire.sources.borrow(), [0, 1]);
+    assert_eq!(rig.state().source_ports.get(), 1);
 }

@@ -26,6 +26,7 @@ mod removal;
 mod restart;
 mod services;
 mod sizes;
+mod source_ports;
 mod tcp;
 mod upgrade;
 mod wire;

@@ -386,16 +386,19 @@ fn pour(to: SocketAddr, mib: usize) -> Result<()> {
 
 fn drain(port: u16) -> Result<()> {
     let listener = dual_stack(Type::STREAM, port)?;
-    listener.listen(8)?;
+    listener.listen(128)?;
     let listener = TcpListener::from(listener);
     say("ready");
     for stream in listener.incoming() {
         let mut stream = stream?;
-        let answer = match drained(&mut stream) {
-            Ok(answer) => answer,
-            Err(error) => error.to_string(),
-        };
-        writeln!(stream, "{answer}")?;
+        std::thread::spawn(move || {
+            let answer = match drained(&mut stream) {
+                Ok(answer) => answer,
+                Err(error) => error.to_string(),
+            };
+            // Whoever is gone does not wait for it.
+            let _ = writeln!(stream, "{answer}");
+        });
     }
     Ok(())
 }
