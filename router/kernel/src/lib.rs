@@ -46,6 +46,7 @@ pub use linux::netns::{NETNS_DIR, inside, open_netns};
 pub use linux::nft;
 pub use linux::preflight::{Missing, preflight};
 pub use linux::ranges::Overlap;
+pub use linux::rules::Rules;
 pub use linux::sysctl::ipv6_available;
 pub use linux::watch::{KernelEvent, Watch, watch};
 pub use plan::{DomainPlan, HostPlan, LocalFacts, LocalLeg, leg_name, plan_domain, plan_host};

@@ -89,6 +89,11 @@ impl<'a> Table<'a> {
         })
     }
 
+    /// The names of its sets and maps.
+    pub(crate) fn collections(&self) -> impl Iterator<Item = &'a str> {
+        self.collections.keys().copied()
+    }
+
     fn common_chains<'b>(
         &'b self,
         other: &'b Self,

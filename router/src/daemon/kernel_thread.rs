@@ -13,7 +13,8 @@ use tracing::{debug, warn};
 use weft_core::model::EndpointId;
 use weft_core::view::{Liveness, View};
 use weft_kernel::{
-    Domain, Gatherer, Host, HostPlan, HostState, LocalFacts, filter, nft, plan_domain, plan_host,
+    Domain, Gatherer, Host, HostPlan, HostState, LocalFacts, Rules, filter, nft, plan_domain,
+    plan_host,
 };
 use weft_lb::Published;
 
@@ -98,8 +99,8 @@ impl Kernel {
             core,
             kernel: kernel.clone(),
             ipv6,
-            domain_table: nft::Rules::default(),
-            host_table: nft::Rules::default(),
+            domain_table: Rules::default(),
+            host_table: Rules::default(),
         };
         let thread = std::thread::Builder::new()
             .name("weft-kernel".to_owned())
@@ -186,8 +187,8 @@ struct Worker {
     _gatherer: Gatherer,
     kernel: Kernel,
     ipv6: bool,
-    domain_table: nft::Rules,
-    host_table: nft::Rules,
+    domain_table: Rules,
+    host_table: Rules,
 }
 
 impl Worker {

@@ -18,6 +18,7 @@ pub(crate) mod preflight;
 pub(crate) mod ranges;
 pub(crate) mod raw;
 pub(crate) mod rtnl;
+pub(crate) mod rules;
 pub(crate) mod shield;
 pub(crate) mod sys;
 pub(crate) mod sysctl;

@@ -5,7 +5,7 @@ use std::io;
 use nix::sys::socket::SockProtocol;
 
 use super::raw::{
-    ACK, DUMP, RawSocket, Request, attribute, attributes, be32, push, terminated, text,
+    ACK, DUMP, Message, RawSocket, Request, attribute, attributes, be32, push, terminated, text,
 };
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -29,6 +29,8 @@ const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_EXPR: u16 = 7;
+/// `NFTA_SET_ELEM_KEY`, `_DATA`, `_FLAGS`, `_KEY_END`.
+const NFTA_SET_ELEM_LASTING: [u16; 4] = [1, 2, 3, 10];
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_COUNTER_BYTES: u16 = 1;
@@ -214,20 +216,38 @@ pub(crate) fn counted(
     table: &str,
     set: &str,
 ) -> io::Result<Vec<(Vec<u8>, Counted)>> {
+    let answers = list_elements(family, table, set)?;
+    Ok(each_element(&answers).filter_map(read_element).collect())
+}
+
+/// The elements of a set or map: all that makes each of them, and nothing that it counts. None if the set is not there.
+pub(crate) fn elements(family: TableFamily, table: &str, set: &str) -> io::Result<Vec<Vec<u8>>> {
+    let answers = list_elements(family, table, set)?;
+    let lasting = |element| {
+        let is_lasting = |(kind, _): &(u16, &[u8])| NFTA_SET_ELEM_LASTING.contains(kind);
+        let parts = attributes(element).filter(is_lasting);
+        parts
+            .flat_map(|(kind, value)| [&kind.to_ne_bytes(), value].concat())
+            .collect()
+    };
+    Ok(each_element(&answers).map(lasting).collect())
+}
+
+fn list_elements(family: TableFamily, table: &str, set: &str) -> io::Result<Vec<Message>> {
     let mut body = vec![family.number(), 0, 0, 0];
     push(&mut body, NFTA_SET_ELEM_LIST_TABLE, &terminated(table));
     push(&mut body, NFTA_SET_ELEM_LIST_SET, &terminated(set));
-    let answers = match open()?.request(kind(NFT_MSG_GETSETELEM), DUMP, &body) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
+    match open()?.request(kind(NFT_MSG_GETSETELEM), DUMP, &body) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+fn each_element(answers: &[Message]) -> impl Iterator<Item = &[u8]> {
     let lists = answers
         .iter()
         .filter_map(|message| attribute(message.body.get(HEADER..)?, NFTA_SET_ELEM_LIST_ELEMENTS));
-    Ok(lists
-        .flat_map(attributes)
-        .filter_map(|(_, element)| read_element(element))
-        .collect())
+    lists.flat_map(attributes).map(|(_, element)| element)
 }
 
 fn read_element(element: &[u8]) -> Option<(Vec<u8>, Counted)> {

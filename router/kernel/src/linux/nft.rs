@@ -12,7 +12,6 @@ use super::host::Host;
 use super::nfnetlink::{self, Counted, TableFamily};
 use crate::error::{Doing, NftError, Result};
 use crate::filter::vxlan;
-use crate::table::Table;
 
 /// Only these: `PATH` is whoever's started the daemon.
 const BINARIES: [&str; 4] = [
@@ -35,7 +34,7 @@ pub enum Where<'a> {
 }
 
 impl Where<'_> {
-    fn run<T: Send>(self, work: impl FnOnce() -> T + Send) -> Result<T> {
+    pub(crate) fn run<T: Send>(self, work: impl FnOnce() -> T + Send) -> Result<T> {
         match self {
             Where::Host(host) => host.run(work),
             Where::Domain(domain) => domain.run(work),
@@ -48,86 +47,13 @@ pub fn apply(place: Where<'_>, fragments: &[&str]) -> Result<()> {
     put(place, &fragments.join("\n"))
 }
 
-fn put(place: Where<'_>, body: &str) -> Result<()> {
+/// The same of what stands inside the table.
+pub(crate) fn put(place: Where<'_>, body: &str) -> Result<()> {
     let text = format!(
         "table inet {NFT_TABLE}\ndelete table inet {NFT_TABLE}\ntable inet {NFT_TABLE} {{\n{body}\n}}\n"
     );
     place.run(|| feed(&text))??;
     Ok(())
-}
-
-/// Keeps the table `inet weft` of one namespace.
-#[derive(Debug, Default)]
-pub struct Rules {
-    last: Option<Laid>,
-}
-
-/// What was put, and what it is known by.
-#[derive(Debug)]
-struct Laid {
-    text: String,
-    /// Of all its rules. The kernel never gives one twice: who takes a rule away, or puts another in its place, shows.
-    handles: Vec<u64>,
-}
-
-impl Rules {
-    /// Brings the table to these fragments in one transaction: nothing where they stand, what differs where others stand
-    /// that were put before, all of them where somebody else changed a rule, or nobody knows. What was not changed goes on
-    /// counting.
-    ///
-    /// # Errors
-    /// nft can't be run or refuses the text: what stood before stands.
-    pub fn keep(&mut self, place: Where<'_>, fragments: &[&str]) -> Result<()> {
-        let text = fragments.join("\n");
-        // Forgotten until all is done: after a failure nobody knows, and all is put the next time.
-        let last = self.last.take().filter(|last| last.stands(place));
-        let is_put = match last {
-            Some(last) if last.text == text => {
-                self.last = Some(last);
-                return Ok(());
-            }
-            Some(last) => change(place, &last.text, &text)?,
-            None => false,
-        };
-        if !is_put {
-            put(place, &text)?;
-        }
-        let handles = handles(place)?;
-        self.last = Some(Laid { text, handles });
-        Ok(())
-    }
-
-    /// Does every rule stand that was put last? False after somebody flushed the ruleset.
-    pub fn stand(&self, place: Where<'_>) -> bool {
-        self.last.as_ref().is_some_and(|last| last.stands(place))
-    }
-}
-
-impl Laid {
-    fn stands(&self, place: Where<'_>) -> bool {
-        // A list that is read while somebody changes something else may lack what stands before and after: look twice.
-        let look = || handles(place).is_ok_and(|handles| handles == self.handles);
-        !self.handles.is_empty() && (look() || look())
-    }
-}
-
-/// True if it is done: false where only the whole can be put, or what differs is refused because a set is not what it was.
-fn change(place: Where<'_>, from: &str, to: &str) -> Result<bool> {
-    let (Ok(old), Ok(new)) = (Table::read(from), Table::read(to)) else {
-        return Ok(false);
-    };
-    let Some(commands) = old.commands_to(&new) else {
-        return Ok(false);
-    };
-    Ok(commands.is_empty() || place.run(|| feed(&commands))?.is_ok())
-}
-
-fn handles(place: Where<'_>) -> Result<Vec<u64>> {
-    let rules = place.run(|| nfnetlink::rules(TableFamily::Inet, NFT_TABLE, None))?;
-    let rules = rules.doing(|| "read the nft table inet weft".into())?;
-    let mut handles: Vec<u64> = rules.into_iter().map(|rule| rule.handle).collect();
-    handles.sort_unstable();
-    Ok(handles)
 }
 
 /// Does the host's part of the `vxlan` carrier's filter stand, rule for rule? While it does not, the carrier must be down.
