@@ -172,6 +172,8 @@ pub struct Roster {
     chains: BTreeMap<NodeId, Vec<Link>>,
     loose: BTreeMap<(NodeId, u32), Link>,
     forks: Vec<Fork>,
+    /// By their hashes: of removed nodes' forked chains what continues a branch that is not held here.
+    astray: BTreeMap<[u8; 32], Link>,
     verdict: Verdict,
     digest: u64,
     intake: BTreeMap<NodeId, Intake>,
@@ -592,6 +594,7 @@ impl Roster {
             chains: BTreeMap::new(),
             loose: BTreeMap::new(),
             forks: Vec::new(),
+            astray: BTreeMap::new(),
             is_news: false,
             verdict: Verdict::default(),
             digest: 0,

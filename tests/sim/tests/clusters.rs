@@ -4,7 +4,7 @@ use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
 /// Each of these once broke a promise; what it found is mended.
-const MENDED: [(u64, usize); 95] = [
+const MENDED: [(u64, usize); 96] = [
     (40, 3),
     (275, 6),
     (365, 8),
@@ -100,6 +100,7 @@ const MENDED: [(u64, usize); 95] = [
     (1_325_556, 7),
     (1_329_450, 5),
     (1_330_248, 3),
+    (1_424_027, 6),
 ];
 
 /// The same, of worlds in which chains of the roster were forked and who forked them was removed.
@@ -136,6 +137,19 @@ const FORKING: [Kind; 10] = [
     Kind::Late,
     Kind::Leave,
 ];
+
+/// One in which a branch was forked again.
+const FORKED_AGAIN: ([Kind; 6], (u64, usize)) = (
+    [
+        Kind::Fork,
+        Kind::Weather,
+        Kind::Partition,
+        Kind::Crash,
+        Kind::Late,
+        Kind::Remove,
+    ],
+    (297, 4),
+);
 
 /// Worlds found by the gate's fresh seeds, which leave out these kinds.
 const FRESH: [(u64, usize); 3] = [
@@ -199,6 +213,7 @@ fn seeds_that_broke_a_promise_once_break_none() {
 fn whoever_forked_a_chain_is_removed_and_all_agree() {
     with(&FORKING[..6], FORKED[..10].to_vec());
     with(&FORKING, FORKED);
+    with(&FORKED_AGAIN.0, [FORKED_AGAIN.1]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Chains that their issuer forked: two different records under one index.
 //!
 //! The branch that was heard first holds, so one cluster may hold both. Once the issuer is removed the branch holds that
-//! its remover knew: the removal names its last record. Who has the other one leaves it, and all agree again.
+//! its remover knew: the removal names its last record. Who has another one leaves it, and all agree again. A branch may
+//! fork again: of the forks along the chain that is held here the last is tried first.
 //!
-//! INVARIANT: for one remover's word no branch is taken again that was left.
+//! INVARIANT: for one remover's word no branch is taken again that was left. One that is only too short is left only where
+//! the records are here that lead from another to the end that the removal names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,10 +17,14 @@ use crate::mutation::{self, Mutation};
 use crate::store::{Batch, Stored, Table};
 
 const MAX_FORKS: usize = 64;
+/// Of one issuer the first ones.
+const MAX_FORKS_OF_ONE: usize = 4;
+/// Records kept that continue branches which are not held here: as many as a chain may have.
+const MAX_ASTRAY: usize = 4096;
 /// Stands for the index in the keys of void records.
 const VOID: [u8; 4] = u32::MAX.to_be_bytes();
 
-/// Two different records of one issuer under one index, the first that there are.
+/// Two different records of one issuer under one index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fork {
     /// Who.
@@ -29,8 +35,6 @@ pub struct Fork {
     void: Link,
     /// The ends of the branches for which this node left the one that it held.
     left_for: BTreeSet<Tip>,
-    /// A record came that continues another branch than the one held here.
-    outgrown: bool,
 }
 
 impl Fork {
@@ -50,13 +54,15 @@ impl Roster {
     pub(crate) fn fork_rows(&self, told: usize) -> Batch {
         let mut batch = Batch::new();
         for fork in self.forks.iter().skip(told) {
-            batch.put(void_row(&fork.issuer), fork.void());
+            batch.put(void_row(fork), fork.void());
         }
         batch
     }
 
+    /// The first fork of an issuer's chain.
     pub(super) fn fork_of(&self, issuer: &NodeId) -> Option<&Fork> {
-        self.forks.iter().find(|fork| fork.issuer == *issuer)
+        let of_it = self.forks.iter().filter(|fork| fork.issuer == *issuer);
+        of_it.min_by_key(|fork| fork.index)
     }
 
     /// Forks as they were on disk.
@@ -93,28 +99,49 @@ impl Roster {
         }
     }
 
-    /// Of each issuer the first is kept: what comes behind it is on one branch or the other.
+    /// Keeps those along the chain that is held here, of each issuer the first ones. What else there is begins behind them, on
+    /// another branch.
     pub(super) fn note_fork(&mut self, link: &Link) {
-        let is_full = self.forks.len() >= MAX_FORKS;
-        let mut forks = self.forks.iter_mut();
-        let fork = Fork {
+        let mut of_it = self.forks.iter().filter(|f| f.issuer == link.issuer);
+        let is_full = self.forks.len() >= MAX_FORKS && of_it.clone().next().is_none();
+        if is_full || of_it.any(|fork| fork.void.hash == link.hash) {
+            return;
+        }
+        self.forks.push(Fork {
             issuer: link.issuer,
             index: link.index,
             void: link.clone(),
             left_for: BTreeSet::new(),
-            outgrown: false,
-        };
-        match forks.find(|known| known.issuer == link.issuer) {
-            Some(known) if known.index <= link.index => return,
-            Some(known) => {
-                let later = std::mem::replace(known, fork);
-                self.digest ^= later.void.short_hash();
-            }
-            None if is_full => return,
-            None => self.forks.push(fork),
-        }
+        });
         self.digest ^= link.short_hash();
+        self.prune_forks(&link.issuer);
         self.judge();
+    }
+
+    /// Forgets those of an issuer that are not along its chain, but for the first if nothing better is known, and those that
+    /// are too many.
+    fn prune_forks(&mut self, issuer: &NodeId) {
+        let of_it = self.forks.iter().filter(|fork| fork.issuer == *issuer);
+        let all: BTreeMap<(u32, [u8; 32]), bool> = of_it
+            .map(|fork| ((fork.index, fork.void.hash), self.is_along(fork)))
+            .collect();
+        let first = all.keys().next().copied();
+        let kept: BTreeSet<[u8; 32]> = all
+            .into_iter()
+            .filter(|(place, is_along)| *is_along || Some(*place) == first)
+            .map(|((_, hash), _)| hash)
+            .take(MAX_FORKS_OF_ONE)
+            .collect();
+        let is_gone = |fork: &mut Fork| fork.issuer == *issuer && !kept.contains(&fork.void.hash);
+        for fork in self.forks.extract_if(.., is_gone) {
+            self.digest ^= fork.void.short_hash();
+        }
+    }
+
+    /// Does its void record follow the one before the one that is held?
+    fn is_along(&self, fork: &Fork) -> bool {
+        let held = self.branch_off(&fork.void);
+        held.is_some_and(|held| held.previous == fork.void.previous)
     }
 
     /// The record that stands here where another chain has this one.
@@ -126,24 +153,45 @@ impl Roster {
 
     /// Does it begin a branch that is void here?
     pub(super) fn is_void_branch(&self, link: &Link) -> bool {
-        let fork = self.fork_of(&link.issuer);
-        fork.is_some_and(|fork| fork.void.hash == link.hash)
+        let mut forks = self.forks.iter();
+        forks.any(|fork| fork.void.hash == link.hash)
     }
 
-    /// A record does not join on to the chain that is held here: of a forked one it continues the other branch.
-    pub(super) fn note_outgrown(&mut self, link: &Link) {
-        let is_next = link.index == self.chain_len(&link.issuer);
-        let mut forks = self.forks.iter_mut();
-        let fork = forks.find(|fork| fork.issuer == link.issuer && is_next);
-        if let Some(fork) = fork.filter(|_| link.verify(&self.cluster)) {
-            fork.outgrown = true;
+    /// A record does not join on to the chain that is held here: of one that was forked it may continue another branch, which
+    /// may be the one that its issuer's remover knew.
+    pub(super) fn note_astray(&mut self, link: &Link) {
+        let revoked = self.verdict.revoked.get(&link.issuer);
+        let may_lead = revoked.is_some_and(|end| link.index < end.tip.length);
+        let has_room = self.astray.len() < MAX_ASTRAY;
+        let is_wanted = may_lead && has_room && self.fork_of(&link.issuer).is_some();
+        if is_wanted && link.verify(&self.cluster) {
+            self.astray.insert(link.hash, link.clone());
         }
     }
 
-    /// Where chains were forked.
+    /// Do records that came lead to this end from another branch than the one held here, which is too short for it?
+    fn is_outgrown(&self, issuer: &NodeId, tip: Tip) -> bool {
+        let length = self.chain_len(issuer);
+        let mut next = tip.hash;
+        while let Some(link) = self.astray.get(&next).filter(|l| l.issuer == *issuer) {
+            if link.index <= length {
+                let before = link.index.checked_sub(1);
+                let held = before.and_then(|before| self.link(issuer, before));
+                return held.is_none_or(|held| held.hash != link.previous);
+            }
+            next = link.previous;
+        }
+        false
+    }
+
+    /// Where chains were forked first.
     pub(super) fn forked(&self) -> Ends {
-        let forks = self.forks.iter();
-        forks.map(|fork| (fork.issuer, fork.index)).collect()
+        let mut first = Ends::new();
+        for fork in &self.forks {
+            let index = first.entry(fork.issuer).or_insert(fork.index);
+            *index = (*index).min(fork.index);
+        }
+        first
     }
 
     /// Is there a branch to be left?
@@ -160,7 +208,7 @@ impl Roster {
     /// Leaves the branches that the removers of their issuers did not know. To be written.
     pub(super) fn follow_removers(&mut self) -> Batch {
         let mut batch = Batch::new();
-        while let Some(at) = self.forks.iter().position(|fork| self.is_wrong(fork)) {
+        while let Some(at) = self.last_wrong() {
             let gone = self.change_branch(at, &mut batch);
             self.drop_heirs(gone, &mut batch);
             self.judge();
@@ -171,6 +219,14 @@ impl Roster {
             self.judge();
         }
         batch
+    }
+
+    /// The place of the fork that is farthest along among those at which the wrong branch is held.
+    fn last_wrong(&self) -> Option<usize> {
+        let forks = self.forks.iter().enumerate();
+        let wrong = forks.filter(|(_, fork)| self.is_wrong(fork));
+        let last = wrong.max_by_key(|(_, fork)| fork.index);
+        last.map(|(place, _)| place)
     }
 
     /// What handshakes showed of removed nodes, and is not in their chains, which are known to their ends: whom it let in
@@ -191,7 +247,7 @@ impl Roster {
         links.map(|link| link.hash).collect()
     }
 
-    /// Is the branch that is held here not the one that the issuer's remover knew?
+    /// Is the branch that is held here from that fork on not the one that the issuer's remover knew, as far as can be said?
     fn is_wrong(&self, fork: &Fork) -> bool {
         let revoked = self.verdict.revoked.get(&fork.issuer);
         let (Some(revoked), Some(held)) = (revoked, self.branch_off(&fork.void)) else {
@@ -207,7 +263,7 @@ impl Roster {
         }
         let is_short = self.chain_len(&fork.issuer) < revoked.tip.length;
         match is_short {
-            true => fork.outgrown,
+            true => self.is_outgrown(&fork.issuer, revoked.tip),
             false => !self.leads_to(&fork.issuer, revoked.tip),
         }
     }
@@ -235,13 +291,19 @@ impl Roster {
         }
         // Of the two records that prove the fork both count in the digest, as before.
         self.digest ^= left[0].short_hash();
+        batch.delete(void_row(fork));
         let holds = std::mem::replace(&mut fork.void, left[0].clone());
         fork.left_for.extend(tip);
-        // What came before continued the branch that is held now.
-        fork.outgrown = false;
+        let (issuer, index) = (fork.issuer, fork.index);
         batch.put(row_of(&holds), holds.bytes.clone());
-        batch.put(void_row(&fork.issuer), fork.void());
+        batch.put(void_row(fork), fork.void());
         chain.push(holds);
+        let is_behind = |fork: &mut Fork| fork.issuer == issuer && fork.index > index;
+        for fork in self.forks.extract_if(.., is_behind) {
+            self.digest ^= fork.void.short_hash();
+            batch.delete(void_row(&fork));
+        }
+        self.astray.retain(|_, link| link.issuer != issuer);
         left.iter().map(|link| link.hash).collect()
     }
 
@@ -280,11 +342,13 @@ impl Roster {
             let Some(heir) = heir else {
                 return;
             };
+            for fork in self.forks.iter().filter(|fork| fork.issuer == heir) {
+                batch.delete(void_row(fork));
+            }
             for link in self.drop_chain(&heir) {
                 batch.delete(row_of(&link));
                 gone.insert(link.hash);
             }
-            batch.delete(void_row(&heir));
         }
     }
 
@@ -326,12 +390,20 @@ pub(super) fn row_of(link: &Link) -> Vec<u8> {
     Table::Roster.key(&[&link.issuer.0, &link.index.to_be_bytes()])
 }
 
-/// Where the void record of an issuer's fork does: behind its chain, which never gets that long.
-fn void_row(issuer: &NodeId) -> Vec<u8> {
-    Table::Roster.key(&[&issuer.0, &VOID])
+/// Where the void record of a fork does: behind its issuer's chain, which never gets that long.
+fn void_row(fork: &Fork) -> Vec<u8> {
+    let Fork {
+        issuer,
+        index,
+        void,
+        ..
+    } = fork;
+    Table::Roster.key(&[&issuer.0, &VOID, &index.to_be_bytes(), &void.hash[..8]])
 }
 
-/// Is it the key of a void record?
+/// Is it the key of a void record, without the table's octet? Earlier versions kept one for each issuer, and no more in its
+/// key.
 pub(super) fn is_void(key: &[u8]) -> bool {
-    key.ends_with(&VOID)
+    key.get(size_of::<NodeId>()..)
+        .is_some_and(|rest| rest.starts_with(&VOID))
 }

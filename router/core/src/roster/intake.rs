@@ -31,7 +31,7 @@ impl Roster {
             });
         }
         if link.index > length || !self.follows(link) {
-            self.note_outgrown(link);
+            self.note_astray(link);
             return Err(RosterError::Gap);
         }
         if !link.verify(&self.cluster) {

@@ -55,6 +55,90 @@ fn the_branch_holds_that_the_remover_of_its_issuer_knew() {
     }
 }
 
+/// All tell each other all that they have, until nothing is new.
+fn talk_all(sides: &mut [Roster]) {
+    for _ in 0..8 {
+        for from in 0..sides.len() {
+            for to in 0..sides.len() {
+                let said = sides[from].clone();
+                tell(&said, &mut sides[to]);
+            }
+        }
+    }
+}
+
+/// A cluster of four in which node 2 forked its chain, and one of the branches again: 10 and 11, 10 and 30 and those after
+/// it, 20 and those after it.
+fn forked_twice(twigs: u8, others: u8) -> [Roster; 3] {
+    let (mut one, other) = forked(4, 1, others);
+    let mut twig = copy(&one);
+    admit(&mut one, 2, 11, Rights::ALL).unwrap();
+    for whom in 0..twigs {
+        admit(&mut twig, 2, 30 + whom, Rights::ALL).unwrap();
+    }
+    [one, twig, other]
+}
+
+#[test]
+fn of_a_branch_that_is_forked_again_the_one_holds_that_the_remover_knew() {
+    for (twigs, others) in [(1, 1), (1, 4), (4, 1), (3, 2), (2, 3)] {
+        for remover in 0..3 {
+            let mut sides = forked_twice(twigs, others);
+            talk_all(&mut sides);
+            let removal = sides[remover].revoke(&identity(3), id(2), 0).unwrap();
+            let kept = members(&sides[remover]);
+            // Whoever hears of it may have heard nothing else.
+            for side in &mut sides {
+                let _ = side.insert(&removal.bytes, WALL);
+            }
+            talk_all(&mut sides);
+            for side in &sides {
+                agree(&sides[remover], side);
+                assert_eq!(members(side), kept, "{twigs} {others} {remover}");
+            }
+        }
+    }
+}
+
+#[test]
+fn of_three_records_in_one_place_the_one_holds_that_the_remover_knew() {
+    for remover in 0..3 {
+        let (one, other) = forked(4, 2, 1);
+        let mut third = cluster(4);
+        admit(&mut third, 2, 40, Rights::ALL).unwrap();
+        let mut sides = [one, other, third];
+        talk_all(&mut sides);
+        sides[remover].revoke(&identity(3), id(2), 0).unwrap();
+        let kept = members(&sides[remover]);
+        talk_all(&mut sides);
+        for side in &sides {
+            agree(&sides[remover], side);
+            assert_eq!(members(side), kept, "{remover}");
+        }
+    }
+}
+
+#[test]
+fn a_chain_that_is_only_too_short_is_not_left_for_another_branch() {
+    let (mut one, other) = forked(4, 3, 3);
+    let mut behind = cluster(4);
+    let first = one.records_from(&id(2), 0).next().unwrap().to_vec();
+    behind.insert(&first, WALL).unwrap();
+    tell(&other, &mut behind);
+    let removal = one.revoke(&identity(3), id(2), 0).unwrap();
+    behind.insert(&removal.bytes, WALL).unwrap();
+    tell(&other, &mut behind);
+    let held = behind.records_from(&id(2), 0).next();
+    assert_eq!(
+        held,
+        Some(first.as_slice()),
+        "nothing says that it is wrong"
+    );
+    talk(&mut one, &mut behind);
+    agree(&one, &behind);
+    assert!(behind.is_member(&id(12)));
+}
+
 #[test]
 fn of_two_removers_that_knew_different_branches_none_lets_anybody_in() {
     let (mut one, mut other) = forked(5, 2, 3);
