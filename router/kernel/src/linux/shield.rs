@@ -6,9 +6,9 @@
 //!
 //! | chain | hook, priority | rules |
 //! |---|---|---|
-//! | `in` | prerouting, raw | from a peer's address and inner MAC, out of ESP where that was agreed: no tracking, accept; other VXLAN: drop |
-//! | `out` | output, raw | VXLAN of a socket of the host: drop; the rest: no tracking |
-//! | `through` | forward, filter - 10 | VXLAN: drop |
+//! | `in` | prerouting, raw + 1 | from a peer's address and inner MAC, out of ESP where that was agreed: no tracking, accept; other VXLAN: drop |
+//! | `out` | output, raw + 1 | VXLAN of a socket of the host: drop; the rest: no tracking |
+//! | `through` | forward, filter - 9 | VXLAN: drop |
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,8 +32,9 @@ const NFT_TABLE_F_OWNER: u32 = 2;
 const PRE_ROUTING: u32 = 0;
 const FORWARD: u32 = 2;
 const LOCAL_OUT: u32 = 3;
-const RAW: i32 = -300;
-const BEFORE_FILTER: i32 = -10;
+/// Each behind its twin in `inet weft`, which counts what it drops.
+const AFTER_RAW: i32 = -300 + 1;
+const BEFORE_FILTER: i32 = -10 + 1;
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 /// `NFTA_LIST_ELEM`.
@@ -132,8 +133,8 @@ impl Shield {
         }
         fill(&mut batch, &table, senders);
         for (name, hook, priority) in [
-            ("in", PRE_ROUTING, RAW),
-            ("out", LOCAL_OUT, RAW),
+            ("in", PRE_ROUTING, AFTER_RAW),
+            ("out", LOCAL_OUT, AFTER_RAW),
             ("through", FORWARD, BEFORE_FILTER),
         ] {
             batch.add(kind(NFT_MSG_NEWCHAIN), CREATE, |body| {
