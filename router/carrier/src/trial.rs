@@ -264,8 +264,8 @@ impl Trial {
         {
             self.close_runs(way, verdict);
         }
-        let (proven, all) = (state.echoes.ports(), (1 << self.open.further_ports) - 1);
         if self.open.further_ports > 0 {
+            let (proven, all) = (state.echoes.ports(), (1 << self.open.further_ports) - 1);
             let former = if is_over { 0 } else { state.source_ports.get() };
             state.source_ports.set((former | proven) & all);
             if proven & all == all {

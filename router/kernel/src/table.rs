@@ -71,10 +71,9 @@ impl<'a> Table<'a> {
 
     /// Commands that make of this table, as it stands, the other; `None` where only the whole of it can be put.
     pub(crate) fn commands_to(&self, wanted: &Self) -> Option<String> {
-        let is_possible = self
-            .common_chains(wanted)
+        let is_possible = common(&self.chains, &wanted.chains)
             .all(|(old, new)| old.head == new.head)
-            && self.common_collections(wanted).all(|(_, old, new)| {
+            && common(&self.collections, &wanted.collections).all(|(old, new)| {
                 (old.kind, old.head) == (new.kind, new.head)
                     && (old.elements == new.elements || !new.has_ranges())
             });
@@ -90,24 +89,8 @@ impl<'a> Table<'a> {
     }
 
     /// The names of its sets and maps.
-    pub(crate) fn collections(&self) -> impl Iterator<Item = &'a str> {
-        self.collections.keys().copied()
-    }
-
-    fn common_chains<'b>(
-        &'b self,
-        other: &'b Self,
-    ) -> impl Iterator<Item = (&'b Chain<'a>, &'b Chain<'a>)> {
-        let with = |(name, chain)| Some((chain, other.chains.get(name)?));
-        self.chains.iter().filter_map(with)
-    }
-
-    fn common_collections<'b>(
-        &'b self,
-        other: &'b Self,
-    ) -> impl Iterator<Item = (&'a str, &'b Collection<'a>, &'b Collection<'a>)> {
-        let with = |(name, own): (&&'a str, _)| Some((*name, own, other.collections.get(name)?));
-        self.collections.iter().filter_map(with)
+    pub(crate) fn collections(&self) -> Vec<&'a str> {
+        self.collections.keys().copied().collect()
     }
 
     fn declare_new(&self, old: &Self, out: &mut String) {
@@ -171,6 +154,15 @@ impl<'a> Table<'a> {
             let _ = writeln!(out, "delete chain inet {NFT_TABLE} {name}");
         }
     }
+}
+
+/// What has one name in both.
+fn common<'a, T>(
+    one: &'a BTreeMap<&str, T>,
+    other: &'a BTreeMap<&str, T>,
+) -> impl Iterator<Item = (&'a T, &'a T)> {
+    one.iter()
+        .filter_map(|(name, own)| Some((own, other.get(name)?)))
 }
 
 fn change<'a>(

@@ -34,8 +34,8 @@ struct Print {
 
 impl Rules {
     /// Brings the table to these fragments in one transaction: nothing where they stand, what differs where others stand
-    /// that were put before, all of them where somebody else changed a rule or a set, or nobody knows. What was not changed goes on
-    /// counting.
+    /// that were put before, all of them where somebody else changed a rule or a set, or nobody knows. What was not changed
+    /// goes on counting.
     ///
     /// # Errors
     /// nft can't be run or refuses the text: what stood before stands.
@@ -54,7 +54,7 @@ impl Rules {
         if !is_put {
             put(place, &text)?;
         }
-        let print = Print::take(place, &text)?;
+        let print = Print::take(place, &Table::read(&text).unwrap_or_default().collections())?;
         self.last = Some(Laid { text, print });
         Ok(())
     }
@@ -68,22 +68,22 @@ impl Rules {
 impl Laid {
     fn stands(&self, place: Where<'_>) -> bool {
         // A list that is read while somebody changes something else may lack what stands before and after: look twice.
-        let look = || Print::take(place, &self.text).is_ok_and(|print| print == self.print);
+        let sets: Vec<&str> = self.print.sets.iter().map(|(name, _)| &**name).collect();
+        let look = || Print::take(place, &sets).is_ok_and(|print| print == self.print);
         !self.print.handles.is_empty() && (look() || look())
     }
 }
 
 impl Print {
-    /// Reads it: for the sets that this text has.
-    fn take(place: Where<'_>, text: &str) -> Result<Self> {
-        let table = Table::read(text).unwrap_or_default();
+    /// Reads it, with these sets.
+    fn take(place: Where<'_>, sets: &[&str]) -> Result<Self> {
         let read = || -> io::Result<Self> {
             let rules = nfnetlink::rules(TableFamily::Inet, NFT_TABLE, None)?;
             let mut handles: Vec<u64> = rules.into_iter().map(|rule| rule.handle).collect();
             handles.sort_unstable();
-            let sets = table.collections().map(|name| {
+            let sets = sets.iter().map(|name| {
                 let elements = nfnetlink::elements(TableFamily::Inet, NFT_TABLE, name)?;
-                Ok((name.to_owned(), hash(elements)))
+                Ok(((*name).to_owned(), hash(elements)))
             });
             let sets = sets.collect::<io::Result<_>>()?;
             Ok(Self { handles, sets })

@@ -67,6 +67,14 @@ fn talk_all(sides: &mut [Roster]) {
     }
 }
 
+/// All are as the remover is, and have the members that it had.
+fn agree_all(sides: &[Roster], remover: usize, kept: &[NodeId]) {
+    for side in sides {
+        agree(&sides[remover], side);
+        assert_eq!(members(side), kept, "{remover}");
+    }
+}
+
 /// A cluster of four in which node 2 forked its chain, and one of the branches again: 10 and 11, 10 and 30 and those after
 /// it, 20 and those after it.
 fn forked_twice(twigs: u8, others: u8) -> [Roster; 3] {
@@ -92,10 +100,7 @@ fn of_a_branch_that_is_forked_again_the_one_holds_that_the_remover_knew() {
                 let _ = side.insert(&removal.bytes, WALL);
             }
             talk_all(&mut sides);
-            for side in &sides {
-                agree(&sides[remover], side);
-                assert_eq!(members(side), kept, "{twigs} {others} {remover}");
-            }
+            agree_all(&sides, remover, &kept);
         }
     }
 }
@@ -111,10 +116,7 @@ fn of_three_records_in_one_place_the_one_holds_that_the_remover_knew() {
         sides[remover].revoke(&identity(3), id(2), 0).unwrap();
         let kept = members(&sides[remover]);
         talk_all(&mut sides);
-        for side in &sides {
-            agree(&sides[remover], side);
-            assert_eq!(members(side), kept, "{remover}");
-        }
+        agree_all(&sides, remover, &kept);
     }
 }
 
