@@ -160,13 +160,24 @@ impl Roster {
     /// A record does not join on to the chain that is held here: of one that was forked it may continue another branch, which
     /// may be the one that its issuer's remover knew.
     pub(super) fn note_astray(&mut self, link: &Link) {
-        let revoked = self.verdict.revoked.get(&link.issuer);
-        let may_lead = revoked.is_some_and(|end| link.index < end.tip.length);
         let has_room = self.astray.len() < MAX_ASTRAY;
-        let is_wanted = may_lead && has_room && self.fork_of(&link.issuer).is_some();
-        if is_wanted && link.verify(&self.cluster) {
+        if has_room && self.may_lead(link) && link.verify(&self.cluster) {
             self.astray.insert(link.hash, link.clone());
         }
+    }
+
+    /// Can it be of the branch that its issuer's remover knew, while another is held here?
+    fn may_lead(&self, link: &Link) -> bool {
+        let revoked = self.verdict.revoked.get(&link.issuer);
+        let is_before = |tip: Tip| link.index < tip.length && !self.leads_to(&link.issuer, tip);
+        revoked.is_some_and(|end| is_before(end.tip)) && self.fork_of(&link.issuer).is_some()
+    }
+
+    /// Whose right branch is held here, of that nothing more is looked for: there is room for what others forked.
+    fn forget_astray(&mut self) {
+        let mut astray = std::mem::take(&mut self.astray);
+        astray.retain(|_, link| self.may_lead(link));
+        self.astray = astray;
     }
 
     /// Do records that came lead to this end from another branch than the one held here, which is too short for it?
@@ -218,6 +229,7 @@ impl Roster {
             self.drop_heirs(void, &mut batch);
             self.judge();
         }
+        self.forget_astray();
         batch
     }
 

@@ -136,8 +136,10 @@ fn a_chain_that_is_only_too_short_is_not_left_for_another_branch() {
         Some(first.as_slice()),
         "nothing says that it is wrong"
     );
+    assert!(!behind.astray.is_empty());
     talk(&mut one, &mut behind);
     agree(&one, &behind);
+    assert!(behind.astray.is_empty(), "it is found");
     assert!(behind.is_member(&id(12)));
 }
 
