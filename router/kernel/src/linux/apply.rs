@@ -15,6 +15,9 @@ use crate::diff::{Op, diff};
 use crate::error::{Doing, KernelError, Result};
 use crate::state::{Family, Kernel, Route, Via};
 
+/// So often at most one reconciliation looks at what is there.
+const MAX_PASSES: usize = 10;
+
 /// What a reconciliation did.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -47,13 +50,33 @@ impl Namespace {
         })
     }
 
-    /// Brings the namespace to the plan.
+    /// Brings the namespace to the plan. A container may end at any moment, and its devices with it: where a step failed
+    /// while devices came or went, all is looked at once more.
     pub(crate) fn reconcile(&self, wanted: &Kernel, place: Place) -> Result<Report> {
-        let links = self.rtnl.links().doing(|| "list the devices".into())?;
-        let present = usable(&links);
+        let list = || self.rtnl.links().doing(|| "list the devices".into());
+        let mut links = list()?;
+        let mut report = self.pass(wanted, place, &links)?;
+        for _ in 1..MAX_PASSES {
+            if report.failures.is_empty() {
+                break;
+            }
+            let now = list()?;
+            if usable(&now) == usable(&links) {
+                break;
+            }
+            links = now;
+            let changes = report.changes;
+            report = self.pass(wanted, place, &links)?;
+            report.changes += changes;
+        }
+        Ok(report)
+    }
+
+    fn pass(&self, wanted: &Kernel, place: Place, links: &[Link]) -> Result<Report> {
+        let present = usable(links);
         let wanted_here = wanted.on_devices(&present);
         let observed = self
-            .observe(&links, &wanted_here, place)
+            .observe(links, &wanted_here, place)
             .doing(|| "read routes, rules, neighbours and addresses".into())?;
         let ops = diff(&wanted_here, &observed);
         let mut report = Report {
@@ -63,7 +86,7 @@ impl Namespace {
                 .collect(),
             ..Report::default()
         };
-        self.apply(&ops, &links, &mut report);
+        self.apply(&ops, links, &mut report);
         Ok(report)
     }
 

@@ -10,11 +10,12 @@ use std::time::Duration;
 use crate::lab::{Container, Lab, eventually, member, network, on_a_host, run, sh, snapshot};
 use weft_core::control::Target;
 use weft_core::layout::{UDP_CARRIER_MAC, mac_text, peer_mac, peer_nexthop, peer_table};
+use weft_core::model::EndpointId;
 use weft_core::view::{Liveness, NetworkView, PeerNumber};
 use weft_kernel::nft::{self, Where};
 use weft_kernel::{
-    Domain, KernelError, KernelEvent, Origin, Refusal, inside, leg_name, open_netns, plan_domain,
-    preflight, watch,
+    Domain, KernelError, KernelEvent, LocalLeg, Origin, Refusal, inside, leg_name, open_netns,
+    plan_domain, preflight, watch,
 };
 
 #[test]
@@ -379,6 +380,43 @@ fn the_end_of_a_container_and_a_flushed_ruleset_are_heard() {
         sh("ip rule del pref 6783");
         wait_for(KernelEvent::Host);
         drop(watching);
+    });
+}
+
+/// A container may end at any moment: what is put for the others meanwhile succeeds.
+#[test]
+fn legs_that_go_while_they_are_looked_after_are_no_failure() {
+    on_a_host(|lab| {
+        let ips = (10..18).map(|last| [10, 32, 0, last]);
+        let ids = ips
+            .clone()
+            .map(|[_, b, c, d]| EndpointId([b, c, d, 4, 5, 6, 7, 8]));
+        let legs = ips
+            .zip(ids.clone())
+            .map(|(ip, id)| LocalLeg { id, ip: ip.into() });
+        lab.local.legs = legs.collect();
+        lab.bring_up();
+        let plan = plan_domain(&lab.view, &lab.local);
+        let batch = |lines: &dyn Fn(&str) -> String| {
+            let lines: String = ids.clone().map(|id| lines(&leg_name(&id))).collect();
+            format!("printf '{lines}' | ip -batch -")
+        };
+        let far = |leg: &str| leg.replacen("wv", "far", 1);
+        let make = batch(&|leg| {
+            let far = far(leg);
+            format!("link add {leg} up type veth peer name {far}\\nlink set {far} up\\n")
+        });
+        let end = batch(&|leg| format!("link del {leg}\\n"));
+        for _ in 0..20 {
+            lab.in_domain(&make);
+            std::thread::scope(|scope| {
+                let ending = scope.spawn(|| lab.in_domain(&end));
+                while !ending.is_finished() {
+                    let report = lab.domain().reconcile(&plan).unwrap();
+                    assert!(report.failures.is_empty(), "{:?}", report.failures);
+                }
+            });
+        }
     });
 }
 
