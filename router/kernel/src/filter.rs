@@ -13,6 +13,9 @@
 //! | `base_input` | input, filter | DNS, echo, replies; nothing else |
 //! | `base_forward` | forward, filter | no transit; from peers only what concerns this host; containers reach each other only within a network |
 //!
+//! An ICMP error may be about packets that took the fast path (`filter/fastpath.rs`), of which connection tracking knows
+//! nothing: it passes where its sender's packets do.
+//!
 //! A container's own domain says whom it may reach; at the other end nobody can tell a packet that a VIP sent on from one
 //! that was sent straight. So it holds as far as the hosts themselves are honest.
 //!
@@ -26,6 +29,7 @@
 //! | `base_leak` | postrouting, filter | nothing for the range leaves by an uplink |
 //! | `base_egress` | postrouting, srcnat | masquerade |
 
+pub(crate) mod fastpath;
 pub(crate) mod vxlan;
 
 use std::fmt::Write as _;
@@ -184,6 +188,26 @@ fn domain_sets(out: &mut String, view: &View, local: &LocalFacts) {
 
 /// Who reaches whom: an element per network, and the hosts' own legs, which belong to all.
 fn network_sets(out: &mut String, view: &View) {
+    let (pairs4, pairs6) = network_pairs(view);
+    let hosts = || {
+        view.endpoints
+            .iter()
+            .filter(|e| e.kind == EndpointKind::Host)
+    };
+    let hosts4: Vec<String> = hosts().map(|e| e.ip.to_string()).collect();
+    let hosts6: Vec<String> = hosts().map(|e| view.plan.v6(e.ip).to_string()).collect();
+    set(out, "base_nets4", PAIRS4, &pairs4);
+    set(out, "base_nets6", PAIRS6, &pairs6);
+    set(out, "base_hosts4", "type ipv4_addr", &hosts4);
+    set(out, "base_hosts6", "type ipv6_addr", &hosts6);
+}
+
+/// What holds the pairs of blocks between which containers reach each other.
+const PAIRS4: &str = "type ipv4_addr . ipv4_addr; flags interval";
+const PAIRS6: &str = "type ipv6_addr . ipv6_addr; flags interval";
+
+/// Those pairs, of both families.
+fn network_pairs(view: &View) -> (Vec<String>, Vec<String>) {
     let mut pairs4 = Vec::new();
     let mut pairs6 = Vec::new();
     let mut seen: Vec<Ipv4Net> = Vec::new();
@@ -201,19 +225,7 @@ fn network_sets(out: &mut String, view: &View) {
         }
         seen.extend(blocks);
     }
-    let hosts = || {
-        view.endpoints
-            .iter()
-            .filter(|e| e.kind == EndpointKind::Host)
-    };
-    let hosts4: Vec<String> = hosts().map(|e| e.ip.to_string()).collect();
-    let hosts6: Vec<String> = hosts().map(|e| view.plan.v6(e.ip).to_string()).collect();
-    let kind4 = "type ipv4_addr . ipv4_addr; flags interval";
-    let kind6 = "type ipv6_addr . ipv6_addr; flags interval";
-    set(out, "base_nets4", kind4, &pairs4);
-    set(out, "base_nets6", kind6, &pairs6);
-    set(out, "base_hosts4", "type ipv4_addr", &hosts4);
-    set(out, "base_hosts6", "type ipv6_addr", &hosts6);
+    (pairs4, pairs6)
 }
 
 fn set(out: &mut String, name: &str, kind: &str, elements: &[String]) {
@@ -339,7 +351,7 @@ fn domain_forward(out: &mut String, view: &View, local: &LocalFacts) {
         out,
         "chain base_forward {{ type filter hook forward priority filter; policy drop;
   ct state established,related accept
-  ct state invalid counter drop
+  ct state invalid meta l4proto != {{ 1, 58 }} counter drop
   iifname \"{LEG_PREFIX}*\" jump base_from_leg
   iifname {carriers} jump base_from_peer
   iifname \"{HOST_LEG_FAR}\" jump base_from_host

@@ -371,9 +371,14 @@ impl Planner<'_> {
     }
 
     /// The peer as a neighbour on `wx0`, and where frames to it go, whether or not packets take that way: probes do.
+    /// By both families: the fast path sends IPv4 by a neighbour of its own.
     fn on_vxlan(&mut self, peer: &VxlanPeer) {
-        let gateway = self.peer_gateway(peer.number);
+        let (gateway, gateway4) = (
+            self.peer_gateway(peer.number),
+            peer_link_local4(peer.number),
+        );
         self.neighbour(VXLAN_CARRIER, gateway, peer.mac);
+        self.neighbour(VXLAN_CARRIER, gateway4.into(), peer.mac);
         self.kernel
             .forwarding
             .insert((VXLAN_CARRIER.into(), peer.mac), peer.addr);
@@ -419,7 +424,7 @@ impl Planner<'_> {
 }
 
 /// A peer's link-local IPv4 address, for kernels without IPv6: 169.254.16.0 and up.
-fn peer_link_local4(number: PeerNumber) -> Ipv4Addr {
+pub(crate) fn peer_link_local4(number: PeerNumber) -> Ipv4Addr {
     let [high, low] = number.0.to_be_bytes();
     Ipv4Addr::new(169, 254, 16 + high, low)
 }

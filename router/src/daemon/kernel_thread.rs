@@ -19,6 +19,7 @@ use weft_kernel::{
 use weft_lb::Published;
 
 use super::core_thread::Core;
+use super::shortcut::Shortcut;
 use super::vxlan::VxlanDevice;
 
 /// A look at everything although nothing seems to have changed.
@@ -92,6 +93,7 @@ impl Kernel {
         let ipv6 = weft_kernel::ipv6_available();
         let worker = Worker {
             vxlan: VxlanDevice::new(domain.clone(), host.clone(), core.clone()),
+            fast: Shortcut::new(domain.clone()),
             _gatherer: domain.gather()?,
             domain,
             host,
@@ -183,6 +185,7 @@ struct Worker {
     record: HostRecord,
     core: Core,
     vxlan: VxlanDevice,
+    fast: Shortcut,
     /// Lets what busy legs send be gathered, as long as the thread runs.
     _gatherer: Gatherer,
     kernel: Kernel,
@@ -235,6 +238,7 @@ impl Worker {
                 ipv6: self.ipv6,
             },
         );
+        self.fast.prepare(&view, &facts, &balance);
         // The filter first: an address must not work before it is policed, and nothing is forwarded unguarded.
         let domain_rules = self.domain_rules(&view, &facts, &balance);
         let host_plan = plan_host(&view, &facts);
@@ -246,6 +250,8 @@ impl Worker {
         if domain.is_ok() {
             self.vxlan.remove_stray_keys(&view);
         }
+        let may_be_fast = facts.vxlan && domain_rules.is_ok() && domain.is_ok();
+        self.fast.finish(may_be_fast && self.vxlan.is_counted());
         let host = self.reconcile_host(&host_plan);
         domain_rules.and(domain).and(host_rules).and(host)
     }

@@ -16,6 +16,7 @@ mod rows;
 mod serve;
 mod service_manager;
 mod services;
+mod shortcut;
 mod start;
 mod state;
 mod stop;

@@ -69,6 +69,7 @@ pub(super) struct VxlanDevice {
     is_swept: bool,
     /// What is counted: on which device, and for whom.
     counts: Option<(u32, Vec<[u8; 6]>)>,
+    is_counted: bool,
     /// The kernel has no tables that belong to one process, and that was logged.
     is_bare: bool,
     trouble: Option<String>,
@@ -87,6 +88,7 @@ impl VxlanDevice {
             probes: None,
             is_swept: false,
             counts: None,
+            is_counted: false,
             is_bare: false,
             trouble: None,
             keys: EspMemory::default(),
@@ -178,6 +180,11 @@ impl VxlanDevice {
         nft::guards_vxlan(&self.host).unwrap_or(false)
     }
 
+    /// Is all that passes counted? What takes the fast path only is where the device's own hooks count.
+    pub(super) fn is_counted(&self) -> bool {
+        self.is_counted
+    }
+
     /// For `weft peers`. Without it all is well, but nobody sees how much.
     fn count(&mut self, index: u32, vxlan: &VxlanView) {
         let macs: Vec<[u8; 6]> = vxlan.peers.iter().map(|peer| peer.mac).collect();
@@ -187,7 +194,9 @@ impl VxlanDevice {
         }
         let macs = wanted.iter().flat_map(|(_, macs)| macs);
         let macs: Vec<[u8; 6]> = macs.copied().collect();
-        if let Err(error) = nft::count_vxlan(&self.domain, &macs) {
+        let counting = nft::count_vxlan(&self.domain, &macs);
+        self.is_counted = counting.is_ok();
+        if let Err(error) = counting {
             info!(%error, "traffic over the vxlan carrier is not counted");
         }
         // Not again before something changes: a kernel that can't will not.

@@ -99,13 +99,16 @@ pub(super) fn domain_sets(out: &mut String, view: &View) {
     let macs: Vec<String> = vxlan.peers.iter().map(|peer| mac_text(peer.mac)).collect();
     set(out, PEERS, "type ether_addr; counter", &macs);
     let (sources4, sources6) = sources(view, vxlan);
-    let kind4 = "type ether_addr . ipv4_addr; flags interval";
-    let kind6 = "type ether_addr . ipv6_addr; flags interval";
-    set(out, "base_vxlan_sources4", kind4, &sources4);
-    set(out, "base_vxlan_sources6", kind6, &sources6);
+    set(out, "base_vxlan_sources4", SOURCES4, &sources4);
+    set(out, "base_vxlan_sources6", SOURCES6, &sources6);
 }
 
-fn sources(view: &View, vxlan: &VxlanView) -> (Vec<String>, Vec<String>) {
+/// What holds a peer's MAC and the addresses it may send from.
+pub(super) const SOURCES4: &str = "type ether_addr . ipv4_addr; flags interval";
+pub(super) const SOURCES6: &str = "type ether_addr . ipv6_addr; flags interval";
+
+/// Those, of both families.
+pub(super) fn sources(view: &View, vxlan: &VxlanView) -> (Vec<String>, Vec<String>) {
     let owned = vxlan.peers.iter().flat_map(|peer| {
         let prefixes = view.member(&peer.id).map(|member| &member.prefixes);
         let mac = mac_text(peer.mac);

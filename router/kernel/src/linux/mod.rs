@@ -5,6 +5,7 @@ pub(crate) mod conntrack;
 pub(crate) mod domain;
 pub(crate) mod doors;
 pub(crate) mod esp;
+pub(crate) mod fastpath;
 pub(crate) mod forwarding;
 pub(crate) mod gather;
 pub(crate) mod ground;

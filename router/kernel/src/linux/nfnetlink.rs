@@ -233,6 +233,19 @@ pub(crate) fn elements(family: TableFamily, table: &str, set: &str) -> io::Resul
     Ok(each_element(&answers).map(lasting).collect())
 }
 
+/// The keys of a set. None if the set is not there.
+pub(crate) fn keys(family: TableFamily, table: &str, set: &str) -> io::Result<Vec<Vec<u8>>> {
+    let answers = list_elements(family, table, set)?;
+    Ok(each_element(&answers)
+        .filter_map(key_of)
+        .map(<[u8]>::to_vec)
+        .collect())
+}
+
+fn key_of(element: &[u8]) -> Option<&[u8]> {
+    attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)
+}
+
 fn list_elements(family: TableFamily, table: &str, set: &str) -> io::Result<Vec<Message>> {
     let mut body = vec![family.number(), 0, 0, 0];
     push(&mut body, NFTA_SET_ELEM_LIST_TABLE, &terminated(table));
@@ -251,7 +264,7 @@ fn each_element(answers: &[Message]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn read_element(element: &[u8]) -> Option<(Vec<u8>, Counted)> {
-    let key = attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
+    let key = key_of(element)?;
     let counter = attribute(attribute(element, NFTA_SET_ELEM_EXPR)?, NFTA_EXPR_DATA)?;
     let number = |kind| {
         Some(u64::from_be_bytes(

@@ -1,0 +1,158 @@
+use weft_core::layout::vxlan_mac;
+use weft_core::model::{ClusterId, EndpointId, Generation, Label, NodeId};
+use weft_core::view::{Endpoint, EndpointKind, Member, PeerNumber, Seal};
+
+use super::*;
+use crate::plan::LocalLeg;
+
+const BACKEND: Backend = Backend {
+    ip: Ipv4Addr::new(10, 32, 128, 2),
+    proto: Proto::Tcp,
+    port: 80,
+};
+
+fn member(id: u8, liveness: Liveness, prefix: &str) -> Member {
+    Member {
+        id: NodeId([id; 32]),
+        name: Label::parse(&format!("n{id}")).unwrap(),
+        generation: Generation(1),
+        liveness,
+        number: PeerNumber(u16::from(id) - 1),
+        prefixes: vec![prefix.parse().unwrap()],
+        host_addrs: vec![],
+        mtu: Some(1439),
+    }
+}
+
+fn peer(id: u8, mtu: u16) -> VxlanPeer {
+    let id_of_it = NodeId([id; 32]);
+    VxlanPeer {
+        id: id_of_it,
+        number: PeerNumber(u16::from(id) - 1),
+        mac: vxlan_mac(&id_of_it),
+        addr: [192, 0, 2, id].into(),
+        seal: Seal::Plain,
+        carries: true,
+        mtu,
+    }
+}
+
+/// This host, two peers over `vxlan`, and a container of the second one's.
+fn view() -> View {
+    let cluster = ClusterId([7; 16]);
+    let plan = AddressPlan::new(AddressPlan::DEFAULT_RANGE, &cluster).unwrap();
+    View {
+        members: vec![
+            member(1, Liveness::Alive, "10.32.0.0/17"),
+            member(2, Liveness::Alive, "10.32.128.0/17"),
+            member(3, Liveness::Alive, "10.40.0.0/13"),
+        ],
+        endpoints: vec![Endpoint {
+            id: EndpointId([3; 8]),
+            node: NodeId([2; 32]),
+            kind: EndpointKind::Container,
+            names: vec![],
+            network: Label::parse("default").unwrap(),
+            ip: BACKEND.ip,
+            labels: BTreeMap::new(),
+        }],
+        vxlan: Some(VxlanView {
+            mac: vxlan_mac(&NodeId([1; 32])),
+            peers: vec![peer(2, 1450), peer(3, 1450)],
+            esp: vec![],
+        }),
+        ..View::empty(NodeId([1; 32]), cluster, plan)
+    }
+}
+
+fn peers_of(view: &mut View) -> &mut Vec<VxlanPeer> {
+    &mut view.vxlan.as_mut().unwrap().peers
+}
+
+fn local() -> LocalFacts {
+    let leg = LocalLeg {
+        id: EndpointId([2; 8]),
+        ip: [10, 32, 0, 2].into(),
+    };
+    LocalFacts {
+        legs: vec![leg],
+        ipv6: true,
+        ..LocalFacts::default()
+    }
+}
+
+fn noted(view: &View, backends: &[Backend]) -> FastMemory {
+    let mut memory = FastMemory::default();
+    memory.note(view, backends.iter().copied());
+    memory
+}
+
+/// The prefixes that are led to over it.
+fn led(view: &View, memory: &FastMemory) -> Vec<String> {
+    let plan = plan_fast_path(view, &local(), memory);
+    plan.map_or_else(Vec::new, |plan| plan.elements["peers4"].clone())
+}
+
+#[test]
+fn it_leads_to_peers_that_are_alive_and_reached_so() {
+    let mut view = view();
+    let memory = noted(&view, &[]);
+    let (second, third) = (
+        "10.32.128.0/17 : 169.254.16.1",
+        "10.40.0.0/13 : 169.254.16.2",
+    );
+    assert_eq!(led(&view, &memory), [second, third]);
+    view.members[2].liveness = Liveness::Down;
+    assert_eq!(led(&view, &memory), [second]);
+    peers_of(&mut view)[0].carries = false;
+    assert!(led(&view, &memory).is_empty());
+    assert_eq!(plan_fast_path(&view, &local(), &memory), None);
+    view.vxlan = None;
+    assert_eq!(plan_fast_path(&view, &local(), &memory), None);
+}
+
+#[test]
+fn a_path_that_was_wider_is_left_out_until_it_is_that_wide_again() {
+    let mut view = view();
+    let mut memory = noted(&view, &[]);
+    peers_of(&mut view)[0].mtu = 1300;
+    memory.note(&view, std::iter::empty());
+    assert_eq!(led(&view, &memory), ["10.40.0.0/13 : 169.254.16.2"]);
+    peers_of(&mut view)[0].mtu = 1450;
+    memory.note(&view, std::iter::empty());
+    assert_eq!(led(&view, &memory).len(), 2);
+    // Over the sealed carrier meanwhile: that says nothing of this one.
+    peers_of(&mut view)[0].carries = false;
+    peers_of(&mut view)[0].mtu = 9000;
+    memory.note(&view, std::iter::empty());
+    assert_eq!(memory.widest[&vxlan_mac(&NodeId([2; 32]))], 1450);
+}
+
+#[test]
+fn what_a_service_stood_for_is_remembered_as_long_as_somebody_has_the_address() {
+    let mut view = view();
+    let mut memory = noted(&view, &[BACKEND]);
+    memory.note(&view, std::iter::empty());
+    let plan = plan_fast_path(&view, &local(), &memory).unwrap();
+    assert_eq!(plan.elements[TRANSLATED], ["10.32.128.2 . tcp . 80"]);
+    view.endpoints.clear();
+    memory.note(&view, std::iter::empty());
+    let plan = plan_fast_path(&view, &local(), &memory).unwrap();
+    assert!(plan.elements[TRANSLATED].is_empty());
+}
+
+#[test]
+fn it_stands_on_devices_that_are_there() {
+    let view = view();
+    let plan = plan_fast_path(&view, &local(), &noted(&view, &[])).unwrap();
+    let leg = leg_name(&EndpointId([2; 8]));
+    assert!(plan.has_device(&leg) && plan.has_device(VXLAN_CARRIER));
+    assert!(!plan.has_device("wu0"));
+    let text = plan
+        .table(&BTreeSet::from([leg.as_str(), VXLAN_CARRIER]))
+        .unwrap();
+    let device = format!("devices = {{ \"{leg}\" }}");
+    assert!(text.contains(&device), "{text}");
+    assert_eq!(plan.table(&BTreeSet::from([VXLAN_CARRIER])), None);
+    assert_eq!(plan.table(&BTreeSet::from([leg.as_str()])), None);
+}

@@ -1,0 +1,98 @@
+//! The fast path of this host's containers over the `vxlan` carrier: away before anything changes that it stands on, and
+//! laid again once all else stands.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+use weft_core::view::View;
+use weft_kernel::{Backend, Domain, FastMemory, FastPath, FastTable, LocalFacts, plan_fast_path};
+use weft_lb::LbPlan;
+
+/// What the kernel's thread keeps of it.
+pub(super) struct Shortcut {
+    domain: Arc<Domain>,
+    table: FastTable,
+    /// `None` until it is read from what an earlier daemon left.
+    memory: Option<FastMemory>,
+    wanted: Option<FastPath>,
+    trouble: Option<String>,
+}
+
+impl Shortcut {
+    pub(super) fn new(domain: Arc<Domain>) -> Self {
+        Self {
+            domain,
+            table: FastTable::default(),
+            memory: None,
+            wanted: None,
+            trouble: None,
+        }
+    }
+
+    /// The first thing of a pass: away with it, unless nothing changes.
+    pub(super) fn prepare(&mut self, view: &View, facts: &LocalFacts, balance: &LbPlan) {
+        let wanted = match self.remember(view, balance) {
+            Ok(memory) => plan_fast_path(view, facts, memory),
+            Err(error) => {
+                self.tell(Some(error));
+                None
+            }
+        };
+        self.wanted = wanted;
+        self.withdraw_unless_wanted();
+    }
+
+    /// The last thing of a pass. All that it stands on is in place, or is not.
+    pub(super) fn finish(&mut self, may_stand: bool) {
+        if !may_stand {
+            self.wanted = None;
+        }
+        match &self.wanted {
+            Some(wanted) => {
+                let laid = self.table.lay(&self.domain, wanted);
+                self.tell(laid.err().map(|error| error.to_string()));
+            }
+            None => self.withdraw_unless_wanted(),
+        }
+    }
+
+    fn remember(&mut self, view: &View, balance: &LbPlan) -> Result<&FastMemory, String> {
+        if self.memory.is_none() {
+            let memory = self.domain.fast_memory();
+            self.memory = Some(memory.map_err(|error| error.to_string())?);
+        }
+        let memory = self.memory.get_or_insert_default();
+        memory.note(view, backends(balance));
+        Ok(memory)
+    }
+
+    fn withdraw_unless_wanted(&mut self) {
+        let wanted = self.wanted.as_ref();
+        if let Err(error) = self.table.withdraw_unless(&self.domain, wanted) {
+            warn!(%error, "the fast path stands, and should not");
+        }
+    }
+
+    /// Once: all goes the long way then, as it does on a kernel that has none.
+    fn tell(&mut self, trouble: Option<String>) {
+        if self.trouble != trouble
+            && let Some(error) = &trouble
+        {
+            info!(%error, "no fast path over the vxlan carrier");
+        }
+        self.trouble = trouble;
+    }
+}
+
+/// What connections that begin here may be turned into.
+fn backends(balance: &LbPlan) -> impl Iterator<Item = Backend> + '_ {
+    balance.services.iter().flat_map(|(at, balance)| {
+        let ips: BTreeSet<_> = balance.table.iter().copied().collect();
+        ips.into_iter().map(|ip| Backend {
+            ip,
+            proto: at.proto,
+            port: balance.target,
+        })
+    })
+}

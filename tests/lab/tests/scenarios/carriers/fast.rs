@@ -1,0 +1,248 @@
+//! The fast path over the `vxlan` carrier: taken where it may be, and by nothing else.
+
+use weft_lab::{Container, Host, Lab, goes_on, hold};
+
+use super::{TRUSTED, trusting, wait_carrier};
+
+const LOCAL_NETWORK: [&str; 2] = ["--trusted-subnet", "192.0.2.0/24"];
+const OTHER_NETWORK: [&str; 2] = ["--trusted-subnet", "198.51.100.0/24"];
+
+/// Packets that took it in one of its chains; `None` where it is not laid.
+fn took(host: &Host, chain: &str) -> Option<u64> {
+    let list = [
+        "exec",
+        "--",
+        "nft",
+        "-j",
+        "list",
+        "table",
+        "netdev",
+        "weft_fast",
+    ];
+    let out = host.weft(&list);
+    let parts = out.is_ok().then(|| out.json())?["nftables"]
+        .as_array()?
+        .clone();
+    let rules = parts.iter().filter(|part| part["rule"]["chain"] == chain);
+    let counters = rules.flat_map(|part| part["rule"]["expr"].as_array().into_iter().flatten());
+    counters
+        .filter_map(|step| step["counter"]["packets"].as_u64())
+        .next()
+}
+
+fn wait_laid(lab: &Lab, hosts: &[Host; 2]) {
+    lab.wait("the fast path is laid", 20, || {
+        hosts.iter().all(|host| took(host, "out4").is_some())
+    });
+}
+
+fn drain(host: &Host, name: &str, label: &[&str]) -> Container {
+    let tool = Host::binary("lab-tool");
+    Container::start(host, name, label, &[&tool, "drain", "80"])
+}
+
+fn pour(from: &Container, at: &str, mib: u64) {
+    let said = from.tool(&["pour", at, &mib.to_string()]).ok();
+    assert_eq!(said, format!("{} octets, whole", mib << 20));
+}
+
+#[test]
+fn connections_between_containers_take_it_in_both_families() {
+    let lab = Lab::new("fast");
+    let hosts = trusting(&lab);
+    let [h1, h2] = &hosts;
+    let (a, b) = (h1.serve("a", &[]), drain(h2, "b", &[]));
+    wait_laid(&lab, &hosts);
+    for (version, at) in [
+        (4, format!("{}:80", b.ip())),
+        (6, format!("[{}]:80", b.ip6())),
+    ] {
+        let chains = [
+            (h1, format!("out{version}")),
+            (h2, format!("in{version}")),
+            (h2, format!("out{version}")),
+            (h1, format!("in{version}")),
+        ];
+        let counts = || {
+            chains
+                .iter()
+                .map(|(host, chain)| took(host, chain).unwrap_or(0))
+        };
+        let before: Vec<u64> = counts().collect();
+        pour(&a, &at, 32);
+        let rose = counts()
+            .zip(before)
+            .map(|(now, before)| now.saturating_sub(before));
+        // Some 64 KiB a packet, and as good as all of them.
+        let rose: Vec<u64> = rose.collect();
+        assert!(
+            rose.iter().all(|packets| *packets > 50),
+            "{version}: {rose:?}"
+        );
+    }
+    assert!(a.pings(&b.ip().to_string()) && a.pings(&b.ip6().to_string()));
+    // What is too long for the path is refused to its sender, not lost.
+    let long = ["ping", "-c3", "-w5", "-Mdo", "-s1423", &b.ip().to_string()];
+    let told = a.run(&long).stdout;
+    assert!(
+        told.contains("mtu = 1450") || told.contains("mtu=1450"),
+        "{told}"
+    );
+}
+
+/// Its packets wear the addresses of one container and belong to a connection of a virtual one.
+#[test]
+fn what_a_virtual_address_stands_for_goes_the_long_way_even_once_it_no_longer_does() {
+    let lab = Lab::new("fastvip");
+    let hosts = trusting(&lab);
+    let [h1, h2] = &hosts;
+    let a = h1.serve("a", &[]);
+    let b = drain(h2, "b", &["--label", "role=drain"]);
+    let other = h2.serve("c", &[]);
+    let create = [
+        "service",
+        "create",
+        "drain",
+        "--port",
+        "80",
+        "--select",
+        "role=drain",
+    ];
+    h1.weft(&create).ok();
+    let rows = h1.weft(&["service", "ls", "--json"]).json();
+    let vip = rows[0]["vip"].as_str().unwrap();
+    let virtually = format!("{vip}:80");
+    wait_laid(&lab, &hosts);
+    lab.wait("the service answers", 20, || {
+        a.tool(&["pour", &virtually, "1"]).is_ok()
+    });
+    for at in [virtually, format!("{}:80", b.ip())] {
+        let before = took(h1, "in4").unwrap_or(0);
+        pour(&a, &at, 16);
+        let back = took(h1, "in4").unwrap_or(0).saturating_sub(before);
+        assert!(
+            back < 20,
+            "{back} of the answers from {at} took the fast path"
+        );
+    }
+    let before = took(h1, "in4").unwrap_or(0);
+    assert!(a.fetches(&other, 10_000_000));
+    assert!(
+        took(h1, "in4").unwrap_or(0) > before + 50,
+        "nothing took it"
+    );
+    h1.weft(&["service", "rm", "drain"]).ok();
+    wait_laid(&lab, &hosts);
+    let before = took(h1, "in4").unwrap_or(0);
+    pour(&a, &format!("{}:80", b.ip()), 16);
+    let back = took(h1, "in4").unwrap_or(0).saturating_sub(before);
+    assert!(
+        back < 20,
+        "{back} answers of what a service stood for took the fast path"
+    );
+}
+
+#[test]
+fn it_leads_to_no_other_network() {
+    let lab = Lab::new("fastnets");
+    let hosts = trusting(&lab);
+    let [h1, h2] = &hosts;
+    h1.weft(&["network", "create", "blue"]).ok();
+    let a = h1.serve("a", &[]);
+    let near = h2.serve("near", &[]);
+    lab.wait("both know the network", 20, || {
+        h2.weft(&["network", "ls"]).ok().contains("blue")
+    });
+    let far = h2.serve_with("far", &["--network", "blue"]);
+    wait_laid(&lab, &hosts);
+    assert!(a.pings(&near.ip().to_string()));
+    for to in [far.ip().to_string(), far.ip6().to_string()] {
+        assert!(!a.pings(&to), "{to}");
+    }
+}
+
+/// Segments of a connection that began before are too long from then on: the long way says so to their sender.
+#[test]
+fn a_connection_goes_on_where_its_path_shrinks() {
+    let lab = Lab::new("fastmtu");
+    let hosts = lab.two();
+    let flags = [&LOCAL_NETWORK[..], &OTHER_NETWORK[..]].concat();
+    for host in &hosts {
+        host.space().sysctl("net.ipv6.conf.eth0.disable_ipv6", "1");
+    }
+    hosts[0].up(&flags);
+    let token = hosts[0].token(&[]);
+    let join = [&["--join", "-"], &flags[..]].concat();
+    hosts[1].up_with(&join, token.as_bytes()).ok();
+    wait_carrier(&lab, &hosts, "vxlan");
+    let [h1, h2] = &hosts;
+    let (a, b) = (h1.serve("a", &[]), drain(h2, "b", &[]));
+    wait_laid(&lab, &hosts);
+    let (at, mib) = (format!("{}:80", b.ip()), 2048_u64);
+    let mut pouring = a.spawn_tool(h1, "pouring", &["pour", &at, &mib.to_string()]);
+    lab.wait("it flows", 20, || took(h1, "out4").unwrap_or(0) > 500);
+    hosts.iter().for_each(|host| host.swallow(1400));
+    pouring.wait_for(
+        &format!("{} octets, whole", mib << 20),
+        std::time::Duration::from_secs(90),
+    );
+    lab.wait("over the narrower path nothing takes it", 30, || {
+        hosts.iter().all(|host| took(host, "out4").is_none())
+    });
+    assert!(a.pings(&b.ip().to_string()));
+}
+
+#[test]
+fn a_daemon_that_starts_again_remembers_and_lays_it_anew() {
+    let lab = Lab::new("fastkill");
+    let hosts = trusting(&lab);
+    let [h1, h2] = &hosts;
+    let (a, b) = (
+        h1.serve("a", &[]),
+        h2.serve_with("b", &["--label", "role=b"]),
+    );
+    h1.weft(&[
+        "service", "create", "s", "--port", "80", "--select", "role=b",
+    ])
+    .ok();
+    wait_laid(&lab, &hosts);
+    let held = hold(h1, [&a, &b], 10, 15);
+    let translated = || {
+        let list = [
+            "exec",
+            "--",
+            "nft",
+            "list",
+            "set",
+            "netdev",
+            "weft_fast",
+            "translated4",
+        ];
+        h1.weft(&list).stdout
+    };
+    let element = format!("{} . tcp . 80", b.ip());
+    lab.wait("it knows what the service stands for", 20, || {
+        translated().contains(&element)
+    });
+    h1.weft(&["service", "rm", "s"]).ok();
+    h1.kill9();
+    goes_on(&lab, &held);
+    h1.up(&TRUSTED);
+    wait_carrier(&lab, &hosts, "vxlan");
+    wait_laid(&lab, &hosts);
+    assert!(translated().contains(&element), "{}", translated());
+    goes_on(&lab, &held);
+    // Somebody flushes it: laid again.
+    h1.weft(&[
+        "exec",
+        "--",
+        "nft",
+        "delete",
+        "table",
+        "netdev",
+        "weft_fast",
+    ])
+    .ok();
+    wait_laid(&lab, &hosts);
+    goes_on(&lab, &held);
+}
