@@ -244,6 +244,28 @@ impl Host {
         self.peers().into_iter().next().unwrap_or_default()
     }
 
+    /// Packets that one chain of the fast path over the `vxlan` carrier sent on; `None` where it is not laid.
+    pub fn fast_path(&self, chain: &str) -> Option<u64> {
+        let list = [
+            "exec",
+            "--",
+            "nft",
+            "-j",
+            "list",
+            "table",
+            "netdev",
+            "weft_fast",
+        ];
+        let out = self.weft(&list);
+        let parts = out.is_ok().then(|| out.json())?["nftables"]
+            .as_array()?
+            .clone();
+        let rules = parts.iter().filter(|part| part["rule"]["chain"] == chain);
+        let mut steps =
+            rules.flat_map(|part| part["rule"]["expr"].as_array().into_iter().flatten());
+        steps.find_map(|step| step["counter"]["packets"].as_u64())
+    }
+
     /// How many nodes it sees alive; 0 while the daemon does not answer.
     pub fn alive(&self) -> usize {
         let out = self.weft(&["status", "--json"]);

@@ -7,32 +7,9 @@ use super::{TRUSTED, trusting, wait_carrier};
 const LOCAL_NETWORK: [&str; 2] = ["--trusted-subnet", "192.0.2.0/24"];
 const OTHER_NETWORK: [&str; 2] = ["--trusted-subnet", "198.51.100.0/24"];
 
-/// Packets that took it in one of its chains; `None` where it is not laid.
-fn took(host: &Host, chain: &str) -> Option<u64> {
-    let list = [
-        "exec",
-        "--",
-        "nft",
-        "-j",
-        "list",
-        "table",
-        "netdev",
-        "weft_fast",
-    ];
-    let out = host.weft(&list);
-    let parts = out.is_ok().then(|| out.json())?["nftables"]
-        .as_array()?
-        .clone();
-    let rules = parts.iter().filter(|part| part["rule"]["chain"] == chain);
-    let counters = rules.flat_map(|part| part["rule"]["expr"].as_array().into_iter().flatten());
-    counters
-        .filter_map(|step| step["counter"]["packets"].as_u64())
-        .next()
-}
-
 fn wait_laid(lab: &Lab, hosts: &[Host; 2]) {
     lab.wait("the fast path is laid", 20, || {
-        hosts.iter().all(|host| took(host, "out4").is_some())
+        hosts.iter().all(|host| host.fast_path("out4").is_some())
     });
 }
 
@@ -66,7 +43,7 @@ fn connections_between_containers_take_it_in_both_families() {
         let counts = || {
             chains
                 .iter()
-                .map(|(host, chain)| took(host, chain).unwrap_or(0))
+                .map(|(host, chain)| host.fast_path(chain).unwrap_or(0))
         };
         let before: Vec<u64> = counts().collect();
         pour(&a, &at, 32);
@@ -117,25 +94,25 @@ fn what_a_virtual_address_stands_for_goes_the_long_way_even_once_it_no_longer_do
         a.tool(&["pour", &virtually, "1"]).is_ok()
     });
     for at in [virtually, format!("{}:80", b.ip())] {
-        let before = took(h1, "in4").unwrap_or(0);
+        let before = h1.fast_path("in4").unwrap_or(0);
         pour(&a, &at, 16);
-        let back = took(h1, "in4").unwrap_or(0).saturating_sub(before);
+        let back = h1.fast_path("in4").unwrap_or(0).saturating_sub(before);
         assert!(
             back < 20,
             "{back} of the answers from {at} took the fast path"
         );
     }
-    let before = took(h1, "in4").unwrap_or(0);
+    let before = h1.fast_path("in4").unwrap_or(0);
     assert!(a.fetches(&other, 10_000_000));
     assert!(
-        took(h1, "in4").unwrap_or(0) > before + 50,
+        h1.fast_path("in4").unwrap_or(0) > before + 50,
         "nothing took it"
     );
     h1.weft(&["service", "rm", "drain"]).ok();
     wait_laid(&lab, &hosts);
-    let before = took(h1, "in4").unwrap_or(0);
+    let before = h1.fast_path("in4").unwrap_or(0);
     pour(&a, &format!("{}:80", b.ip()), 16);
-    let back = took(h1, "in4").unwrap_or(0).saturating_sub(before);
+    let back = h1.fast_path("in4").unwrap_or(0).saturating_sub(before);
     assert!(
         back < 20,
         "{back} answers of what a service stood for took the fast path"
@@ -180,14 +157,14 @@ fn a_connection_goes_on_where_its_path_shrinks() {
     wait_laid(&lab, &hosts);
     let (at, mib) = (format!("{}:80", b.ip()), 2048_u64);
     let mut pouring = a.spawn_tool(h1, "pouring", &["pour", &at, &mib.to_string()]);
-    lab.wait("it flows", 20, || took(h1, "out4").unwrap_or(0) > 500);
+    lab.wait("it flows", 20, || h1.fast_path("out4").unwrap_or(0) > 500);
     hosts.iter().for_each(|host| host.swallow(1400));
     pouring.wait_for(
         &format!("{} octets, whole", mib << 20),
         std::time::Duration::from_secs(90),
     );
     lab.wait("over the narrower path nothing takes it", 30, || {
-        hosts.iter().all(|host| took(host, "out4").is_none())
+        hosts.iter().all(|host| host.fast_path("out4").is_none())
     });
     assert!(a.pings(&b.ip().to_string()));
 }
