@@ -387,7 +387,7 @@ fn has_no_ipv6(err: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::unused_port::unused_port;
+    use crate::unused_port::{unused_port, wait_until_unused};
 
     const LOOPBACK: (Ipv4Addr, Ipv6Addr) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
 
@@ -454,6 +454,7 @@ mod tests {
         // Two of the wrong kind: another port, and one that is not even a socket.
         let null = std::fs::File::open("/dev/null").unwrap();
         drop((v4, v6));
+        wait_until_unused(port);
         let next =
             Underlay::bind(port, LOOPBACK, (Some(own4), Some(null.into())), streams()).unwrap();
         assert_eq!(next.port(), port);

@@ -1,7 +1,7 @@
 //! Ports for tests that bind a certain one, or that need one at which nobody is.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 /// Below what Linux hands out to whoever asks for any port (32768 to 60999, `ip_local_port_range`): a port that was just
 /// let go would soon be another test's.
@@ -22,16 +22,26 @@ pub(crate) fn unused_port() -> u16 {
     }
 }
 
+/// The kernel's lists say it without a socket of our own: one of those lives on for a moment in each child that another
+/// test has just forked.
 fn is_unused(port: u16) -> bool {
-    let (v4, v6) = ((Ipv4Addr::LOCALHOST, port), (Ipv6Addr::LOCALHOST, port));
-    let is_taken = |bound: std::io::Result<()>| {
-        bound.is_err_and(|err| err.kind() == std::io::ErrorKind::AddrInUse)
+    let local = format!(":{port:04X}");
+    let stands_in = |list: &str| {
+        let list = std::fs::read_to_string(format!("/proc/thread-self/net/{list}"));
+        let list = list.unwrap_or_default();
+        let mut ends = list
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(1));
+        ends.any(|end| end.ends_with(&local))
     };
-    let all = [
-        UdpSocket::bind(v4).map(drop),
-        UdpSocket::bind(v6).map(drop),
-        TcpListener::bind(v4).map(drop),
-        TcpListener::bind(v6).map(drop),
-    ];
-    !all.into_iter().any(is_taken)
+    !["udp", "udp6", "tcp", "tcp6"].into_iter().any(stands_in)
+}
+
+/// Waits until nobody has it any more.
+pub(crate) fn wait_until_unused(port: u16) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !is_unused(port) {
+        assert!(Instant::now() < end, "{port} is held");
+        std::thread::yield_now();
+    }
 }

@@ -308,10 +308,10 @@ fn count(to: SocketAddr, n: u32, text: &str) -> Result<()> {
 }
 
 /// Datagram `n` of those that are thrown: its number, then octets that no other one has. Seven in a row are of one length,
-/// from one that shares its packet with others to one that nearly fills it (a longer one the kernel would send in fragments,
-/// which overtake others).
+/// from one that shares its packet with others to one that nearly fills it, on either underlay (a longer one the kernel would
+/// send in fragments, which overtake others).
 fn ball(n: u32) -> Vec<u8> {
-    let length = 4 + (n / 7).wrapping_mul(389) % 1380;
+    let length = 4 + (n / 7).wrapping_mul(389) % 1360;
     let fill = (4..length).map(|at| (n.wrapping_mul(31) ^ at.wrapping_mul(7)) as u8);
     n.to_be_bytes().into_iter().chain(fill).collect()
 }

@@ -155,13 +155,13 @@ fn a_connection_goes_on_where_its_path_shrinks() {
     let [h1, h2] = &hosts;
     let (a, b) = (h1.serve("a", &[]), drain(h2, "b", &[]));
     wait_laid(&lab, &hosts);
-    let (at, mib) = (format!("{}:80", b.ip()), 2048_u64);
+    let (at, mib) = (format!("{}:80", b.ip()), 1024_u64);
     let mut pouring = a.spawn_tool(h1, "pouring", &["pour", &at, &mib.to_string()]);
     lab.wait("it flows", 20, || h1.fast_path("out4").unwrap_or(0) > 500);
     hosts.iter().for_each(|host| host.swallow(1400));
     pouring.wait_for(
         &format!("{} octets, whole", mib << 20),
-        std::time::Duration::from_secs(90),
+        std::time::Duration::from_secs(180),
     );
     lab.wait("over the narrower path nothing takes it", 30, || {
         hosts.iter().all(|host| host.fast_path("out4").is_none())
