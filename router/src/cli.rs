@@ -166,7 +166,7 @@ pub(crate) struct UpArgs {
         value_delimiter = ','
     )]
     pub(crate) trusted_subnets: Vec<IpNet>,
-    /// Let the kernel encrypt (ESP, AES-GCM) what goes to hosts that do so, too: `never`, `auto` (if it is faster here than weft) or `always` [default: never]
+    /// Let the kernel encrypt (ESP, AES-GCM) what goes to hosts that do so, too: `never`, `auto` (if it is faster here than weft) or `always` [default: auto]
     #[arg(
         long,
         value_name = "never|auto|always",

@@ -22,9 +22,9 @@ const WORTH_IT: u64 = 110;
 #[serde(rename_all = "lowercase")]
 pub(crate) enum EspUse {
     /// weft itself seals.
-    #[default]
     Never,
     /// The kernel does, wherever both ends ask for that and can, if it is faster on this host.
+    #[default]
     Auto,
     /// The kernel does, wherever both ends ask for that and can.
     Always,
@@ -70,7 +70,8 @@ struct Measured {
     kernel: String,
     /// weft's version.
     weft: String,
-    speeds: Speeds,
+    /// `None` where they could not be measured.
+    speeds: Option<Speeds>,
 }
 
 impl Measured {
@@ -98,19 +99,16 @@ pub(crate) fn ability(
         return Esp::Ready;
     }
     match speeds(cipher, state_dir, progress) {
-        Ok(speeds) if speeds.kernel_is_faster() => {
+        Some(speeds) if speeds.kernel_is_faster() => {
             info!(kernel = %shown(speeds.kernel), weft = %shown(speeds.own), "the kernel seals faster: it is offered to peers");
             Esp::Ready
         }
-        Ok(speeds) => {
+        Some(speeds) => {
             info!(kernel = %shown(speeds.kernel), weft = %shown(speeds.own), "the kernel seals no faster: weft itself does");
             Esp::Unasked
         }
-        Err(error) => {
-            warn!(
-                error = format!("{error:#}"),
-                "whether the kernel seals faster can't be measured: weft itself does"
-            );
+        None => {
+            debug!("whether the kernel seals faster could not be measured: weft itself does");
             Esp::Unasked
         }
     }
@@ -130,15 +128,21 @@ fn shown(octets: u64) -> String {
     format!("{:.2} Gbit/s", octets as f64 * 8.0 / 1e9)
 }
 
-fn speeds(cipher: Cipher, state_dir: &Path, progress: impl FnOnce(&str)) -> anyhow::Result<Speeds> {
+/// As they were measured, now or before.
+fn speeds(cipher: Cipher, state_dir: &Path, progress: impl FnOnce(&str)) -> Option<Speeds> {
     let path = state_dir.join(MEASURED);
     let kernel = release();
     let weft = env!("CARGO_PKG_VERSION").to_owned();
     if let Some(known) = load(&path).filter(|known| known.holds_for(&kernel, &weft)) {
-        return Ok(known.speeds);
+        return known.speeds;
     }
     progress("measuring whether the kernel seals faster than weft (once)");
-    let speeds = race::run(cipher)?;
+    let speeds = race::run(cipher)
+        .inspect_err(|error| {
+            let error = format!("{error:#}");
+            info!(%error, "whether the kernel seals faster can't be measured: weft itself does");
+        })
+        .ok();
     let measured = Measured {
         kernel,
         weft,
@@ -147,7 +151,7 @@ fn speeds(cipher: Cipher, state_dir: &Path, progress: impl FnOnce(&str)) -> anyh
     if let Err(error) = save(&path, &measured) {
         warn!(%error, "can't keep what was measured: the next start measures again");
     }
-    Ok(speeds)
+    speeds
 }
 
 fn release() -> String {
@@ -187,14 +191,18 @@ mod tests {
         let measured = Measured {
             kernel: release(),
             weft: env!("CARGO_PKG_VERSION").to_owned(),
-            speeds: Speeds { kernel: 2, own: 1 },
+            speeds: Some(Speeds { kernel: 2, own: 1 }),
         };
         save(&path, &measured).unwrap();
         let never = |_: &str| panic!("it was measured already");
-        let known = speeds(Cipher::Aes256Gcm, dir.path(), never).unwrap();
-        assert_eq!(known, measured.speeds);
+        let known = || speeds(Cipher::Aes256Gcm, dir.path(), never);
+        assert_eq!(known(), measured.speeds);
         assert!(!measured.holds_for("another kernel", &measured.weft));
         assert!(!measured.holds_for(&measured.kernel, "another version"));
+        // That it can't be measured is not found out at each start, either.
+        let speeds = None;
+        save(&path, &Measured { speeds, ..measured }).unwrap();
+        assert_eq!(known(), None);
         fs::write(&path, "{").unwrap();
         assert_eq!(load(&path), None);
     }

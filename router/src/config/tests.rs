@@ -19,6 +19,7 @@ fn with_nothing_said_the_contract_s_defaults_hold() {
     assert_eq!(config.state_dir, Path::new("/var/lib/weft"));
     assert_eq!(config.run_dir, Path::new("/run/weft"));
     assert_eq!(config.dscp, Dscp::Clear);
+    assert_eq!(config.esp, EspUse::Auto);
     assert!(config.no_offload.is_empty());
     assert_eq!(config.source_ports, 1);
     assert!(config.join.is_none() && !config.foreground && !config.rebind);

@@ -22,7 +22,6 @@ use super::stop::{self, Signals, Underway};
 use super::{Daemon, api, dns, service_manager, vxlan};
 use crate::background::{Ready, Summary};
 use crate::config::UpConfig;
-use crate::esp::EspUse;
 
 /// How often the host's addresses and resolvers are read anew.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
@@ -43,6 +42,8 @@ pub(super) struct Running {
     pub(super) name_sockets: weft_dns::Sockets,
     pub(super) upstreams: Upstreams,
     pub(super) run_config: UpConfig,
+    /// This host may take VXLAN, plain or sealed.
+    pub(super) has_vxlan: bool,
 }
 
 /// How a life ended.
@@ -70,17 +71,17 @@ pub(super) async fn serve(
         mut name_sockets,
         upstreams,
         run_config,
+        has_vxlan,
     } = running;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(api::serve(door, daemon.clone()));
     tasks.spawn(follow_view(daemon.clone()));
-    let trusts = !run_config.trusted_subnets.is_empty() || run_config.esp != EspUse::Never;
-    if trusts {
+    if has_vxlan {
         tasks.spawn(vxlan::follow_traffic(daemon.clone()));
     }
     tasks.spawn(look_around(daemon.clone(), upstreams.clone(), run_config));
     let (heard, events) = mpsc::unbounded_channel();
-    let watch = watch_kernel(&daemon, trusts, heard);
+    let watch = watch_kernel(&daemon, has_vxlan, heard);
     tasks.spawn(follow_kernel(daemon.clone(), events));
     info!(node = %summary.node, cluster = %summary.cluster, "up");
     service_manager::ready();
@@ -315,16 +316,16 @@ async fn look_around(daemon: Arc<Daemon>, upstreams: Upstreams, config: UpConfig
     }
 }
 
-/// What the kernel tells of changes; without its word the routine pass still finds them. `trusts`: this host takes plain
-/// VXLAN from others, and must not without its filter.
+/// What the kernel tells of changes; without its word the routine pass still finds them. `has_vxlan`: this host
+/// takes VXLAN from others, and must not without its filter.
 fn watch_kernel(
     daemon: &Daemon,
-    trusts: bool,
+    has_vxlan: bool,
     heard: mpsc::UnboundedSender<KernelEvent>,
 ) -> Option<Watch> {
     let (domain, host) = (daemon.domain.clone(), daemon.host.clone());
     let watch = weft_kernel::watch(&daemon.host, &daemon.domain, move |event| {
-        if trusts && event == KernelEvent::HostRules {
+        if has_vxlan && event == KernelEvent::HostRules {
             vxlan::close_unguarded(&domain, &host);
         }
         // Fails only while the daemon stops.

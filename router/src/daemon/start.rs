@@ -163,6 +163,7 @@ pub(super) async fn bring_up(
     underway: &mut Underway,
 ) -> Result<Running> {
     let esp = esp_ability(config, ready).await?;
+    let has_vxlan = !config.trusted_subnets.is_empty() || esp == Esp::Ready;
     ready.progress("preparing the network namespace of the mesh");
     let (domain, _) = Domain::open_or_create(&begun.domain_name)?;
     let domain = Arc::new(domain);
@@ -318,6 +319,7 @@ pub(super) async fn bring_up(
         name_sockets,
         upstreams,
         run_config: config.clone(),
+        has_vxlan,
     })
 }
 

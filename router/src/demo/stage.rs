@@ -171,6 +171,9 @@ impl Stage {
             "--foreground".into(),
             "--name".into(),
             site.into(),
+            // All three run on one machine: what is faster there says nothing.
+            "--esp".into(),
+            "never".into(),
         ];
         if let Some(token) = token {
             // By file: a token on a command line can be read by everybody on the machine.

@@ -190,10 +190,13 @@ impl Host {
         self.up_with(flags, &[]).ok();
     }
 
-    /// `weft up` however it ends.
+    /// `weft up` however it ends. Whether the kernel seals is said by the test, or not: kernels differ, and their speeds.
     pub fn up_with(&self, flags: &[&str], input: &[u8]) -> Out {
         let mut args = vec!["up", "--name", self.name()];
         args.extend(flags);
+        if !flags.contains(&"--esp") {
+            args.extend(["--esp", "never"]);
+        }
         let out = self.weft_with(&args, input);
         if let Some(domain) = out.is_ok().then(|| self.space().domain()).flatten() {
             self.lock_domains().push(domain);
