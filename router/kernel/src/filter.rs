@@ -14,7 +14,7 @@
 //! | `base_forward` | forward, filter | no transit; from peers only what concerns this host; containers reach each other only within a network |
 //!
 //! An ICMP error may be about packets that took the fast path (`filter/fastpath.rs`), of which connection tracking knows
-//! nothing: it passes where its sender's packets do.
+//! nothing: it passes where its sender's packets do. ICMP goes by its numbers, 1 and 58: not every host has a list of names.
 //!
 //! A container's own domain says whom it may reach; at the other end nobody can tell a packet that a VIP sent on from one
 //! that was sent straight. So it holds as far as the hosts themselves are honest.
@@ -229,7 +229,12 @@ fn network_pairs(view: &View) -> (Vec<String>, Vec<String>) {
 }
 
 fn set(out: &mut String, name: &str, kind: &str, elements: &[String]) {
-    let _ = write!(out, "set {name} {{ {kind};");
+    collection(out, "set", name, kind, elements);
+}
+
+/// A set or a map, as `block` says.
+fn collection(out: &mut String, block: &str, name: &str, kind: &str, elements: &[String]) {
+    let _ = write!(out, "{block} {name} {{ {kind};");
     if !elements.is_empty() {
         let _ = write!(out, " elements = {{ {} }};", elements.join(", "));
     }

@@ -32,14 +32,7 @@ impl Shortcut {
 
     /// The first thing of a pass: away with it, unless nothing changes.
     pub(super) fn prepare(&mut self, view: &View, facts: &LocalFacts, balance: &LbPlan) {
-        let wanted = match self.remember(view, balance) {
-            Ok(memory) => plan_fast_path(view, facts, memory),
-            Err(error) => {
-                self.tell(Some(error));
-                None
-            }
-        };
-        self.wanted = wanted;
+        self.wanted = self.plan(view, facts, balance);
         self.withdraw_unless_wanted();
     }
 
@@ -54,6 +47,18 @@ impl Shortcut {
                 self.tell(laid.err().map(|error| error.to_string()));
             }
             None => self.withdraw_unless_wanted(),
+        }
+    }
+
+    fn plan(&mut self, view: &View, facts: &LocalFacts, balance: &LbPlan) -> Option<FastPath> {
+        // A host without that carrier never gets it before its next start: nothing to remember.
+        view.vxlan.as_ref()?;
+        match self.remember(view, balance) {
+            Ok(memory) => plan_fast_path(view, facts, memory),
+            Err(error) => {
+                self.tell(Some(error));
+                None
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use weft_core::model::{AddressPlan, Proto};
 use weft_core::view::{Liveness, View, VxlanPeer, VxlanView};
 
 use super::vxlan::{self, SOURCES4, SOURCES6};
-use super::{PAIRS4, PAIRS6, network_pairs, set};
+use super::{PAIRS4, PAIRS6, collection, network_pairs};
 use crate::plan::{LocalFacts, leg_name, peer_link_local4};
 
 /// The table, of family netdev.
@@ -330,13 +330,6 @@ impl Words {
 "
         )
     }
-}
-
-fn collection(out: &mut String, block: &str, name: &str, kind: &str, elements: &[String]) {
-    let mut text = String::new();
-    set(&mut text, name, kind, elements);
-    // The same words, but for the first.
-    let _ = write!(out, "{block}{}", text.trim_start_matches("set"));
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use weft_core::model::Proto;
 
 use super::domain::Domain;
 use super::nfnetlink::{self, TableFamily};
-use super::nft::feed;
+use super::nft::{feed, removing, replacing};
 use crate::error::{Doing, Result};
 use crate::filter::fastpath::{Backend, FastMemory, FastPath, TABLE, TRANSLATED, WIDEST};
 
@@ -40,7 +40,7 @@ struct Ground {
 #[derive(Debug)]
 struct Laid {
     ground: Ground,
-    /// Its rules' handles: the kernel never gives one twice.
+    /// Its rules' ([`nfnetlink::handles`]).
     handles: Vec<u64>,
 }
 
@@ -96,9 +96,7 @@ impl FastTable {
         }
         domain.run(|| -> Result<()> {
             if !handles()?.is_empty() {
-                feed(&format!(
-                    "table netdev {TABLE}\ndelete table netdev {TABLE}\n"
-                ))?;
+                feed(&removing(&format!("netdev {TABLE}")))?;
             }
             Ok(())
         })??;
@@ -129,9 +127,7 @@ impl FastTable {
         let Some(body) = wanted.table(&present) else {
             return self.withdraw_unless(domain, None);
         };
-        let text = format!(
-            "table netdev {TABLE}\ndelete table netdev {TABLE}\ntable netdev {TABLE} {{\n{body}}}\n"
-        );
+        let text = replacing(&format!("netdev {TABLE}"), &body);
         // Forgotten until it is done.
         self.state = State::Unknown;
         match domain.run(|| feed(&text))? {
@@ -150,11 +146,8 @@ impl FastTable {
 }
 
 fn handles() -> Result<Vec<u64>> {
-    let rules = nfnetlink::rules(TableFamily::Netdev, TABLE, None);
-    let rules = rules.doing(|| format!("read the nft table netdev {TABLE}"))?;
-    let mut handles: Vec<u64> = rules.into_iter().map(|rule| rule.handle).collect();
-    handles.sort_unstable();
-    Ok(handles)
+    let handles = nfnetlink::handles(TableFamily::Netdev, TABLE);
+    handles.doing(|| format!("read the nft table netdev {TABLE}"))
 }
 
 impl Domain {

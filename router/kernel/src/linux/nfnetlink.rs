@@ -203,6 +203,15 @@ pub(crate) fn rules(
     }
 }
 
+/// The handles of all rules in a table, in order; none if it is not there. The kernel never gives one twice: who takes a
+/// rule away, or puts another in its place, shows.
+pub(crate) fn handles(family: TableFamily, table: &str) -> io::Result<Vec<u64>> {
+    let rules = rules(family, table, None)?.into_iter();
+    let mut handles: Vec<u64> = rules.map(|rule| rule.handle).collect();
+    handles.sort_unstable();
+    Ok(handles)
+}
+
 /// What an element of a set has counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counted {

@@ -49,11 +49,18 @@ pub fn apply(place: Where<'_>, fragments: &[&str]) -> Result<()> {
 
 /// The same of what stands inside the table.
 pub(crate) fn put(place: Where<'_>, body: &str) -> Result<()> {
-    let text = format!(
-        "table inet {NFT_TABLE}\ndelete table inet {NFT_TABLE}\ntable inet {NFT_TABLE} {{\n{body}\n}}\n"
-    );
-    place.run(|| feed(&text))??;
+    place.run(|| feed(&replacing(&format!("inet {NFT_TABLE}"), body)))??;
     Ok(())
+}
+
+/// Commands that leave nothing of a table, whether or not it was there.
+pub(crate) fn removing(table: &str) -> String {
+    format!("table {table}\ndelete table {table}\n")
+}
+
+/// Commands that leave a table with this in it and nothing else.
+pub(crate) fn replacing(table: &str, body: &str) -> String {
+    format!("{}table {table} {{\n{body}\n}}\n", removing(table))
 }
 
 /// Does the host's part of the `vxlan` carrier's filter stand, rule for rule? While it does not, the carrier must be down.
@@ -138,8 +145,7 @@ pub fn vxlan_traffic(domain: &Domain) -> Result<BTreeMap<[u8; 6], VxlanTraffic>>
 
 /// Removes the table; that it is gone already is no error.
 pub fn remove(place: Where<'_>) -> Result<()> {
-    let text = format!("table inet {NFT_TABLE}\ndelete table inet {NFT_TABLE}\n");
-    place.run(|| feed(&text))??;
+    place.run(|| feed(&removing(&format!("inet {NFT_TABLE}"))))??;
     Ok(())
 }
 

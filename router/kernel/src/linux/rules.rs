@@ -26,7 +26,7 @@ struct Laid {
 /// What the kernel has, but for what it counts.
 #[derive(Debug, PartialEq, Eq)]
 struct Print {
-    /// Of all rules. The kernel never gives one twice: who takes a rule away, or puts another in its place, shows.
+    /// Of all rules ([`nfnetlink::handles`]).
     handles: Vec<u64>,
     /// A hash of each set's elements, by its name.
     sets: Vec<(String, u64)>,
@@ -78,9 +78,7 @@ impl Print {
     /// Reads it, with these sets.
     fn take(place: Where<'_>, sets: &[&str]) -> Result<Self> {
         let read = || -> io::Result<Self> {
-            let rules = nfnetlink::rules(TableFamily::Inet, NFT_TABLE, None)?;
-            let mut handles: Vec<u64> = rules.into_iter().map(|rule| rule.handle).collect();
-            handles.sort_unstable();
+            let handles = nfnetlink::handles(TableFamily::Inet, NFT_TABLE)?;
             let sets = sets.iter().map(|name| {
                 let elements = nfnetlink::elements(TableFamily::Inet, NFT_TABLE, name)?;
                 Ok(((*name).to_owned(), hash(elements)))
