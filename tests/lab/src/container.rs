@@ -1,6 +1,6 @@
 //! A container as `weft run` makes it: a process in a network namespace of its own.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,11 @@ impl Container {
             flags,
             &[&tool, "serve", "--name", name, "--port", "80"],
         )
+    }
+
+    /// Takes what is poured into it ([`Self::pours`]); `flags` are `weft run`'s.
+    pub fn drain(host: &Host, name: &str, flags: &[&str]) -> Self {
+        Self::start(host, name, flags, &[&binary("lab-tool"), "drain", "80"])
     }
 
     /// `weft run --name NAME FLAGS -- COMMAND`; the command must print `ready`.
@@ -134,6 +139,14 @@ impl Container {
             &url,
         ]);
         out.is_ok() && out.stdout.trim() == octets.to_string()
+    }
+
+    /// Pours so many MiB into the [`Self::drain`] at an address; panics unless they come out there whole.
+    #[track_caller]
+    pub fn pours(&self, to: impl Into<IpAddr>, mib: u64) {
+        let to = SocketAddr::new(to.into(), 80).to_string();
+        let said = self.tool(&["pour", &to, &mib.to_string()]).ok();
+        assert_eq!(said, format!("{} octets, whole", mib << 20), "{to}");
     }
 
     /// Everything the server inside was told so far.

@@ -113,6 +113,11 @@ impl Host {
             .ok();
     }
 
+    /// Nothing of the underlay's goes by IPv6.
+    pub fn use_ipv4_alone(&self) {
+        self.space().sysctl("net.ipv6.conf.eth0.disable_ipv6", "1");
+    }
+
     /// A black hole: what is longer is not sent on to this host's subnet, and nobody is told ("packet too big" messages
     /// don't leave the router).
     pub fn swallow(&self, longer_than: u16) {

@@ -69,16 +69,13 @@ fn pair(lab: &Lab, up: &[&str]) -> ([Host; 2], Container, Container) {
     h1.up(up);
     h2.join(&h1);
     lab.wait_members(&[h1.clone(), h2.clone()]);
-    let tool = Host::binary("lab-tool");
     let a = h1.serve("a", &[]);
-    let b = Container::start(&h2, "b", &[], &[&tool, "drain", "80"]);
+    let b = Container::drain(&h2, "b", &[]);
     ([h1, h2], a, b)
 }
 
 fn pour(from: &Container, to: IpAddr) {
-    let to = std::net::SocketAddr::new(to, 80).to_string();
-    let said = from.tool(&["pour", &to, "8"]).ok();
-    assert_eq!(said, format!("{} octets, whole", 8 << 20));
+    from.pours(to, 8);
 }
 
 /// How many packets `host` dropped for `reason`, of all its peers'.

@@ -11,7 +11,7 @@ fn mtu(host: &Host) -> u64 {
 fn pair(lab: &Lab, change: impl Fn(&Host)) -> ([Host; 2], Container, Container) {
     let hosts = lab.two();
     for host in &hosts {
-        host.space().sysctl("net.ipv6.conf.eth0.disable_ipv6", "1");
+        host.use_ipv4_alone();
         change(host);
     }
     lab.cluster(&hosts);

@@ -7,20 +7,13 @@ use weft_lab::{Container, Host, Lab};
 /// Datagrams of all lengths, per direction and version.
 const COUNT: &str = "300";
 
-fn drain(host: &Host, name: &str) -> Container {
-    let tool = Host::binary("lab-tool");
-    Container::start(host, name, &[], &[&tool, "drain", "80"])
-}
-
 /// TCP, and datagrams small and large, from `from` to containers on `to`.
 fn exchange(lab: &Lab, from: &Container, drain: &Container, to: &Host) {
     for (family, ip) in [
         ("v4", IpAddr::from(drain.ip())),
         ("v6", IpAddr::from(drain.ip6())),
     ] {
-        let at = std::net::SocketAddr::new(ip, 80).to_string();
-        let said = from.tool(&["pour", &at, "4"]).ok();
-        assert_eq!(said, format!("{} octets, whole", 4 << 20), "{}", to.name());
+        from.pours(ip, 4);
         let tool = Host::binary("lab-tool");
         let name = format!("{}-to-{}-{family}", from.name(), to.name());
         let catcher = Container::start(to, &name, &[], &[&tool, "catch", "4000", COUNT]);
@@ -46,12 +39,12 @@ fn every_offload_can_be_done_without() {
     // By IPv4 alone: a path by IPv6 takes less, and who moves to it refuses a datagram or two to their sender.
     let host = |name: &str| {
         let host = lab.host(name, &subnet);
-        host.space().sysctl("net.ipv6.conf.eth0.disable_ipv6", "1");
+        host.use_ipv4_alone();
         host
     };
     let hub = host("hub");
     hub.up(&[]);
-    let centre = drain(&hub, "centre");
+    let centre = Container::drain(&hub, "centre", &[]);
     let mut hosts = vec![hub.clone()];
     for (number, without) in rungs.iter().enumerate() {
         let host = host(&format!("r{number}"));
@@ -62,7 +55,7 @@ fn every_offload_can_be_done_without() {
     }
     lab.wait_members(&hosts);
     for (host, without) in hosts[1..].iter().zip(rungs) {
-        let end = drain(host, &format!("end-{}", host.name()));
+        let end = Container::drain(host, &format!("end-{}", host.name()), &[]);
         exchange(&lab, &end, &centre, &hub);
         exchange(&lab, &centre, &end, host);
         let offloads = &host.peer("hub")["offloads"];
@@ -96,14 +89,13 @@ fn where_runs_vanish_datagrams_go_one_by_one_and_peers_says_so() {
     ));
     lab.cluster(&[h1.clone(), h2.clone()]);
     let a = h1.serve("a", &[]);
-    let b = drain(&h2, "b");
+    let b = Container::drain(&h2, "b", &[]);
     // They are tried once there is something to send.
     lab.wait("h1 knows that its runs vanish", 20, || {
         a.pings(&b.ip().to_string());
         h1.peer("h2")["offloads"]["gso"] == "failing"
     });
-    let said = a.tool(&["pour", &format!("{}:80", b.ip()), "4"]).ok();
-    assert_eq!(said, format!("{} octets, whole", 4 << 20));
+    a.pours(b.ip(), 4);
     let shown = h1.weft(&["peers"]).ok();
     assert!(shown.contains("no gso (failing)"), "{shown}");
     assert_eq!(h2.peer("h1")["offloads"]["gso"], "on");

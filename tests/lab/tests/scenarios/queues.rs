@@ -37,8 +37,7 @@ fn dropped_beside_a_stream(name: &str, marks: bool) -> u64 {
     let lab = Lab::new(name);
     let [h1, h2] = lab.pair();
     let a = h1.serve("a", &[]);
-    let tool = Host::binary("lab-tool");
-    let b = Container::start(&h2, "b", &[], &[&tool, "drain", "80"]);
+    let b = Container::drain(&h2, "b", &[]);
     let words = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf"];
     let words: Vec<&str> = words.into_iter().chain(UPLINK.split(' ')).collect();
     h1.run(&words).ok();

@@ -14,11 +14,6 @@ fn pair(lab: &Lab, ports: &str) -> [Host; 2] {
     lab.pair_with(&subnet, [&flags, &flags])
 }
 
-fn drain(host: &Host) -> Container {
-    let tool = Host::binary("lab-tool");
-    Container::start(host, "drain", &[], &[&tool, "drain", "80"])
-}
-
 /// So many megabytes on each of [`FLOWS`] connections at once; how long it took.
 fn pour(from: &Container, to: &Container, megabytes: &str) -> Duration {
     let at = format!("{}:80", to.ip());
@@ -75,7 +70,7 @@ fn wait_for_ports(lab: &Lab, from: &Host, a: &Container, b: &Container, count: u
 fn flows_leave_by_as_many_source_ports_as_were_asked_for_and_nothing_is_taken_for_a_move() {
     let lab = Lab::new("sports");
     let [h1, h2] = pair(&lab, "4");
-    let (a, b) = (h1.serve("a", &[]), drain(&h2));
+    let (a, b) = (h1.serve("a", &[]), Container::drain(&h2, "drain", &[]));
     wait_for_ports(&lab, &h1, &a, &b, 4);
     count_ports(&lab, &h1);
     let path = h2.peer("h1")["path"].clone();
@@ -108,7 +103,7 @@ fn a_firewall_that_knows_the_port_alone_loses_nothing() {
     let token = h1.token(&[]);
     h2.up(&["--join", &token, "--source-ports", "3"]);
     lab.wait_members(&hosts);
-    let (a, b) = (h1.serve("a", &[]), drain(h2));
+    let (a, b) = (h1.serve("a", &[]), Container::drain(h2, "drain", &[]));
     let back = h2.serve("back", &[]);
     pour(&a, &b, "1");
     assert_eq!(h1.peer("h2")["source_ports"], 1);
@@ -126,7 +121,7 @@ fn where_a_network_caps_each_flow_more_source_ports_carry_more() {
     let took = ["1", "4"].map(|ports| {
         let lab = Lab::new(&format!("capped{ports}"));
         let [h1, h2] = pair(&lab, ports);
-        let (a, b) = (h1.serve("a", &[]), drain(&h2));
+        let (a, b) = (h1.serve("a", &[]), Container::drain(&h2, "drain", &[]));
         wait_for_ports(&lab, &h1, &a, &b, ports.parse().unwrap());
         lab.router().nft(&format!(
             "table netdev cap {{

@@ -32,11 +32,6 @@ fn listening(lab: &Lab) -> [Host; 2] {
     [h1, h2]
 }
 
-/// A container that takes what is poured into it.
-fn drain(host: &Host, name: &str) -> Container {
-    Container::start(host, name, &[], &[&Host::binary("lab-tool"), "drain", "80"])
-}
-
 /// Connections to the port that are open on the host.
 fn connections(host: &Host) -> usize {
     let out = host.run(&["ss", "-Htn", "state", "established", "sport", "=", PORT]);
@@ -192,11 +187,11 @@ fn strangers_at_the_port_are_sent_away_and_what_runs_does_not_notice() {
 fn what_a_stream_gets_by_tcp_and_by_udp() {
     let lab = Lab::new("tcprate");
     let [h1, h2] = listening(&lab);
-    let (a, b) = (h2.serve("a", &[]), drain(&h1, "b"));
+    let (a, b) = (h2.serve("a", &[]), Container::drain(&h1, "b", &[]));
     lab.wait("they talk", 20, || a.pings(&b.ip().to_string()));
     let pour = |what: &str| {
         let begun = std::time::Instant::now();
-        a.tool(&["pour", &format!("{}:80", b.ip()), "256"]).ok();
+        a.pours(b.ip(), 256);
         let mbits = 256.0 * 8.388_608 / begun.elapsed().as_secs_f64();
         println!("{what}: {mbits:.0} Mbit/s");
     };

@@ -1,10 +1,11 @@
 //! The fast path over the `vxlan` carrier: taken where it may be, and by nothing else.
 
+use std::net::IpAddr;
+
 use weft_lab::{Container, Host, Lab, goes_on, hold};
 
 use super::{TRUSTED, trusting, wait_carrier};
 
-const LOCAL_NETWORK: [&str; 2] = ["--trusted-subnet", "192.0.2.0/24"];
 const OTHER_NETWORK: [&str; 2] = ["--trusted-subnet", "198.51.100.0/24"];
 
 fn wait_laid(lab: &Lab, hosts: &[Host; 2]) {
@@ -13,27 +14,14 @@ fn wait_laid(lab: &Lab, hosts: &[Host; 2]) {
     });
 }
 
-fn drain(host: &Host, name: &str, label: &[&str]) -> Container {
-    let tool = Host::binary("lab-tool");
-    Container::start(host, name, label, &[&tool, "drain", "80"])
-}
-
-fn pour(from: &Container, at: &str, mib: u64) {
-    let said = from.tool(&["pour", at, &mib.to_string()]).ok();
-    assert_eq!(said, format!("{} octets, whole", mib << 20));
-}
-
 #[test]
 fn connections_between_containers_take_it_in_both_families() {
     let lab = Lab::new("fast");
     let hosts = trusting(&lab);
     let [h1, h2] = &hosts;
-    let (a, b) = (h1.serve("a", &[]), drain(h2, "b", &[]));
+    let (a, b) = (h1.serve("a", &[]), Container::drain(h2, "b", &[]));
     wait_laid(&lab, &hosts);
-    for (version, at) in [
-        (4, format!("{}:80", b.ip())),
-        (6, format!("[{}]:80", b.ip6())),
-    ] {
+    for (version, at) in [(4, IpAddr::from(b.ip())), (6, b.ip6().into())] {
         let chains = [
             (h1, format!("out{version}")),
             (h2, format!("in{version}")),
@@ -46,7 +34,7 @@ fn connections_between_containers_take_it_in_both_families() {
                 .map(|(host, chain)| host.fast_path(chain).unwrap_or(0))
         };
         let before: Vec<u64> = counts().collect();
-        pour(&a, &at, 32);
+        a.pours(at, 32);
         let rose = counts()
             .zip(before)
             .map(|(now, before)| now.saturating_sub(before));
@@ -74,7 +62,7 @@ fn what_a_virtual_address_stands_for_goes_the_long_way_even_once_it_no_longer_do
     let hosts = trusting(&lab);
     let [h1, h2] = &hosts;
     let a = h1.serve("a", &[]);
-    let b = drain(h2, "b", &["--label", "role=drain"]);
+    let b = Container::drain(h2, "b", &["--label", "role=drain"]);
     let other = h2.serve("c", &[]);
     let create = [
         "service",
@@ -87,15 +75,14 @@ fn what_a_virtual_address_stands_for_goes_the_long_way_even_once_it_no_longer_do
     ];
     h1.weft(&create).ok();
     let rows = h1.weft(&["service", "ls", "--json"]).json();
-    let vip = rows[0]["vip"].as_str().unwrap();
-    let virtually = format!("{vip}:80");
+    let vip: IpAddr = rows[0]["vip"].as_str().unwrap().parse().unwrap();
     wait_laid(&lab, &hosts);
     lab.wait("the service answers", 20, || {
-        a.tool(&["pour", &virtually, "1"]).is_ok()
+        a.tool(&["pour", &format!("{vip}:80"), "1"]).is_ok()
     });
-    for at in [virtually, format!("{}:80", b.ip())] {
+    for at in [vip, b.ip().into()] {
         let before = h1.fast_path("in4").unwrap_or(0);
-        pour(&a, &at, 16);
+        a.pours(at, 16);
         let back = h1.fast_path("in4").unwrap_or(0).saturating_sub(before);
         assert!(
             back < 20,
@@ -111,7 +98,7 @@ fn what_a_virtual_address_stands_for_goes_the_long_way_even_once_it_no_longer_do
     h1.weft(&["service", "rm", "drain"]).ok();
     wait_laid(&lab, &hosts);
     let before = h1.fast_path("in4").unwrap_or(0);
-    pour(&a, &format!("{}:80", b.ip()), 16);
+    a.pours(b.ip(), 16);
     let back = h1.fast_path("in4").unwrap_or(0).saturating_sub(before);
     assert!(
         back < 20,
@@ -143,9 +130,9 @@ fn it_leads_to_no_other_network() {
 fn a_connection_goes_on_where_its_path_shrinks() {
     let lab = Lab::new("fastmtu");
     let hosts = lab.two();
-    let flags = [&LOCAL_NETWORK[..], &OTHER_NETWORK[..]].concat();
+    let flags = [&TRUSTED[..], &OTHER_NETWORK[..]].concat();
     for host in &hosts {
-        host.space().sysctl("net.ipv6.conf.eth0.disable_ipv6", "1");
+        host.use_ipv4_alone();
     }
     hosts[0].up(&flags);
     let token = hosts[0].token(&[]);
@@ -153,7 +140,7 @@ fn a_connection_goes_on_where_its_path_shrinks() {
     hosts[1].up_with(&join, token.as_bytes()).ok();
     wait_carrier(&lab, &hosts, "vxlan");
     let [h1, h2] = &hosts;
-    let (a, b) = (h1.serve("a", &[]), drain(h2, "b", &[]));
+    let (a, b) = (h1.serve("a", &[]), Container::drain(h2, "b", &[]));
     wait_laid(&lab, &hosts);
     let (at, mib) = (format!("{}:80", b.ip()), 1024_u64);
     let mut pouring = a.spawn_tool(h1, "pouring", &["pour", &at, &mib.to_string()]);
