@@ -89,12 +89,9 @@ pub struct LbPlan {
     pub targets: BTreeSet<Target>,
 }
 
-/// Ports that no service may take from a host: remote administration and weft's own two.
+/// Ports that no service may take from a host: remote administration and weft's own.
 pub fn is_reserved(proto: Proto, port: u16) -> bool {
-    matches!(
-        (proto, port),
-        (Proto::Tcp, 22) | (Proto::Udp, 6783) | (Proto::Udp, 6784)
-    )
+    matches!((proto, port), (Proto::Tcp, 22) | (Proto::Udp, 6783..=6785))
 }
 
 /// The published ports that this node should serve: all, less reserved ones and those that stand as conflicts of its own.

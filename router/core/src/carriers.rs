@@ -21,6 +21,7 @@
 //! `udp`.
 
 mod esp;
+mod nat;
 mod peer;
 mod probing;
 #[cfg(test)]
@@ -139,13 +140,19 @@ fn pair(facts: &Facts) -> Result<Ends, Why> {
     })
 }
 
+/// Whether the two ends mean the same way: between the same addresses, or sealed through a NAT that shows others to each.
+fn is_same_way(ends: Ends, told: Ends, nat: bool) -> bool {
+    told == ends || (nat && ends.seal == Seal::Esp && told.seal == Seal::Esp)
+}
+
 /// Which carrier it is, and why: `device` is the carrier's own state, `ends` what [`ends`] says, `told` what the peer told
-/// of itself, `sealing` whether the kernel has keys for it (where they are needed), `reaches` whether probes arrive (`None`
-/// before the first).
+/// of itself, `nat` whether a NAT lies between, `sealing` whether the kernel has keys for it (where they are needed),
+/// `reaches` whether probes arrive (`None` before the first).
 pub fn choose(
     device: &Result<(), String>,
     ends: &Result<Ends, Why>,
     told: Option<Ends>,
+    nat: bool,
     sealing: Result<(), Why>,
     reaches: Option<bool>,
 ) -> (Carrier, Why) {
@@ -159,13 +166,14 @@ pub fn choose(
     }
     match told {
         None => return sealed(Why::PeerNotOpen),
-        Some(told) if told != ends => return sealed(Why::OtherEnds),
+        Some(told) if !is_same_way(ends, told, nat) => return sealed(Why::OtherEnds),
         Some(_) => {}
     }
     if let (Seal::Esp, Err(why)) = (ends.seal, sealing) {
         return sealed(why);
     }
     match reaches {
+        Some(true) if ends.seal == Seal::Esp && nat => (Carrier::Esp, Why::BothSealThroughNat),
         Some(true) if ends.seal == Seal::Esp => (Carrier::Esp, Why::BothSeal),
         Some(true) => (Carrier::Vxlan, Why::BothTrust),
         Some(false) => sealed(Why::NoAnswer),
@@ -213,6 +221,23 @@ pub(crate) enum Event {
     Changed,
 }
 
+/// Which peer each address is used for: the kernel's policies tell peers apart by nothing else, and behind one NAT there may
+/// be several. Who has an address keeps it while that is where its path leads.
+#[derive(Debug, Default)]
+struct Holders(BTreeMap<Ipv4Addr, NodeId>);
+
+impl Holders {
+    /// True if the address is this peer's, or nobody's until now.
+    fn take(&mut self, address: Ipv4Addr, peer: NodeId) -> bool {
+        *self.0.entry(address).or_insert(peer) == peer
+    }
+
+    /// Addresses that lead to their holders no more are free.
+    fn free(&mut self, leads_to: impl Fn(Ipv4Addr, &NodeId) -> bool) {
+        self.0.retain(|address, peer| leads_to(*address, peer));
+    }
+}
+
 /// All peers' carriers.
 #[derive(Debug)]
 pub(crate) struct Carriers {
@@ -222,6 +247,7 @@ pub(crate) struct Carriers {
     esp_state: EspState,
     device: Result<(), String>,
     peers: BTreeMap<NodeId, Peer>,
+    holders: Holders,
     random: Random,
     /// What was shown last.
     shown: Option<VxlanView>,
@@ -237,6 +263,7 @@ impl Carriers {
             esp_state: EspState::default(),
             device: Err("it is not up yet".to_owned()),
             peers: BTreeMap::new(),
+            holders: Holders::default(),
             random,
             shown: None,
             due: None,
@@ -295,6 +322,7 @@ impl Carriers {
                 number: peer.facts.number,
                 mine: ends.mine,
                 theirs: ends.theirs,
+                udp: peer.nat.is_between().then(|| peer.nat.port()),
                 inbound: peer.keys.inbound(),
                 outbound: peer.keys.outbound(),
                 large: peer.mtu() > LARGE,
@@ -316,7 +344,12 @@ impl Carriers {
                 *peer = Peer::new(facts.clone());
             }
             peer.facts = facts;
-            peer.meet(&self.trusted, &self.esp);
+        }
+        let known = &self.peers;
+        self.holders
+            .free(|address, id| known.get(id).is_some_and(|peer| peer.is_at(address)));
+        for peer in self.peers.values_mut() {
+            peer.meet(now, &self.trusted, &self.esp, &mut self.holders);
         }
         self.settle(now, out);
     }
@@ -345,6 +378,23 @@ impl Carriers {
         }
     }
 
+    /// The kernel opened what this peer sealed, and it came inside UDP by another port of its address than was known: a NAT
+    /// chose that, and this host's packets are to go there.
+    pub(crate) fn set_esp_port(
+        &mut self,
+        now: Now,
+        number: PeerNumber,
+        from: (Ipv4Addr, u16),
+        out: &mut Vec<Event>,
+    ) {
+        let (address, port) = from;
+        let mut peers = self.peers.values_mut();
+        let sender = peers.find(|peer| peer.facts.number == number && peer.is_at(address));
+        if sender.is_some_and(|peer| peer.nat.set_port(port)) {
+            self.settle(now, out);
+        }
+    }
+
     /// The peer said something, inside its session.
     pub(crate) fn on_word(&mut self, now: Now, from: NodeId, word: &[u8], out: &mut Vec<Event>) {
         let Some(peer) = self.peers.get_mut(&from) else {
@@ -368,13 +418,16 @@ impl Carriers {
                     seal,
                 };
                 peer.on_open(now, told, spi, confirmed.then_some(knows));
-                peer.meet(&self.trusted, &self.esp);
+                peer.meet(now, &self.trusted, &self.esp, &mut self.holders);
                 if !confirmed {
                     // Said once more, this time with the confirmation.
                     peer.said = None;
                 }
             }
-            Word::Shut => peer.told = None,
+            Word::Shut => {
+                peer.told = None;
+                peer.nat.doubt();
+            }
             Word::Sent(nonce) if peer.ends.is_ok() => {
                 let word = match peer.came.contains(&nonce) {
                     true => Word::Came(nonce),
@@ -418,6 +471,7 @@ impl Carriers {
     fn settle(&mut self, now: Now, out: &mut Vec<Event>) {
         let crowd = self.peers.len();
         for (id, peer) in &mut self.peers {
+            peer.look_for_nat(now);
             if let Some(word) = peer.tell(now, &self.device) {
                 out.push(Event::Say { to: *id, word });
             }
@@ -451,6 +505,7 @@ impl Carriers {
         let tellings = self.peers.values().filter_map(|p| Some(p.tell_again?.0));
         let probings = self.peers.values().filter_map(|p| p.probing.due());
         let keys = self.peers.values().filter_map(|p| p.keys.deadline());
-        self.due = tellings.chain(probings).chain(keys).min();
+        let nats = self.peers.values().filter_map(|p| p.nat.due());
+        self.due = tellings.chain(probings).chain(keys).chain(nats).min();
     }
 }

@@ -21,6 +21,10 @@ pub const VXLAN_PORT: u16 = 6784;
 pub const VXLAN_VNI: u32 = 6783;
 /// What it puts around an inner packet: outer IPv4 and UDP header, its own, the inner Ethernet header (RFC 7348 §5).
 pub const VXLAN_OVERHEAD: u16 = 20 + 8 + 8 + 14;
+/// The UDP port on the hosts for ESP that has to pass a NAT (RFC 3948); not IKE's 4500, which another program may have.
+pub const ESP_UDP_PORT: u16 = 6785;
+/// What that adds.
+pub const UDP_HEADER: u16 = 8;
 /// ESP's header and the part of the nonce that is sent (RFC 4303 §2, RFC 4106 §3).
 pub const ESP_HEADERS: u16 = 8 + 8;
 /// Length of the padding and kind of what is inside.

@@ -245,6 +245,8 @@ pub struct EspPeer {
     pub mine: Ipv4Addr,
     /// The peer's.
     pub theirs: Ipv4Addr,
+    /// There is a NAT on the way, so it goes inside UDP: the peer's port for that, as this host sees it.
+    pub udp: Option<u16>,
     /// Each opens what comes under its number.
     pub inbound: Vec<EspSa>,
     /// The first seals what goes, once it stands; those behind it do until then.

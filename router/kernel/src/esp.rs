@@ -2,7 +2,8 @@
 //!
 //! For each such peer two policies in the host's namespace, one per direction, between the two addresses and for VXLAN's
 //! port alone: what goes is sealed, or not sent; what comes was sealed, or is dropped. And the keys of its sessions, of which
-//! the core says which are wanted. Policies and keys carry the peer's *request id*, so one peer's keys open nothing that is
+//! the core says which are wanted. Where a NAT lies between, they are told to wrap what they seal into UDP, and by which
+//! ports. Policies and keys carry the peer's *request id*, so one peer's keys open nothing that is
 //! said to be from another, and weft finds its own again after a crash.
 //!
 //! INVARIANT: a key is put into the kernel once. One that is gone is reported as lost and never put again: its counter
@@ -13,6 +14,7 @@ use std::net::Ipv4Addr;
 
 use weft_core::carriers::{EspState, SaId};
 use weft_core::crypto::Secret;
+use weft_core::layout::ESP_UDP_PORT;
 use weft_core::session::transport::{REKEY_AFTER_DATAGRAMS, STOP_AFTER_DATAGRAMS};
 use weft_core::view::{PeerNumber, View};
 
@@ -51,10 +53,18 @@ pub(crate) struct SaKey {
     pub(crate) spi: u32,
 }
 
+/// The UDP ports between which sealed packets go through a NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ports {
+    pub(crate) from: u16,
+    pub(crate) to: u16,
+}
+
 /// A key that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sa {
     pub(crate) seals: bool,
+    pub(crate) udp: Option<Ports>,
     pub(crate) key: Secret<36>,
     /// After so many packets the kernel uses it no more.
     pub(crate) last_packet: u64,
@@ -73,11 +83,19 @@ pub struct EspPlan {
     pub(crate) keys: BTreeMap<SaKey, Sa>,
 }
 
-/// What is there of weft's: policies as wanted ones look, and how many packets went under each key.
+/// A key that is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// That went under it.
+    pub(crate) packets: u64,
+    pub(crate) udp: Option<Ports>,
+}
+
+/// What is there of weft's: policies as wanted ones look, and keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Observed {
     pub(crate) policies: BTreeSet<Policy>,
-    pub(crate) keys: BTreeMap<SaKey, u64>,
+    pub(crate) keys: BTreeMap<SaKey, Standing>,
 }
 
 /// Which keys were put into the kernel, for as long as they are wanted.
@@ -122,6 +140,7 @@ pub fn plan_esp(view: &View) -> EspPlan {
                 };
                 let wanted = Sa {
                     seals: outbound,
+                    udp: esp.udp.map(|port| ports(outbound, port)),
                     key: sa.key.clone(),
                     last_packet,
                 };
@@ -132,10 +151,24 @@ pub fn plan_esp(view: &View) -> EspPlan {
     plan
 }
 
+fn ports(outbound: bool, peers: u16) -> Ports {
+    let (from, to) = match outbound {
+        true => (ESP_UDP_PORT, peers),
+        false => (peers, ESP_UDP_PORT),
+    };
+    Ports { from, to }
+}
+
 impl EspPlan {
     /// Nothing is wanted.
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
+    }
+
+    /// Peers whose packets come inside UDP.
+    pub fn peers_in_udp(&self) -> impl Iterator<Item = PeerNumber> {
+        let in_udp = self.keys.iter().filter(|(_, sa)| sa.udp.is_some());
+        in_udp.map(|(key, _)| key.peer)
     }
 
     /// Policies to put, then keys to put: those that take before those that seal.
@@ -154,6 +187,18 @@ impl EspPlan {
             .collect();
         keys.sort_by_key(|(_, sa)| sa.seals);
         (policies.copied().collect(), keys)
+    }
+
+    /// Keys of this process that stand and are to go by other ports from now on: a NAT chose another one.
+    pub(crate) fn redirected(&self, observed: &Observed, memory: &EspMemory) -> Vec<(SaKey, Sa)> {
+        let is_elsewhere = |key: &SaKey, sa: &Sa| {
+            let standing = observed.keys.get(key).filter(|_| memory.put.contains(key));
+            standing.is_some_and(|standing| standing.udp.is_some() && standing.udp != sa.udp)
+        };
+        let keys = self.keys.iter().filter(|(_, sa)| sa.udp.is_some());
+        keys.filter(|(key, sa)| is_elsewhere(key, sa))
+            .map(|(key, sa)| (*key, sa.clone()))
+            .collect()
     }
 
     /// What is there and not wanted.
@@ -181,11 +226,11 @@ impl EspPlan {
             };
             match observed.keys.get(key) {
                 // Somebody else's under the same number is none of ours.
-                Some(packets) if memory.put.contains(key) => {
+                Some(standing) if memory.put.contains(key) => {
                     if observed.policies.contains(&policy) {
                         state.stands.insert(id);
                     }
-                    if sa.is_worn(*packets) {
+                    if sa.is_worn(standing.packets) {
                         state.worn.insert(id);
                     }
                 }
@@ -233,6 +278,7 @@ mod tests {
         let wanted = |spi: &u32| {
             let sa = Sa {
                 seals: false,
+                udp: None,
                 key: Secret::new([1; 36]),
                 last_packet: STOP_AFTER_DATAGRAMS,
             };
@@ -268,7 +314,7 @@ mod tests {
         assert_eq!((policies.len(), keys.len()), (1, 1));
         memory.on_put(keys[0].0);
         observed.policies = plan.policies.clone();
-        observed.keys.insert(key(300), 0);
+        observed.keys.insert(key(300), Standing::default());
         assert_eq!(plan.state(&observed, &memory).stands.len(), 1);
         observed.keys.clear();
         let state = plan.state(&observed, &memory);
@@ -281,15 +327,33 @@ mod tests {
         let (plan, mut memory) = (plan(&[300]), EspMemory::default());
         memory.on_put(key(300));
         let mut observed = Observed::default();
-        observed.keys.insert(key(300), 0);
+        observed.keys.insert(key(300), Standing::default());
         let state = plan.state(&observed, &memory);
         assert!(state.stands.is_empty() && state.lost.is_empty());
     }
 
     #[test]
+    fn a_key_goes_by_the_port_that_the_nat_chose_and_never_inside_udp_that_did_not_before() {
+        let (mut plan, mut memory) = (plan(&[300]), EspMemory::default());
+        let at = |port| Some(ports(false, port));
+        let observed = |udp| Observed {
+            keys: [(key(300), Standing { packets: 5, udp })].into(),
+            ..Observed::default()
+        };
+        plan.keys.values_mut().for_each(|sa| sa.udp = at(40_000));
+        let moved = |udp, memory: &EspMemory| plan.redirected(&observed(udp), memory).len();
+        assert_eq!(moved(at(6785), &memory), 0, "somebody else's");
+        memory.on_put(key(300));
+        assert_eq!(moved(at(6785), &memory), 1);
+        assert_eq!(moved(at(40_000), &memory), 0);
+        assert_eq!(moved(None, &memory), 0);
+        assert_eq!(plan.peers_in_udp().collect::<Vec<_>>(), vec![PEER]);
+    }
+
+    #[test]
     fn keys_of_an_earlier_process_are_strays() {
         let mut observed = Observed::default();
-        observed.keys.insert(key(299), 0);
+        observed.keys.insert(key(299), Standing::default());
         let (keys, policies) = plan(&[300]).strays(&observed);
         assert_eq!((keys, policies), (vec![key(299)], vec![]));
         assert_eq!(EspPlan::default().strays(&observed).0.len(), 1);

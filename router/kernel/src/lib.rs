@@ -38,6 +38,7 @@ pub use filter::fastpath::{Backend, FastMemory, FastPath, plan_fast_path};
 pub use linux::apply::Report;
 pub use linux::domain::{Domain, Origin};
 pub use linux::esp::esp_available;
+pub use linux::esp_port::EspPort;
 pub use linux::fastpath::FastTable;
 pub use linux::forwarding::HostState;
 pub use linux::gather::Gatherer;

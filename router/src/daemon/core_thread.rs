@@ -2,7 +2,7 @@
 //! runs on it and a node that is late counts as dead.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use weft_carrier::{Carrier, CarrierEvent, PeerEntry, PeerTable, VxlanProbes};
 use weft_core::carriers::EspState;
 use weft_core::model::{Now, Proto, WallMicros};
 use weft_core::node::{Command, CommandError, Input, JoinFailure, Node, Output, Reply};
-use weft_core::view::{PeerView, View};
+use weft_core::view::{PeerNumber, PeerView, View};
 
 use super::disk::Disk;
 
@@ -50,6 +50,8 @@ pub(crate) enum Message {
     Vxlan(Result<Arc<VxlanProbes>, String>),
     /// What the kernel has of the keys for ESP.
     Esp(EspState),
+    /// ESP of this peer's came inside UDP from another port than was known.
+    EspPort(PeerNumber, (Ipv4Addr, u16)),
     /// A probe came over it: whose it says it is, and its nonce.
     VxlanProbe([u8; 6], u64),
     /// What `weft peers` shows.
@@ -357,6 +359,9 @@ impl Worker {
                 self.node.handle(now, input, out);
             }
             Message::Esp(state) => self.node.handle(now, Input::Esp(state), out),
+            Message::EspPort(peer, from) => {
+                self.node.handle(now, Input::EspPort { peer, from }, out);
+            }
             Message::VxlanProbe(from, nonce) => {
                 self.node
                     .handle(now, Input::VxlanProbe { from, nonce }, out);

@@ -26,7 +26,7 @@ const MAX_PROXIED: usize = 512;
 /// How long the proxy tries to reach the VIP.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Ports that are never published: losing one locks people or weft itself out.
-const NEVER: &[u16] = &[22, 6783, 6784];
+const NEVER: &[u16] = &[22, 6783, 6784, 6785];
 
 /// A place to listen: protocol, address (all when absent), port.
 pub(crate) type Place = (Proto, Option<IpAddr>, u16);

@@ -324,9 +324,12 @@ fn watch_kernel(
     heard: mpsc::UnboundedSender<KernelEvent>,
 ) -> Option<Watch> {
     let (domain, host) = (daemon.domain.clone(), daemon.host.clone());
+    let core = daemon.core.clone();
     let watch = weft_kernel::watch(&daemon.host, &daemon.domain, move |event| {
-        if has_vxlan && event == KernelEvent::HostRules {
-            vxlan::close_unguarded(&domain, &host);
+        match event {
+            KernelEvent::EspPort(peer, from) => return core.tell(Message::EspPort(peer, from)),
+            KernelEvent::HostRules if has_vxlan => vxlan::close_unguarded(&domain, &host),
+            _ => {}
         }
         // Fails only while the daemon stops.
         let _ = heard.send(event);

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use weft_carrier::{CarrierEvent, VxlanProbes};
 use weft_core::carriers::EspState;
 use weft_core::view::{View, VxlanView};
-use weft_kernel::{Domain, EspMemory, EspPlan, Host, nft, plan_esp};
+use weft_kernel::{Domain, EspMemory, EspPlan, EspPort, Host, KernelError, nft, plan_esp};
 
 use super::core_thread::{Core, Message};
 use super::{Daemon, service_manager};
@@ -75,6 +75,8 @@ pub(super) struct VxlanDevice {
     trouble: Option<String>,
     /// Keys for ESP that this process put into the kernel.
     keys: EspMemory,
+    /// By which ESP comes through NATs, while some peer's does.
+    esp_port: Option<EspPort>,
     /// What was wanted of ESP last; `None` until an earlier daemon's keys were looked for.
     sealed: Option<EspPlan>,
 }
@@ -92,6 +94,7 @@ impl VxlanDevice {
             is_bare: false,
             trouble: None,
             keys: EspMemory::default(),
+            esp_port: None,
             sealed: None,
         }
     }
@@ -102,8 +105,9 @@ impl VxlanDevice {
         if plan.is_empty() {
             return;
         }
+        let opened = self.keep_esp_port(&plan);
         let state = self.host.put_esp(&plan, &mut self.keys);
-        let state = state.unwrap_or_else(|error| {
+        let mut state = state.unwrap_or_else(|error| {
             let said = error.to_string();
             let peers = view.vxlan.iter().flat_map(|vxlan| &vxlan.esp);
             EspState {
@@ -111,8 +115,24 @@ impl VxlanDevice {
                 ..EspState::default()
             }
         });
+        if let Err(error) = opened {
+            let behind_nat = plan.peers_in_udp();
+            let trouble = behind_nat.map(|peer| (peer, error.to_string()));
+            state.trouble.extend(trouble);
+        }
         // Every time: a message may be lost while the core is very busy.
         self.core.tell(Message::Esp(state));
+    }
+
+    /// The port is open while somebody's ESP comes by it.
+    fn keep_esp_port(&mut self, plan: &EspPlan) -> Result<(), KernelError> {
+        let is_wanted = plan.peers_in_udp().next().is_some();
+        match (is_wanted, &self.esp_port) {
+            (false, _) => self.esp_port = None,
+            (true, None) => self.esp_port = Some(self.host.open_esp_port()?),
+            (true, Some(_)) => {}
+        }
+        Ok(())
     }
 
     /// Once nothing leads to them any more: what is not wanted.

@@ -57,6 +57,11 @@ impl Subnet {
         self.v6(1)
     }
 
+    /// Its NAT router forgets which of its ports stands for whom, as if it began anew.
+    pub fn forget_mappings(&self) {
+        self.space.run(&["conntrack", "-F"]).ok();
+    }
+
     fn v4(&self, host: u8) -> Ipv4Addr {
         let [a, b, c] = self.prefix4;
         Ipv4Addr::new(a, b, c, host)

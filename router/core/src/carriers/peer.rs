@@ -1,13 +1,17 @@
 //! One peer: what is known and was said of the way to it, and how the way is.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::esp::Keyring;
+use super::nat::Nat;
 use super::probing::Probing;
-use super::{Ends, Esp, EspState, Facts, Why, Word, choose, ends};
-use crate::layout::{DEVICE_MTU, ESP_HEADERS, ESP_TAG, ESP_TRAILER, VXLAN_OVERHEAD, vxlan_mac};
+use super::{Ends, Esp, EspState, Facts, Holders, Why, Word, choose, ends, is_same_way};
+use crate::layout::{
+    DEVICE_MTU, ESP_HEADERS, ESP_TAG, ESP_TRAILER, UDP_HEADER, VXLAN_OVERHEAD, vxlan_mac,
+};
 use crate::model::Now;
 use crate::view::{Carrier, Seal};
 
@@ -48,6 +52,8 @@ pub(super) struct Peer {
     pub(super) probing: Probing,
     /// For ESP.
     pub(super) keys: Keyring,
+    /// What lies between, for ESP.
+    pub(super) nat: Nat,
     /// The SPI under which it takes packets.
     told_spi: Option<u32>,
     /// Its last probes, newest last, and when one was answered.
@@ -66,6 +72,7 @@ impl Peer {
             tell_again: None,
             probing: Probing::default(),
             keys: Keyring::default(),
+            nat: Nat::default(),
             told_spi: None,
             came: Vec::new(),
             answered: None,
@@ -80,6 +87,7 @@ impl Peer {
     pub(super) fn mtu(&self) -> u16 {
         let path = self.facts.path_mtu.unwrap_or(0);
         let outer = match self.is_sealed() {
+            true if self.nat.is_between() => within_esp(path.saturating_sub(UDP_HEADER)),
             true => within_esp(path),
             false => path,
         };
@@ -90,8 +98,17 @@ impl Peer {
 
     /// Both ends are open for the same two addresses, and the kernel has keys where they are needed.
     pub(super) fn is_agreed(&self, device: &Result<(), String>) -> bool {
-        let is_open = device.is_ok() && self.ends.is_ok() && self.told == self.ends.clone().ok();
+        let (Ok(()), Ok(ends), Some(told)) = (device, &self.ends, self.told) else {
+            return false;
+        };
+        let is_open = is_same_way(*ends, told, self.nat.is_between());
         is_open && (!self.is_sealed() || self.is_keyed())
+    }
+
+    /// Does its path lead to this address?
+    pub(super) fn is_at(&self, address: Ipv4Addr) -> bool {
+        let path = self.facts.path.map(|path| path.ip().to_canonical());
+        path == Some(IpAddr::V4(address))
     }
 
     fn is_keyed(&self) -> bool {
@@ -105,27 +122,64 @@ impl Peer {
             None => Err(Why::EspKeys),
         };
         let reaches = self.probing.reaches();
-        choose(device, &self.ends, self.told, sealing, reaches)
+        let nat = self.nat.is_between();
+        choose(device, &self.ends, self.told, nat, sealing, reaches)
     }
 
     /// What is known of it changed: between which addresses, and with which keys.
-    pub(super) fn meet(&mut self, trusted: &[IpNet], esp: &Esp) {
+    pub(super) fn meet(&mut self, now: Now, trusted: &[IpNet], esp: &Esp, holders: &mut Holders) {
         let ends = ends(trusted, esp, &self.facts, self.told);
+        let ends = ends.and_then(|ends| match holders.take(ends.theirs, self.facts.peer) {
+            true => Ok(ends),
+            false => Err(Why::AddressTaken(ends.theirs)),
+        });
         if self.ends != ends {
-            self.probing = Probing::default();
             self.confirmed = false;
-            if self.is_sealed() {
-                self.keys.retire();
-            }
+            self.nat.forget_port();
+            self.leave_way();
         }
         self.ends = ends;
+        self.compare_ends(now);
+        self.offer_keys();
+        if let (true, Some(spi)) = (self.is_sealed(), self.told_spi) {
+            self.keys.seal_to(spi);
+        }
+    }
+
+    /// Packets go another way from now on.
+    fn leave_way(&mut self) {
+        self.probing = Probing::default();
+        if self.is_sealed() {
+            self.keys.retire();
+        }
+    }
+
+    fn offer_keys(&mut self) {
         if self.is_sealed()
             && let Some(session) = &self.facts.keys
         {
             self.keys.offer(session);
         }
-        if let (true, Some(spi)) = (self.is_sealed(), self.told_spi) {
-            self.keys.seal_to(spi);
+    }
+
+    /// Whether the peer sees the addresses that this host sees.
+    fn compare_ends(&mut self, now: Now) {
+        if let (Ok(ends), Some(told)) = (&self.ends, self.told)
+            && (ends.seal, told.seal) == (Seal::Esp, Seal::Esp)
+        {
+            let (same, had_nat) = (told == *ends, self.nat.is_between());
+            self.nat.compare(now, same);
+            if had_nat && same {
+                self.leave_way();
+            }
+        }
+    }
+
+    /// Time passed: a difference that lasts is a NAT's.
+    pub(super) fn look_for_nat(&mut self, now: Now) {
+        if self.nat.settle(now) {
+            self.leave_way();
+            self.offer_keys();
         }
     }
 

@@ -390,7 +390,7 @@ proptest! {
         let device = if device { Ok(()) } else { Err("down".to_owned()) };
         let ends = if own { Ok(here) } else { Err(Why::NotIpv4) };
         let told = [None, Some(here), Some(other)][usize::from(told)];
-        let (carrier, why) = choose(&device, &ends, told, Ok(()), reaches);
+        let (carrier, why) = choose(&device, &ends, told, false, Ok(()), reaches);
         let plain = device.is_ok() && own && told == Some(here) && reaches == Some(true);
         prop_assert_eq!(carrier == Carrier::Vxlan, plain);
         prop_assert_eq!(why == Why::BothTrust, plain);

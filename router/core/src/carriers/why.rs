@@ -5,13 +5,15 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-/// The reason. All but two are for `udp`.
+/// The reason. All but the first three are for `udp`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Why {
     /// `vxlan`, because both hosts trust the network between them.
     BothTrust,
     /// `esp`, because both hosts asked for it.
     BothSeal,
+    /// The same through a NAT, inside UDP.
+    BothSealThroughNat,
     /// There is no session, or no address yet.
     NoPath,
     /// This host lists none.
@@ -24,6 +26,8 @@ pub enum Why {
     OutsideTrusted(Ipv4Addr),
     /// Another node, known here for longer, has its MAC.
     MacTaken,
+    /// Another peer is reached under this address, and has the kernel's policies for it: both are behind one NAT.
+    AddressTaken(Ipv4Addr),
     /// The peer has not said that it takes VXLAN from this host.
     PeerNotOpen,
     /// It takes it between other addresses than this host sees.
@@ -55,12 +59,20 @@ impl fmt::Display for Why {
                 f,
                 "encrypted by the kernel (ESP), which both hosts asked for"
             ),
+            Why::BothSealThroughNat => write!(
+                f,
+                "encrypted by the kernel (ESP, inside UDP because of a NAT), which both hosts asked for"
+            ),
             Why::NoPath => write!(f, "no session yet"),
             Why::NoTrustedSubnet => write!(f, "this host lists no trusted subnet"),
             Why::PeerListsNone => write!(f, "the peer lists no trusted subnet"),
             Why::NotIpv4 => write!(f, "the path is not IPv4"),
             Why::OutsideTrusted(ip) => write!(f, "{ip} is in no trusted subnet of this host"),
             Why::MacTaken => write!(f, "another node has the same MAC on VXLAN"),
+            Why::AddressTaken(ip) => write!(
+                f,
+                "another peer is reached under {ip}, too (are both behind one NAT?)"
+            ),
             Why::PeerNotOpen => {
                 write!(f, "the peer does not take VXLAN from this host")
             }
@@ -78,7 +90,7 @@ impl fmt::Display for Why {
             Why::Trying => write!(f, "trying VXLAN"),
             Why::NoAnswer => write!(
                 f,
-                "VXLAN does not get through (is UDP port 6784, or ESP, blocked?)"
+                "VXLAN does not get through (is UDP port 6784, ESP, or behind a NAT UDP port 6785, blocked?)"
             ),
         }
     }

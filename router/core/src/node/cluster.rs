@@ -349,6 +349,10 @@ impl Cluster {
             Input::Esp(state) => self
                 .carriers
                 .set_esp(now, state, &mut self.buffers.carriers),
+            Input::EspPort { peer, from } => {
+                self.carriers
+                    .set_esp_port(now, peer, from, &mut self.buffers.carriers)
+            }
             Input::VxlanProbe { from, nonce } => {
                 self.carriers
                     .on_probe(now, from, nonce, &mut self.buffers.carriers);

@@ -123,6 +123,13 @@ pub enum Input<'a> {
     VxlanDevice(Result<(), String>),
     /// What the kernel has of the keys for ESP.
     Esp(EspState),
+    /// The kernel opened ESP of this peer's that a NAT sent from another port than was known.
+    EspPort {
+        /// Whose.
+        peer: PeerNumber,
+        /// From where it came.
+        from: (Ipv4Addr, u16),
+    },
     /// A probe came over it.
     VxlanProbe {
         /// The MAC that the frame says it is from.

@@ -29,6 +29,7 @@ pub fn esp_available() -> io::Result<()> {
         };
         let sa = Sa {
             seals: true,
+            udp: None,
             key: Secret::new([0; 36]),
             last_packet: 1,
         };
@@ -61,7 +62,8 @@ impl Host {
 fn put(plan: &EspPlan, memory: &mut EspMemory) -> io::Result<EspState> {
     let xfrm = Xfrm::open()?;
     memory.forget_unwanted(plan);
-    let (policies, keys) = plan.missing(&xfrm.observe()?, memory);
+    let observed = xfrm.observe()?;
+    let (policies, keys) = plan.missing(&observed, memory);
     let mut trouble = Vec::new();
     for policy in &policies {
         if let Err(error) = xfrm.put_policy(policy) {
@@ -72,6 +74,11 @@ fn put(plan: &EspPlan, memory: &mut EspMemory) -> io::Result<EspState> {
         memory.on_put(*key);
         if let Err(error) = xfrm.add_key(key, sa) {
             memory.on_refused(key);
+            trouble.push((key.peer, error.to_string()));
+        }
+    }
+    for (key, sa) in &plan.redirected(&observed, memory) {
+        if let Err(error) = xfrm.redirect_key(key, sa) {
             trouble.push((key.peer, error.to_string()));
         }
     }

@@ -160,6 +160,7 @@ fn seal(own: Ipv4Addr, other: Ipv4Addr) -> io::Result<()> {
         };
         let sa = Sa {
             seals: outbound,
+            udp: None,
             key: Secret::new([sender; 36]),
             last_packet: LAST_PACKET,
         };

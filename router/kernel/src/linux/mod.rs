@@ -5,6 +5,7 @@ pub(crate) mod conntrack;
 pub(crate) mod domain;
 pub(crate) mod doors;
 pub(crate) mod esp;
+pub(crate) mod esp_port;
 pub(crate) mod fastpath;
 pub(crate) mod forwarding;
 pub(crate) mod gather;

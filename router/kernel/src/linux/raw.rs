@@ -52,9 +52,9 @@ impl RawSocket {
         Ok(this)
     }
 
-    /// One for a protocol that has no name here.
-    pub(crate) fn over(fd: OwnedFd) -> io::Result<Self> {
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    /// One for a protocol that has no name here, which asks and hears notifications of these groups.
+    pub(crate) fn over(fd: OwnedFd, groups: u32) -> io::Result<Self> {
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
         let sequence = Cell::new(0);
         Ok(Self { fd, sequence })

@@ -1,4 +1,4 @@
-//! The crate's only unsafe code: three system calls that nix has no safe name for.
+//! The crate's only unsafe code: four system calls that nix has no safe name for.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// `_IO(0xb7, 0x3)`, ioctl_ns(2): which kind of namespace a descriptor stands for.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+/// linux/udp.h.
+const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 
 /// The `CLONE_NEW*` flag of the namespace behind a descriptor.
 pub(crate) fn namespace_kind(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
@@ -53,4 +55,25 @@ pub(crate) fn readable(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io:
         return Ok(vec![false; fds.len()]);
     }
     Ok(polls.iter().map(|p| p.revents != 0).collect())
+}
+
+/// Has the kernel take what comes to this UDP socket for ESP (udp(7), RFC 3948). Only what begins with four octets of zero
+/// can still be read from it.
+pub(crate) fn encapsulate_esp(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let kind = UDP_ENCAP_ESPINUDP;
+    // SAFETY: the descriptor is open for the length of the call, and the pointer and length describe `kind`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_UDP,
+            libc::UDP_ENCAP,
+            (&raw const kind).cast(),
+            size_of_val(&kind) as libc::socklen_t,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -1,18 +1,21 @@
 //! What changes in the kernel behind weft's back, as events: reconciling every few seconds finds everything in the end,
 //! events make it prompt.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
 use nix::sys::socket::SockProtocol;
 use weft_core::layout::LEG_PREFIX;
+use weft_core::view::PeerNumber;
 
 use super::domain::Domain;
 use super::host::Host;
 use super::raw::{Message, Notified, RawSocket, attribute, text};
-use super::sys;
+use super::{sys, xfrm};
 use crate::error::{Doing, Result};
 
 const RTM_DELLINK: u16 = 17;
@@ -47,6 +50,8 @@ pub enum KernelEvent {
     Host,
     /// The host's nft tables changed, weft's or another's.
     HostRules,
+    /// The kernel opened ESP of this peer's that came inside UDP by another port than it was told: from there.
+    EspPort(PeerNumber, (Ipv4Addr, u16)),
 }
 
 /// Watches until it is dropped.
@@ -59,8 +64,15 @@ pub struct Watch {
 
 struct Source {
     socket: RawSocket,
-    event: KernelEvent,
-    legs: bool,
+    subject: Subject,
+}
+
+/// What a source tells of.
+enum Subject {
+    /// That something changed; and of legs that are gone, if it has any.
+    Changes { event: KernelEvent, legs: bool },
+    /// Ports that NATs chose.
+    EspPorts,
 }
 
 /// Watches both namespaces on a thread of its own; one call of `heard` per burst and kind. `heard` must not block for
@@ -76,11 +88,8 @@ pub fn watch(
     let host_groups = LINK | ADDRESS4 | ROUTE4 | RULE4 | ADDRESS6 | ROUTE6 | RULE6;
     let subscribe = |groups, event, legs, protocol| -> io::Result<Source> {
         let socket = RawSocket::subscribe(protocol, groups)?;
-        Ok(Source {
-            socket,
-            event,
-            legs,
-        })
+        let subject = Subject::Changes { event, legs };
+        Ok(Source { socket, subject })
     };
     let route = SockProtocol::NetlinkRoute;
     let filter = SockProtocol::NetlinkNetFilter;
@@ -103,6 +112,12 @@ pub fn watch(
         .map_err(|e: io::Error| e)
         .doing(doing)?;
     sources.extend(on_host);
+    // A kernel without IPsec has none of its news either.
+    let ports = host.run(xfrm::mappings)?.map(|socket| Source {
+        socket,
+        subject: Subject::EspPorts,
+    });
+    sources.extend(ports);
     let (stop, stopped) = UnixStream::pair().doing(doing)?;
     let thread = std::thread::Builder::new()
         .name("weft-watch".into())
@@ -131,16 +146,27 @@ fn listen(sources: &[Source], stopped: &UnixStream, heard: &impl Fn(KernelEvent)
 }
 
 fn tell(source: &Source, heard: &impl Fn(KernelEvent)) {
-    match source.socket.notified() {
-        Ok(Notified::Messages(messages)) => {
-            let gone = messages.iter().filter(|_| source.legs).filter_map(leg_gone);
+    let notified = match source.socket.notified() {
+        Ok(notified) => notified,
+        Err(error) => return tracing::warn!(%error, "a netlink notification can't be read"),
+    };
+    match (&source.subject, notified) {
+        (Subject::Changes { event, legs }, Notified::Messages(messages)) => {
+            let gone = messages.iter().filter(|_| *legs).filter_map(leg_gone);
             gone.for_each(|name| heard(KernelEvent::LegGone(name)));
             if !messages.is_empty() {
-                heard(source.event.clone());
+                heard(event.clone());
             }
         }
-        Ok(Notified::Overflow) => heard(source.event.clone()),
-        Err(error) => tracing::warn!(%error, "a netlink notification can't be read"),
+        (Subject::Changes { event, .. }, Notified::Overflow) => heard(event.clone()),
+        (Subject::EspPorts, Notified::Messages(messages)) => {
+            // One for each packet: the last counts.
+            let ports: BTreeMap<_, _> = messages.iter().filter_map(xfrm::read_mapping).collect();
+            let ports = ports.into_iter();
+            ports.for_each(|(peer, from)| heard(KernelEvent::EspPort(peer, from)));
+        }
+        // The next packet says it again.
+        (Subject::EspPorts, Notified::Overflow) => {}
     }
 }
 

@@ -7,19 +7,23 @@ use std::time::Duration;
 
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm::constants::{
-    AF_INET, XFRM_MODE_TRANSPORT, XFRM_MSG_DELPOLICY, XFRM_MSG_DELSA, XFRM_MSG_GETPOLICY,
-    XFRM_MSG_GETSA, XFRM_MSG_NEWSA, XFRM_MSG_UPDPOLICY, XFRM_POLICY_ALLOW, XFRM_POLICY_IN,
-    XFRM_POLICY_OUT, XFRM_STATE_ESN, XFRMA_ALG_AEAD, XFRMA_REPLAY_ESN_VAL, XFRMA_TMPL,
+    AF_INET, UDP_ENCAP_ESPINUDP, XFRM_MODE_TRANSPORT, XFRM_MSG_DELPOLICY, XFRM_MSG_DELSA,
+    XFRM_MSG_GETPOLICY, XFRM_MSG_GETSA, XFRM_MSG_MAPPING, XFRM_MSG_NEWSA, XFRM_MSG_UPDPOLICY,
+    XFRM_MSG_UPDSA, XFRM_POLICY_ALLOW, XFRM_POLICY_IN, XFRM_POLICY_OUT, XFRM_STATE_ESN,
+    XFRMA_ALG_AEAD, XFRMA_ENCAP, XFRMA_REPLAY_ESN_VAL, XFRMA_TMPL, XFRMNLGRP_MAPPING,
 };
 use netlink_packet_xfrm::{
-    Address, ReplayEsn, Selector, UserPolicyId, UserPolicyInfo, UserSaId, UserSaInfo, UserTemplate,
-    XFRM_USER_POLICY_INFO_LEN, XFRM_USER_TEMPLATE_LEN,
+    Address, EncapTmpl, ReplayEsn, Selector, UserMapping, UserPolicyId, UserPolicyInfo, UserSaId,
+    UserSaInfo, UserTemplate, XFRM_USER_POLICY_INFO_LEN, XFRM_USER_SA_INFO_LEN,
+    XFRM_USER_TEMPLATE_LEN,
 };
 use weft_core::layout::VXLAN_PORT;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::raw::{ACK, DUMP, RawSocket, attribute, push};
-use crate::esp::{Observed, Policy, Sa, SaKey, peer_of, request_id};
+use weft_core::view::PeerNumber;
+
+use super::raw::{ACK, DUMP, Message, RawSocket, attribute, push};
+use crate::esp::{Observed, Policy, Ports, Sa, SaKey, Standing, peer_of, request_id};
 
 const ESP: u8 = libc::IPPROTO_ESP as u8;
 const UDP: u8 = libc::IPPROTO_UDP as u8;
@@ -38,16 +42,21 @@ pub(crate) struct Xfrm(RawSocket);
 
 impl Xfrm {
     pub(crate) fn open() -> io::Result<Self> {
-        let socket = socket2::Socket::new(
-            socket2::Domain::from(libc::AF_NETLINK),
-            socket2::Type::RAW,
-            Some(socket2::Protocol::from(libc::NETLINK_XFRM)),
-        )?;
-        Ok(Self(RawSocket::over(socket.into())?))
+        socket(0).map(Self)
     }
 
     /// Puts a key.
     pub(crate) fn add_key(&self, at: &SaKey, sa: &Sa) -> io::Result<()> {
+        self.lay_key(XFRM_MSG_NEWSA, at, sa)
+    }
+
+    /// Has a key that stands inside UDP go by other ports. Its counter goes on: of what is told once more the kernel takes
+    /// the ports and limits alone, and where there is no such key it makes none.
+    pub(crate) fn redirect_key(&self, at: &SaKey, sa: &Sa) -> io::Result<()> {
+        self.lay_key(XFRM_MSG_UPDSA, at, sa)
+    }
+
+    fn lay_key(&self, message: u16, at: &SaKey, sa: &Sa) -> io::Result<()> {
         let mut info = UserSaInfo {
             selector: selector(at.from, at.to),
             saddr: address(at.from),
@@ -73,7 +82,10 @@ impl Xfrm {
         body.extend_from_slice(&emitted(&info));
         push(&mut body, XFRMA_ALG_AEAD, &algorithm(sa.key.expose()));
         push(&mut body, XFRMA_REPLAY_ESN_VAL, &emitted(&window));
-        self.0.request(XFRM_MSG_NEWSA, ACK, &body).map(drop)
+        if let Some(ports) = sa.udp {
+            push(&mut body, XFRMA_ENCAP, &emitted(&encapsulation(ports)));
+        }
+        self.0.request(message, ACK, &body).map(drop)
     }
 
     /// Deletes a key; that it is gone already is no error.
@@ -127,6 +139,20 @@ impl Xfrm {
     }
 }
 
+/// Hears of packets that came inside UDP by another port than was known ([`read_mapping`]).
+pub(crate) fn mappings() -> io::Result<RawSocket> {
+    socket(1 << (XFRMNLGRP_MAPPING - 1))
+}
+
+fn socket(groups: u32) -> io::Result<RawSocket> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::from(libc::AF_NETLINK),
+        socket2::Type::RAW,
+        Some(socket2::Protocol::from(libc::NETLINK_XFRM)),
+    )?;
+    RawSocket::over(socket.into(), groups)
+}
+
 fn emitted(value: &impl Emitable) -> Vec<u8> {
     let mut bytes = vec![0; value.buffer_len()];
     value.emit(&mut bytes);
@@ -178,6 +204,16 @@ fn template(policy: &Policy) -> UserTemplate {
     template
 }
 
+/// RFC 3948 §2.1.
+fn encapsulation(ports: Ports) -> EncapTmpl {
+    EncapTmpl {
+        encap_type: UDP_ENCAP_ESPINUDP,
+        encap_sport: ports.from,
+        encap_dport: ports.to,
+        ..EncapTmpl::default()
+    }
+}
+
 /// `struct xfrm_algo_aead`.
 fn algorithm(key: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(NAME_ROOM + 8 + key.len()));
@@ -190,8 +226,8 @@ fn algorithm(key: &[u8]) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-/// A key of weft's and how many packets went under it. One that the kernel made as a placeholder has no number.
-fn read_key(body: &[u8]) -> Option<(SaKey, u64)> {
+/// A key of weft's that is there. One that the kernel made as a placeholder has no number.
+fn read_key(body: &[u8]) -> Option<(SaKey, Standing)> {
     let info = UserSaInfo::parse(body).ok()?;
     let is_ours = info.family == AF_INET && info.id.proto == ESP && info.id.spi != 0;
     let peer = peer_of(info.reqid).filter(|_| is_ours)?;
@@ -201,7 +237,28 @@ fn read_key(body: &[u8]) -> Option<(SaKey, u64)> {
         to: info.id.daddr.to_ipv4(),
         spi: info.id.spi,
     };
-    Some((key, info.lifetime_cur.packets))
+    let encapsulation = attribute(body.get(XFRM_USER_SA_INFO_LEN..)?, XFRMA_ENCAP);
+    let encapsulation = encapsulation.and_then(|found| EncapTmpl::parse(found).ok());
+    let standing = Standing {
+        packets: info.lifetime_cur.packets,
+        udp: encapsulation.map(|found| Ports {
+            from: found.encap_sport,
+            to: found.encap_dport,
+        }),
+    };
+    Some((key, standing))
+}
+
+/// What the kernel tells when it opened something of a peer's that came from another port than it knew: who, and from
+/// where.
+pub(crate) fn read_mapping(message: &Message) -> Option<(PeerNumber, (Ipv4Addr, u16))> {
+    let mapping = match message.kind {
+        XFRM_MSG_MAPPING => UserMapping::parse(&message.body).ok()?,
+        _ => return None,
+    };
+    let is_ours = mapping.id.family == AF_INET && mapping.id.proto == ESP;
+    let peer = peer_of(mapping.reqid).filter(|_| is_ours)?;
+    Some((peer, (mapping.new_saddr.to_ipv4(), mapping.new_sport)))
 }
 
 /// A policy of weft's, if it is exactly as weft would make it. Another one in its place is replaced.
@@ -228,7 +285,6 @@ fn read_policy(body: &[u8]) -> Option<Policy> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_core::view::PeerNumber;
 
     fn policy() -> Policy {
         Policy {

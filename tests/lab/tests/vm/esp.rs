@@ -11,6 +11,8 @@ use weft_lab::{
 use crate::pair::{containers, hold, hosts, overheard};
 
 const VXLAN: u16 = 6784;
+/// ESP inside UDP.
+const NAT_TRAVERSAL: u16 = 6785;
 const ESP: [&str; 2] = ["--esp", "always"];
 
 /// Two hosts that seal, once both do.
@@ -221,6 +223,60 @@ fn where_no_esp_gets_through_packets_go_through_the_tunnel_until_it_does() {
     }
     wait_carrier(&lab, &hosts, "esp");
     goes_on(&lab, &hold);
+}
+
+/// The ports by which the host's kernel reaches its peer through a NAT.
+fn ports_in_use(host: &Host) -> BTreeSet<String> {
+    let states = host.run(&["ip", "xfrm", "state", "list", "nokeys"]).ok();
+    let outbound = format!("sport {NAT_TRAVERSAL} dport ");
+    let ports = states.lines().filter_map(|line| line.split_once(&outbound));
+    let ports = ports.filter_map(|(_, rest)| rest.split(' ').next());
+    ports.map(str::to_owned).collect()
+}
+
+#[test]
+fn through_a_nat_the_kernel_seals_inside_udp_and_follows_the_port_that_the_nat_picks() {
+    let lab = Lab::new("espnat");
+    let public = lab.subnet("public");
+    let home = lab.random_nat("home", &public);
+    let hosts = [lab.host("h1", &public), lab.host("h2", &home)];
+    hosts[0].up(&ESP);
+    let join = [&["--join", "-"], &ESP[..]].concat();
+    hosts[1].up_with(&join, hosts[0].token(&[]).as_bytes()).ok();
+    lab.wait_members(&hosts);
+    wait_carrier(&lab, &hosts, "esp");
+    let pair = containers(&lab, &hosts);
+    let frames = overheard(&lab, &hosts[0], &pair, |f| f.is_udp(NAT_TRAVERSAL));
+    nothing_in_the_clear(&frames);
+    assert!(!frames.iter().any(is_esp), "no NAT knows whose that is");
+    for host in &hosts {
+        let row = host.only_peer();
+        assert_eq!(row["mtu"], 1408, "{row}");
+        let why = row["carrier_why"].as_str().unwrap();
+        assert!(why.contains("ESP, inside UDP"), "{why}");
+    }
+    let to = pair[0].ip().to_string();
+    let big = ["ping", "-c3", "-w15", "-Mdo", "-s1380", &to];
+    assert!(pair[1].run(&big).is_ok(), "{}", pair[1].run(&big));
+    assert!(pair[1].fetches(&pair[0], 3_000_000));
+    assert!(pair[0].fetches(&pair[1], 3_000_000));
+    let hold = hold(&hosts[0], &pair);
+    let before = ports_in_use(&hosts[0]);
+    assert!(!before.contains(&NAT_TRAVERSAL.to_string()), "{before:?}");
+    home.forget_mappings();
+    lab.wait("the kernel sends to another port", 60, || {
+        let now = ports_in_use(&hosts[0]);
+        !now.is_empty() && now.is_disjoint(&before)
+    });
+    goes_on(&lab, &hold);
+    wait_carrier(&lab, &hosts, "esp");
+    // Nobody's ESP comes that way any more, and the port is closed.
+    for host in &hosts {
+        host.weft(&["down"]).ok();
+        let open = host.run(&["ss", "-Hlnu"]).ok();
+        assert!(!open.contains(&format!(":{NAT_TRAVERSAL}")), "{open}");
+        assert!(keys(host).is_empty() && policies(host).is_empty());
+    }
 }
 
 /// What was measured; `kernel` octets a second instead, if that is given.

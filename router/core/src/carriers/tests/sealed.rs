@@ -1,19 +1,21 @@
 //! Two hosts that do ESP, each with a kernel that holds what it is told to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::crypto::Secret;
+use crate::layout::ESP_UDP_PORT;
 use crate::session::transport::EspKeys;
 
 /// One end: the machine, and its kernel.
 struct End {
     carriers: Carriers,
     stands: BTreeSet<SaId>,
-    put: BTreeSet<SaId>,
+    /// And whether inside UDP.
+    put: BTreeMap<SaId, bool>,
     /// All that it once wanted and then did not.
     gone: BTreeSet<SaId>,
 }
@@ -25,6 +27,8 @@ struct Sealed {
     session: u32,
     /// Words get lost.
     deaf: bool,
+    /// The first end is behind one: the second sees it under another address.
+    nat: bool,
     renewals: usize,
 }
 
@@ -43,7 +47,7 @@ impl Sealed {
                 Random::from_seed(id.0),
             ),
             stands: BTreeSet::new(),
-            put: BTreeSet::new(),
+            put: BTreeMap::new(),
             gone: BTreeSet::new(),
         };
         let mut sealed = Self {
@@ -51,6 +55,7 @@ impl Sealed {
             now: Now(Duration::from_secs(100)),
             session: 0,
             deaf: false,
+            nat: false,
             renewals: 0,
         };
         for at in [0, 1] {
@@ -65,8 +70,16 @@ impl Sealed {
     /// A new session.
     fn agree(&mut self) {
         self.session += 1;
+        self.see();
+    }
+
+    /// What each end sees now, in the present session.
+    fn see(&mut self) {
         for at in [0, 1] {
-            let facts = self.facts(at, "192.0.2.");
+            let mut facts = self.facts(at, "192.0.2.");
+            if self.nat && at == 0 {
+                facts.source = Some([10, 0, 0, 1].into());
+            }
             self.act(at, |carriers, now, out| {
                 carriers.set_peers(now, vec![facts], out)
             });
@@ -132,7 +145,10 @@ impl Sealed {
                 seals: false,
                 ..*id
             };
-            self.ends[1 - from].stands.contains(&at_peer)
+            let other = &self.ends[1 - from];
+            // Each takes the other's packets inside UDP alone, or never there.
+            other.stands.contains(&at_peer)
+                && other.put.get(&at_peer) == self.ends[from].put.get(id)
         };
         self.ends[from]
             .stands
@@ -151,22 +167,22 @@ impl Sealed {
         let end = &mut self.ends[at];
         let wanted = wanted(&end.carriers);
         assert!(
-            wanted.is_disjoint(&end.gone),
+            !wanted.keys().any(|id| end.gone.contains(id)),
             "a key is wanted again: {wanted:?}"
         );
-        let dropped: Vec<SaId> = end.put.difference(&wanted).copied().collect();
-        for id in dropped {
-            end.put.remove(&id);
-            end.gone.insert(id);
-        }
-        for id in &wanted {
-            if end.put.insert(*id) {
+        let dropped = end.put.extract_if(.., |id, _| !wanted.contains_key(id));
+        end.gone.extend(dropped.map(|(id, _)| id));
+        for (id, udp) in &wanted {
+            let before = end.put.insert(*id, *udp);
+            assert!(before.is_none_or(|before| before == *udp), "no kernel does");
+            if before.is_none() {
                 end.stands.insert(*id);
             }
         }
-        end.stands.retain(|id| wanted.contains(id));
+        end.stands.retain(|id| wanted.contains_key(id));
+        let lost = end.put.keys().filter(|id| !end.stands.contains(id));
         let state = EspState {
-            lost: end.put.difference(&end.stands).copied().collect(),
+            lost: lost.copied().collect(),
             stands: end.stands.clone(),
             ..EspState::default()
         };
@@ -184,21 +200,30 @@ impl Sealed {
         }
     }
 
+    /// New sessions as they are asked for: one end may find out later than the other, and then wants keys of its own.
+    fn settle(&mut self) {
+        for _ in 0..2 {
+            self.agree();
+            self.pass(5);
+        }
+        assert_eq!(self.carriers(), BOTH);
+    }
+
     fn carriers(&self) -> [Carrier; 2] {
         let of = |at: usize| self.ends[at].carriers.of(&[A, B][1 - at]).0;
         [of(0), of(1)]
     }
 }
 
-fn wanted(carriers: &Carriers) -> BTreeSet<SaId> {
+fn wanted(carriers: &Carriers) -> BTreeMap<SaId, bool> {
     let peers = carriers.view().map(|view| view.esp).unwrap_or_default();
     let of = |peer: &EspPeer| {
         let (number, inbound, outbound) =
             (peer.number, peer.inbound.clone(), peer.outbound.clone());
-        let id = move |seals: bool, spi: u32| SaId {
-            peer: number,
-            seals,
-            spi,
+        let udp = peer.udp.is_some();
+        let id = move |seals: bool, spi: u32| {
+            let peer = number;
+            (SaId { peer, seals, spi }, udp)
         };
         let inbound = inbound.into_iter().map(move |sa| id(false, sa.spi));
         let outbound = outbound.into_iter().map(move |sa| id(true, sa.spi));
@@ -302,6 +327,61 @@ fn between_other_addresses_other_keys_are_used() {
 }
 
 #[test]
+fn through_a_nat_both_seal_inside_udp_with_keys_of_their_own() {
+    let mut pair = Sealed::new([&[], &[]]);
+    pair.nat = true;
+    pair.see();
+    pair.pass(10);
+    assert_eq!(pair.carriers(), [Carrier::Udp; 2]);
+    assert!(pair.renewals >= 2);
+    pair.settle();
+    let esp = |at: usize, pair: &Sealed| pair.ends[at].carriers.view().unwrap().esp[0].clone();
+    assert_eq!(esp(1, &pair).udp, Some(ESP_UDP_PORT));
+    assert_eq!(pair.ends[0].carriers.of(&B).2, Some(1408));
+    // The NAT took another port; from elsewhere nobody can say so.
+    for (from, port) in [([192, 0, 2, 7], ESP_UDP_PORT), ([192, 0, 2, 1], 40_000)] {
+        pair.act(1, |carriers, now, out| {
+            carriers.set_esp_port(now, PeerNumber(1), (from.into(), 40_000), out)
+        });
+        assert_eq!(esp(1, &pair).udp, Some(port));
+    }
+    pair.agree();
+    pair.pass(20);
+    assert_eq!(pair.carriers(), BOTH);
+    assert_eq!(esp(1, &pair).udp, Some(40_000), "new keys, the same way");
+    // The NAT is gone.
+    pair.nat = false;
+    pair.see();
+    pair.pass(10);
+    pair.settle();
+    assert_eq!(esp(1, &pair).udp, None);
+}
+
+#[test]
+fn of_two_peers_behind_one_address_the_first_has_it_until_it_is_gone() {
+    let mut pair = Sealed::new([&[], &[]]);
+    pair.pass(5);
+    let first = pair.facts(1, "192.0.2.");
+    let other = NodeId([0; 32]);
+    let second = Facts {
+        peer: other,
+        number: PeerNumber(2),
+        ..first.clone()
+    };
+    let both = vec![second.clone(), first];
+    pair.act(1, |carriers, now, out| carriers.set_peers(now, both, out));
+    let carriers = &pair.ends[1].carriers;
+    assert_eq!(carriers.of(&A).0, Carrier::Esp);
+    let taken = Why::AddressTaken([192, 0, 2, 1].into());
+    assert_eq!(carriers.of(&other).1, taken);
+    assert_eq!(carriers.view().unwrap().esp.len(), 1);
+    pair.act(1, |carriers, now, out| {
+        carriers.set_peers(now, vec![second], out)
+    });
+    assert_ne!(pair.ends[1].carriers.of(&other).1, taken);
+}
+
+#[test]
 fn a_host_whose_kernel_has_no_esp_says_so() {
     let lacking = Esp::Lacking("no such thing".to_owned());
     let facts = Facts {
@@ -325,6 +405,7 @@ enum Op {
     Flush(usize),
     Deaf(bool),
     Reconcile(usize),
+    Nat(bool),
     Lose,
 }
 
@@ -335,6 +416,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0usize..2).prop_map(Op::Flush),
         1 => any::<bool>().prop_map(Op::Deaf),
         2 => (0usize..2).prop_map(Op::Reconcile),
+        1 => any::<bool>().prop_map(Op::Nat),
         1 => Just(Op::Lose),
     ]
 }
@@ -353,6 +435,10 @@ proptest! {
                 Op::Flush(at) => pair.ends[at].stands.clear(),
                 Op::Deaf(deaf) => pair.deaf = deaf,
                 Op::Reconcile(at) => pair.reconcile_one(at),
+                Op::Nat(nat) => {
+                    pair.nat = nat;
+                    pair.see();
+                }
                 Op::Lose => {
                     for at in [0, 1] {
                         pair.act(at, |carriers, now, out| carriers.set_peers(now, vec![], out));
@@ -367,10 +453,12 @@ proptest! {
         pair.reconcile();
         pair.agree();
         pair.pass(70);
-        if pair.carriers() != BOTH {
-            // Keys that were lost before call for one more session.
-            pair.agree();
-            pair.pass(70);
+        // Keys that were lost before call for one more session, and so does a NAT that is found or gone.
+        for _ in 0..2 {
+            if pair.carriers() != BOTH {
+                pair.agree();
+                pair.pass(70);
+            }
         }
         prop_assert_eq!(pair.carriers(), BOTH);
     }
