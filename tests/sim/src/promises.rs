@@ -42,6 +42,8 @@ pub struct Ledger {
     pub cloned: BTreeSet<NodeId>,
     /// Nodes that lied: they may show more than anybody was promised.
     pub liars: BTreeSet<NodeId>,
+    /// Space that liars gave away: it may be what they took from others by a lie.
+    stolen: Space,
     /// Hosts with their keys: what a liar gave away may be what it lied about.
     pub lying: BTreeSet<usize>,
     /// Somebody forked its chain of the roster: of those who hold one branch or the other each may know other removals,
@@ -64,6 +66,7 @@ impl Ledger {
             released: BTreeMap::new(),
             gone: BTreeMap::new(),
             tainted: Space::default(),
+            stolen: Space::default(),
             disputed: Space::default(),
             forced: false,
             cloned: BTreeSet::new(),
@@ -83,6 +86,11 @@ impl Ledger {
     /// Does this address belong to a node that ran twice?
     pub fn is_tainted(&self, ip: Ipv4Addr) -> bool {
         self.tainted.contains(ip)
+    }
+
+    /// A liar gave this away.
+    pub fn steal(&mut self, parts: impl IntoIterator<Item = (u32, u32)>) {
+        self.stolen.0.extend(parts);
     }
 
     /// People begin to take this by force.
@@ -114,7 +122,8 @@ impl Ledger {
 
     /// Is nothing promised of this address for now?
     pub fn excuses(&self, ip: Ipv4Addr) -> bool {
-        self.divided || self.is_tainted(ip) || self.is_disputed(ip)
+        let disturbed = self.is_tainted(ip) || self.is_disputed(ip) || self.stolen.contains(ip);
+        self.divided || disturbed
     }
 
     /// An endpoint got another address because another node's force held.

@@ -121,6 +121,9 @@ impl Watch {
         nothing_returns(known, ledger, seen, &mut lines);
         let parts = known.ring.parts(&known.me);
         let before = self.owned.get(&host);
+        if before.is_none_or(|before| before.parts != parts) {
+            ledger.steal(gifts_of_liars(known, ledger));
+        }
         if before.is_none_or(|before| before.boots != boots || before.parts != parts) {
             let before = match before.filter(|before| before.disk == disk) {
                 Some(owned) if owned.boots != boots => owned.parts.clone(),
@@ -181,6 +184,17 @@ impl Watch {
         let known = Known::of(host, there.machine.as_ref()?)?;
         (there.boots() == owned.boots).then_some((known, &owned.parts))
     }
+}
+
+/// What liars gave to a node.
+fn gifts_of_liars(known: Known<'_>, ledger: &Ledger) -> Vec<(u32, u32)> {
+    if ledger.liars.is_empty() {
+        return Vec::new();
+    }
+    let mut grants = known.catalog.grants();
+    grants.retain(|(by, grant)| grant.to == known.me && ledger.liars.contains(by));
+    let parts = grants.into_iter();
+    parts.map(|(_, grant)| (grant.start, grant.last)).collect()
 }
 
 /// What a removed node was given in its last moment is taken by force only when it is heard of.

@@ -4,7 +4,7 @@ use weft_sim::clusters;
 use weft_sim::faults::Kind;
 
 /// Each of these once broke a promise; what it found is mended.
-const MENDED: [(u64, usize); 96] = [
+const MENDED: [(u64, usize); 101] = [
     (40, 3),
     (275, 6),
     (365, 8),
@@ -101,6 +101,11 @@ const MENDED: [(u64, usize); 96] = [
     (1_329_450, 5),
     (1_330_248, 3),
     (1_424_027, 6),
+    (1_506_800, 3),
+    (1_507_899, 6),
+    (1_508_000, 3),
+    (1_511_906, 5),
+    (1_518_053, 8),
 ];
 
 /// The same, of worlds in which chains of the roster were forked and who forked them was removed.

@@ -217,6 +217,33 @@ fn both_sides_of_a_split_take_one_node_by_force_and_the_loser_moves() {
     }
 }
 
+/// Whoever removes the giver has not heard of the gift, and whom it was given to is off until then: it hears of the
+/// removal before it is ready to write.
+#[test]
+fn what_a_dead_node_gave_at_last_stays_with_whom_it_was_given_to() {
+    for seed in 0..5 {
+        let mut hosts = Hosts::new(seed, 3);
+        hosts.cut([&[0], &[1, 2]], Action::Block);
+        let near = hosts.attach(2).ip;
+        let gift = Ipv4Addr::from(u32::from(near) + 50);
+        assert_eq!(hosts.attach_at(1, Some(gift)).ip, gift);
+        for host in [1, 2] {
+            hosts.world.act(Action::Crash(host));
+        }
+        hosts.cut([&[0], &[1, 2]], Action::Unblock);
+        hosts.run(10);
+        assert!(hosts.remove(0, 2, false).is_err(), "it has no majority");
+        hosts.world.act(Action::Boot(1));
+        hosts.run(90);
+        assert_eq!(hosts.addresses(1), vec![gift], "seed {seed}");
+        // Who decided about the rest in the end the dead node had told nobody else.
+        assert!(hosts.remove(0, 2, true).is_ok());
+        hosts.run(90);
+        assert_eq!(hosts.addresses(1), vec![gift], "seed {seed}");
+        assert_eq!(hosts.unowned(0), 0, "seed {seed}");
+    }
+}
+
 #[test]
 fn who_leaves_for_good_gives_all_back() {
     for seed in 0..10 {

@@ -114,6 +114,13 @@ impl Catalog {
         Ok(())
     }
 
+    /// This start's number is not above the last in this node's own log, and nothing is written in it yet: that number. What
+    /// it wrote would count as written before what others hold.
+    pub fn outdated_by(&self) -> Option<Generation> {
+        let (last, _) = self.highest_after(&self.me, 0)?;
+        (self.first_own.is_none() && last >= self.generation).then_some(last)
+    }
+
     /// This node is ready: of its own log nothing more is to come. What is missing there another with its key wrote and
     /// nobody kept.
     pub fn close_own_log(&mut self) -> Batch {

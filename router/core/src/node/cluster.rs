@@ -78,8 +78,8 @@ pub(super) struct Cluster {
     pub(super) tokens: Tokens,
     pub(super) asks: Asks,
     pub(super) ring: Ring,
-    /// The ring before its last change.
-    pub(super) previous_ring: Ring,
+    /// The ring for which this node has kept what was its own; at first what was on disk.
+    pub(super) kept_ring: Ring,
     pub(super) space: Space,
     pub(super) removing: Vec<Removing>,
     /// Revision of the catalog's grants and votes, and the roster's digest, for which the ring was computed.
@@ -98,6 +98,8 @@ pub(super) struct Cluster {
     pub(super) generation: Generation,
     /// Somebody has made a session with this start.
     pub(super) heard: bool,
+    /// The last start in this node's own log, which this one is about to overtake.
+    pub(super) overtaking: Option<Generation>,
     pub(super) buffers: Buffers,
     /// Empty ones.
     pub(super) spare: Buffers,
@@ -200,7 +202,7 @@ impl Cluster {
             numbers: Numbers::restore(stored),
             tokens: Tokens::restore(stored),
             asks: Asks::default(),
-            previous_ring: ring.clone(),
+            kept_ring: ring.clone(),
             ring,
             space: Space::default(),
             removing: Vec::new(),
@@ -214,6 +216,7 @@ impl Cluster {
             wall,
             generation,
             heard: false,
+            overtaking: None,
             buffers: Buffers::default(),
             spare: Buffers::default(),
             held: BTreeMap::new(),
@@ -629,17 +632,8 @@ impl Cluster {
         }
         let grants = self.catalog.grants_revision();
         let made_of = (grants, self.meta.roster.digest());
-        if self.seen_grants.replace(made_of) == Some(made_of) {
-            if self.ready && self.previous_ring != self.ring {
-                self.previous_ring = self.ring.clone();
-            }
-            return true;
-        }
-        let ring = ring_of(&self.meta, &self.catalog);
-        let before = std::mem::replace(&mut self.ring, ring);
-        // A start compares with what was on disk, once it may write.
-        if self.ready {
-            self.previous_ring = before;
+        if self.seen_grants.replace(made_of) != Some(made_of) {
+            self.ring = ring_of(&self.meta, &self.catalog);
         }
         true
     }

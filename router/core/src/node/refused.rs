@@ -36,19 +36,15 @@ impl Cluster {
         }
     }
 
-    /// This node was heard in a later start than this one. Where nobody has taken this start for the latest, its disk is
-    /// an old one and its clock is behind: it goes on as a later start. Else another process has its key.
+    /// This node was heard in a later start than this one. Where nobody has taken this start for the latest, or it has
+    /// written nothing yet, its disk is an old one and its clock is behind: it goes on as a later start. Else another
+    /// process has its key.
     fn on_outdated(&mut self, now: Now, seen: Generation, out: &mut Vec<Output>) {
-        let ahead = seen.0.saturating_sub(self.generation.0);
-        if seen < self.generation || ahead > LEAP {
+        if seen < self.generation || !self.is_believed(seen) {
             return;
         }
-        let later = Generation(seen.0.saturating_add(1));
-        let then = match self.heard {
-            false => vec![Then::BecomeLater(later)],
-            true => Vec::new(),
-        };
-        if self.heard {
+        let is_twin = self.heard && self.ready;
+        if is_twin {
             self.tell_once(
                 format!(
                     "node {} runs twice (a copied disk or virtual machine): the others hear the one that started last; \
@@ -58,7 +54,33 @@ impl Cluster {
                 out,
             );
         }
-        // The next start is a later one in any case.
+        self.count_on(now, seen, !is_twin, out);
+    }
+
+    /// Before it writes anything: its own log, which the peers kept, may go on in later starts than this one. A peer that has
+    /// just begun doesn't know better and has taken this one for the latest. True if it must become a later one first.
+    pub(super) fn overtakes_own_log(&mut self, now: Now, out: &mut Vec<Output>) -> bool {
+        let last = self.catalog.outdated_by();
+        let Some(last) = last.filter(|last| self.is_believed(*last)) else {
+            return false;
+        };
+        if self.overtaking.replace(last) != Some(last) {
+            self.count_on(now, last, true, out);
+        }
+        true
+    }
+
+    fn is_believed(&self, seen: Generation) -> bool {
+        seen.0.saturating_sub(self.generation.0) <= LEAP
+    }
+
+    /// The next start will be later than the one that was `seen`, and so is this one if it `becomes` that.
+    fn count_on(&mut self, now: Now, seen: Generation, becomes: bool, out: &mut Vec<Output>) {
+        let later = Generation(seen.0.saturating_add(1));
+        let then = match becomes {
+            true => vec![Then::BecomeLater(later)],
+            false => Vec::new(),
+        };
         self.persist(now, generation_batch(later), then, out);
     }
 

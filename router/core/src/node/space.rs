@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::cluster::{Cluster, ring_of};
 use super::gifts::Wish;
 use super::io::Output;
-use crate::ipam::subtract;
+use crate::ipam::{Ring, subtract};
 use crate::model::{EndpointId, NetworkName, NodeId, Now};
 use crate::roster::Standing;
 use crate::value::{Kind, MAX_LOCKED, MAX_VOTERS, Object, Vote, Voters};
@@ -143,20 +143,23 @@ impl Cluster {
     /// A removal names the last record of the removed node that counts, as far as the remover knew. What the removed node
     /// gave to this one after that is this one's by its own word now: it is in use here, its giver's voters never had it.
     fn keep_what_was_mine(&mut self, now: Now, out: &mut Vec<Output>) {
-        if self.roster().revoked().is_empty() {
+        if self.kept_ring == self.ring {
             return;
         }
+        let before = std::mem::replace(&mut self.kept_ring, self.ring.clone());
         let removed = self.removed();
-        let before = self.previous_ring.parts(&self.me);
+        if removed.is_empty() {
+            return;
+        }
         let mut lost = Vec::new();
-        for (start, last) in before {
+        for (start, last) in before.parts(&self.me) {
             for (owner, first, end) in self.ring.owners_of(start, last) {
                 if removed.contains(&owner) {
                     lost.push((first, end));
                 }
             }
         }
-        lost.retain(|part| !self.gave_away_since(*part));
+        lost.retain(|part| !self.gave_away_since(*part, &before));
         self.claim(now, lost.into_iter().take(CLAIMS), out);
     }
 
@@ -174,8 +177,8 @@ impl Cluster {
     }
 
     /// Has this node given away any of what was its own before? A disk that was a backup did not know it.
-    fn gave_away_since(&self, (start, last): Interval) -> bool {
-        let next = self.previous_ring.takeover(start, last, self.me, false);
+    fn gave_away_since(&self, (start, last): Interval, before: &Ring) -> bool {
+        let next = before.takeover(start, last, self.me, false);
         let grants = self.catalog.grants();
         let mut own = grants.iter().filter(|(by, _)| *by == self.me);
         own.any(|(_, grant)| {

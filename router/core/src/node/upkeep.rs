@@ -112,7 +112,7 @@ impl Cluster {
 
     pub(super) fn become_ready(&mut self, now: Now, out: &mut Vec<Output>) {
         if !self.ready {
-            if !self.sync.ready(now, &self.meta.roster) {
+            if !self.sync.ready(now, &self.meta.roster) || self.overtakes_own_log(now, out) {
                 return;
             }
             self.ready = true;

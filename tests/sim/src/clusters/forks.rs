@@ -7,7 +7,7 @@ use weft_core::model::NodeId;
 
 use super::{AGREE_WITHIN, Cluster};
 use crate::faults::Action;
-use crate::nodes::Shell;
+use crate::nodes::{Shell, identity_of};
 
 /// Whoever was removed joins again after this.
 const BEGUN_ANEW: Duration = Duration::from_secs(5);
@@ -82,11 +82,30 @@ impl Cluster {
             return;
         }
         self.send_away(&forgers);
-        for id in forgers {
+        let gone: BTreeSet<NodeId> = forgers.into_iter().chain(self.lost_members()).collect();
+        for id in gone {
             if (0..self.hosts).all(|host| self.id_of(host) != id) {
                 self.remove_soon(id);
             }
         }
+    }
+
+    /// Who hosts were before they lost their disks, where somebody still lists them: a forger may have been told to remove
+    /// them, and nobody else have heard of it.
+    fn lost_members(&self) -> Vec<NodeId> {
+        let able = self.able();
+        let rosters = able.iter().filter_map(|host| {
+            let shell = self.world.hosts[*host].machine.as_ref();
+            shell.and_then(|shell| shell.node().roster())
+        });
+        let rosters: Vec<_> = rosters.collect();
+        let former = (0..self.hosts).flat_map(|host| {
+            let (of, lost) = self.world.hosts[host].key();
+            (0..lost).map(move |earlier| identity_of(self.seed, (of, earlier)).id())
+        });
+        former
+            .filter(|id| rosters.iter().any(|roster| roster.is_member(id)))
+            .collect()
     }
 
     /// Somebody must be left to remove the others.

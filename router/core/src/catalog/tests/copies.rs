@@ -128,3 +128,30 @@ fn what_a_superseded_record_tells_of_the_log_survives_the_disk() {
     assert_eq!(restored.state_of(&me.id()), one.state_of(&me.id()));
     assert_eq!(restored.digest(), one.digest());
 }
+
+/// Its clock was ahead in the start that an old disk knows nothing of.
+#[test]
+fn a_start_below_the_last_in_its_own_log_knows_that_until_it_has_written() {
+    let roster = roster(2);
+    let me = identity(1);
+    let start = |number| {
+        let plan = catalog(1, &roster).plan;
+        Catalog::new(me.id(), roster.cluster(), plan, Generation(number))
+    };
+    let mut lost = start(9);
+    let told = lost.put(&endpoint(1, 1), &me, NOON).unwrap().records;
+    let mut again = start(5);
+    assert_eq!(again.outdated_by(), None);
+    insert_all(&mut again, &told, &roster, NOON);
+    assert_eq!(again.outdated_by(), Some(Generation(9)));
+    again.become_later(Generation(10), &me, NOON).unwrap();
+    assert_eq!(again.outdated_by(), None);
+    // What it says of the same endpoint counts with others then.
+    let key = endpoint(1, 1).key();
+    let gone = again.remove(Kind::ENDPOINT, &key, &me, NOON).unwrap();
+    let mut peer = catalog(2, &roster);
+    insert_all(&mut peer, &told, &roster, NOON);
+    insert_all(&mut peer, &gone.records, &roster, NOON);
+    assert!(peer.endpoints(&BTreeSet::new()).is_empty());
+    assert_eq!(again.outdated_by(), None);
+}
