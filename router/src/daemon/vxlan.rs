@@ -102,10 +102,10 @@ impl VxlanDevice {
     /// Before anything leads to sealed peers: their policies and keys.
     pub(super) fn put_keys(&mut self, view: &View) {
         let plan = plan_esp(view);
+        let opened = self.keep_esp_port(&plan);
         if plan.is_empty() {
             return;
         }
-        let opened = self.keep_esp_port(&plan);
         let state = self.host.put_esp(&plan, &mut self.keys);
         let mut state = state.unwrap_or_else(|error| {
             let said = error.to_string();

@@ -270,13 +270,18 @@ fn through_a_nat_the_kernel_seals_inside_udp_and_follows_the_port_that_the_nat_p
     });
     goes_on(&lab, &hold);
     wait_carrier(&lab, &hosts, "esp");
-    // Nobody's ESP comes that way any more, and the port is closed.
-    for host in &hosts {
-        host.weft(&["down"]).ok();
-        let open = host.run(&["ss", "-Hlnu"]).ok();
-        assert!(!open.contains(&format!(":{NAT_TRAVERSAL}")), "{open}");
-        assert!(keys(host).is_empty() && policies(host).is_empty());
-    }
+    // Nobody's ESP is to come that way any more.
+    hosts[1].kill9();
+    hosts[1].up(&[]);
+    wait_carrier(&lab, &hosts, "udp");
+    goes_on(&lab, &hold);
+    lab.wait("the port is closed, and nothing is left", 30, || {
+        hosts.iter().all(|host| {
+            let open = host.run(&["ss", "-Hlnu"]).ok();
+            let is_open = open.contains(&format!(":{NAT_TRAVERSAL}"));
+            !is_open && keys(host).is_empty() && policies(host).is_empty()
+        })
+    });
 }
 
 /// What was measured; `kernel` octets a second instead, if that is given.
