@@ -561,6 +561,10 @@ impl Cluster {
             lines.extend(alarms.into_iter().flatten().map(|line| (index, line)));
         }
         for (index, line) in lines {
+            // What a person's command just now brought about nobody has looked at yet.
+            if let Some((name, vip)) = parted(&line) {
+                self.ledger.parted(&name, vip);
+            }
             let twice = line.contains("twice (") || line.contains("runs twice");
             let forked = line.contains("two different roster records");
             self.clone_told |= twice || forked;
