@@ -186,15 +186,25 @@ impl Watch {
     }
 }
 
-/// What liars gave to a node.
+/// What liars gave to a node of what a removed one had had: to have taken that over counts once the node is removed.
 fn gifts_of_liars(known: Known<'_>, ledger: &Ledger) -> Vec<(u32, u32)> {
-    if ledger.liars.is_empty() {
+    let removed = known.roster.revoked();
+    if ledger.liars.is_empty() || removed.is_empty() {
         return Vec::new();
     }
-    let mut grants = known.catalog.grants();
-    grants.retain(|(by, grant)| grant.to == known.me && ledger.liars.contains(by));
-    let parts = grants.into_iter();
-    parts.map(|(_, grant)| (grant.start, grant.last)).collect()
+    let grants = known.catalog.grants();
+    let was_removed_s = |address: u32| {
+        grants.iter().any(|(_, grant)| {
+            (grant.start..=grant.last).contains(&address) && removed.contains_key(&grant.to)
+        })
+    };
+    let gifts = grants
+        .iter()
+        .filter(|(by, grant)| grant.to == known.me && ledger.liars.contains(by));
+    gifts
+        .map(|(_, grant)| (grant.start, grant.last))
+        .filter(|(start, _)| was_removed_s(*start))
+        .collect()
 }
 
 /// What a removed node was given in its last moment is taken by force only when it is heard of.
