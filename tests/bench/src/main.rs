@@ -7,9 +7,12 @@ mod report;
 mod tunnels;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use measure::METRICS;
 use report::Results;
@@ -43,6 +46,7 @@ fn main() {
     let args = Args::parse();
     let metrics = chosen(&METRICS, &args.metrics, |metric| metric.name);
     let tunnels = chosen(&TUNNELS, &args.only, |tunnel| tunnel.name);
+    let interrupted = interrupted();
     let pairs: Vec<_> = tunnels
         .iter()
         .map(|tunnel| {
@@ -57,6 +61,11 @@ fn main() {
     for round in 1..=args.rounds {
         for (place, metric) in metrics.iter().enumerate() {
             for (candidate, pair) in pairs.iter().enumerate() {
+                if interrupted.load(Ordering::Relaxed) {
+                    eprintln!("interrupted: taking all down");
+                    drop(pairs);
+                    std::process::exit(130);
+                }
                 let value = (metric.take)(pair, Duration::from_secs(args.seconds.into()));
                 let name = tunnels[candidate].name;
                 eprintln!("round {round}: {name:12} {:16} {value}", metric.name);
@@ -74,6 +83,20 @@ fn main() {
         eprintln!("can't write {}: {error}", path.display());
         std::process::exit(1);
     }
+}
+
+/// Set by Ctrl-C: then the hosts and what runs on them go before this process does. A second one ends it at once.
+fn interrupted() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let registered =
+            signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
+                .and_then(|_| signal_hook::flag::register(signal, flag.clone()));
+        if let Err(error) = registered {
+            eprintln!("interrupting leaves hosts behind: {error}");
+        }
+    }
+    flag
 }
 
 /// Those of `all` that are named, or all.
