@@ -191,14 +191,13 @@ impl EspPlan {
 
     /// Keys of this process that stand and are to go by other ports from now on: a NAT chose another one.
     pub(crate) fn redirected(&self, observed: &Observed, memory: &EspMemory) -> Vec<(SaKey, Sa)> {
-        let is_elsewhere = |key: &SaKey, sa: &Sa| {
-            let standing = observed.keys.get(key).filter(|_| memory.put.contains(key));
-            standing.is_some_and(|standing| standing.udp.is_some() && standing.udp != sa.udp)
+        let is_elsewhere = |(key, sa): &(&SaKey, &Sa)| {
+            let stands = observed.keys.get(key).and_then(|standing| standing.udp);
+            let is_redirected = stands.is_some() && sa.udp.is_some() && stands != sa.udp;
+            is_redirected && memory.put.contains(key)
         };
-        let keys = self.keys.iter().filter(|(_, sa)| sa.udp.is_some());
-        keys.filter(|(key, sa)| is_elsewhere(key, sa))
-            .map(|(key, sa)| (*key, sa.clone()))
-            .collect()
+        let keys = self.keys.iter().filter(is_elsewhere);
+        keys.map(|(key, sa)| (*key, sa.clone())).collect()
     }
 
     /// What is there and not wanted.

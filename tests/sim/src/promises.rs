@@ -42,7 +42,7 @@ pub struct Ledger {
     pub cloned: BTreeSet<NodeId>,
     /// Nodes that lied: they may show more than anybody was promised.
     pub liars: BTreeSet<NodeId>,
-    /// Space that liars gave away: it may be what they took from others by a lie.
+    /// Space that liars gave away and removed nodes had had: they may have taken it over by a lie.
     stolen: Space,
     /// Hosts with their keys: what a liar gave away may be what it lied about.
     pub lying: BTreeSet<usize>,
@@ -88,7 +88,7 @@ impl Ledger {
         self.tainted.contains(ip)
     }
 
-    /// A liar gave this away.
+    /// A liar gave this away, that a removed node had had.
     pub fn steal(&mut self, parts: impl IntoIterator<Item = (u32, u32)>) {
         self.stolen.0.extend(parts);
     }

@@ -32,14 +32,15 @@ impl Default for Nat {
 }
 
 impl Nat {
-    /// The peer said which addresses it sees; `same`: this host sees those, too.
-    pub(super) fn compare(&mut self, now: Now, same: bool) {
-        self.differs = match same {
-            true => None,
-            false => self.differs.or(Some(now)),
-        };
-        // Two that agree can't be mistaken.
-        self.between &= !same;
+    /// The peer said which addresses it sees; `same`: this host sees those, too. Two that agree can't be mistaken: true if
+    /// the NAT that was between them is gone.
+    pub(super) fn compare(&mut self, now: Now, same: bool) -> bool {
+        if !same {
+            self.differs.get_or_insert(now);
+            return false;
+        }
+        self.differs = None;
+        std::mem::take(&mut self.between)
     }
 
     /// The peer took back what it said.
@@ -104,7 +105,7 @@ mod tests {
         assert_eq!(nat.due(), Some(START.plus(SETTLES)));
         assert!(nat.settle(START.plus(SETTLES)) && nat.is_between());
         assert!(!nat.settle(START.plus(SETTLES * 2)), "found once");
-        nat.compare(START.plus(SETTLES * 3), true);
+        assert!(nat.compare(START.plus(SETTLES * 3), true));
         assert!(!nat.is_between());
     }
 }

@@ -166,12 +166,9 @@ impl Peer {
     fn compare_ends(&mut self, now: Now) {
         if let (Ok(ends), Some(told)) = (&self.ends, self.told)
             && (ends.seal, told.seal) == (Seal::Esp, Seal::Esp)
+            && self.nat.compare(now, told == *ends)
         {
-            let (same, had_nat) = (told == *ends, self.nat.is_between());
-            self.nat.compare(now, same);
-            if had_nat && same {
-                self.leave_way();
-            }
+            self.leave_way();
         }
     }
 

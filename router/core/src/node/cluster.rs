@@ -2,7 +2,7 @@
 //! until all buffers are empty, so no machine ever calls another.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
@@ -11,6 +11,7 @@ use super::Wall;
 use super::addresses::Reflexive;
 use super::asks::{Asks, MAX_CHECKS, MAX_WAITING};
 use super::durable::Then;
+use super::follow::ring_of;
 use super::io::{Input, NodeConfig, Output};
 use super::meta::{Meta, MetaError};
 use super::numbers::Numbers;
@@ -20,7 +21,7 @@ use super::space::Space;
 use super::tokens::Tokens;
 use super::upkeep::{HOUSEKEEPING, MAX_TOLD};
 use crate::carriers::{self, Carriers, Esp};
-use crate::catalog::{Catalog, Changes};
+use crate::catalog::Catalog;
 use crate::crypto::Random;
 use crate::identity::Identity;
 use crate::ipam::{Allocator, Ring};
@@ -29,7 +30,7 @@ use crate::model::{
     AddressPlan, ClusterId, Generation, NetworkName, NodeId, NodeName, Now, WallMicros,
 };
 use crate::path::Path;
-use crate::roster::{Roster, Standing};
+use crate::roster::Roster;
 use crate::session::guard::Guard;
 use crate::session::join::{JoinEvent, JoinResponder, is_join_index};
 use crate::session::transport::Transport;
@@ -37,7 +38,6 @@ use crate::session::{MAX_HALF_OPEN, MAX_SESSIONS, SessionConfig, SessionEvent, S
 use crate::store::Stored;
 use crate::sync::{MAX_JOBS, Stores, Sync, SyncEvent};
 use crate::underlay::UnderlayAddr;
-use crate::value::Kind;
 use crate::view::Liveness;
 use crate::wire::{DataHeader, DatagramType, Message};
 
@@ -86,13 +86,13 @@ pub(super) struct Cluster {
     pub(super) seen_space: Option<(u64, u64)>,
     pub(super) allocator: Allocator,
     /// Revision of the catalog's grants, and the roster's digest, for which the ring was computed,
-    seen_grants: Option<(u64, u64)>,
+    pub(super) seen_grants: Option<(u64, u64)>,
     /// and of its votes for which the destroyed nodes were read.
     pub(super) seen_votes: Option<u64>,
     /// No two services had one address when that was last looked at.
     pub(super) services_apart: bool,
     /// Whose endpoints' addresses did not count when those in use were last looked at as a whole.
-    counted_without: Option<BTreeSet<NodeId>>,
+    pub(super) counted_without: Option<BTreeSet<NodeId>>,
     pub(super) random: Random,
     pub(super) wall: Wall,
     pub(super) generation: Generation,
@@ -499,145 +499,6 @@ impl Cluster {
         }
     }
 
-    /// The roster may have changed: newcomers are greeted, the revoked are cut off.
-    pub(super) fn on_roster(&mut self, now: Now, out: &mut Vec<Output>) {
-        let members: Vec<NodeId> = self.meta.roster.members().map(|member| member.id).collect();
-        let me = self.me;
-        for id in members.iter().filter(|id| **id != me) {
-            self.membership.add_seed(*id);
-            match self.numbers.assign(*id) {
-                Some((_, Some(batch))) => {
-                    self.persist(now, batch, Vec::new(), out);
-                    self.tunnels_changed = true;
-                    self.view_changed = true;
-                }
-                Some((_, None)) => {}
-                None => out.push(Output::Alarm(
-                    "this host has no number left for more than 4,094 peers".to_owned(),
-                )),
-            }
-        }
-        self.look_at_removals();
-        self.cut_off_strangers(now, out);
-    }
-
-    /// The roster has changed by what others said: tunnels and picture follow, too.
-    pub(super) fn on_members_changed(&mut self, now: Now, out: &mut Vec<Output>) {
-        self.keep_removed(now, out);
-        self.members_follow(now, out);
-    }
-
-    /// All that follows from who is a member.
-    pub(super) fn members_follow(&mut self, now: Now, out: &mut Vec<Output>) {
-        self.on_roster(now, out);
-        self.view_changed = true;
-        self.tunnels_changed = true;
-    }
-
-    /// The catalog may have changed: addresses, ring and picture follow.
-    pub(super) fn on_catalog(&mut self, now: Now, out: &mut Vec<Output>) {
-        if self.seen_revision == Some(self.catalog.revision()) {
-            return;
-        }
-        if self.ready {
-            let closed = self.catalog.close_own_log();
-            self.persist(now, closed, Vec::new(), out);
-        }
-        self.seen_revision = Some(self.catalog.revision());
-        let changes = self.catalog.take_changes();
-        for peer in &changes.nodes {
-            // What a removed node said of itself still counts; nobody calls it.
-            let is_peer = *peer != self.me && self.roster().is_member(peer);
-            if is_peer && self.catalog.node(peer).is_some() {
-                self.tell_addresses(now, *peer);
-            }
-        }
-        let mine = changes.endpoints.iter().filter(|(of, _)| *of == self.me);
-        self.to_house.extend(mine.map(|(_, key)| key.clone()));
-        let removed = self.removed();
-        let space_changed = self.update_ring();
-        let vips = self.plan.vips();
-        let services_changed = changes.touch(Kind::SERVICE);
-        if self.counted_without.as_ref() != Some(&removed)
-            || services_changed
-            || changes.touch(Kind::NETWORK)
-            || changes.addresses.iter().any(|ip| vips.contains(ip))
-        {
-            self.count_addresses(now, &removed, out);
-        } else {
-            if space_changed {
-                let networks = self.network_blocks();
-                self.allocator.set_ring(&self.ring, &networks);
-            }
-            let used = |ip: &Ipv4Addr| (*ip, self.catalog.is_held(*ip, &removed));
-            let resting = self.allocator.mark(now, changes.addresses.iter().map(used));
-            self.persist(now, resting, Vec::new(), out);
-        }
-        debug_assert!(
-            self.allocator
-                .in_use()
-                .eq(self.catalog.used_addresses(&removed)),
-            "one by one or all at once, the same addresses are in use"
-        );
-        self.tunnels_changed |= space_changed;
-        self.follow_shared(now, &changes, out);
-        self.view_changed = true;
-        self.look_again_soon(now);
-        self.retry_waiting(now, out);
-        if space_changed {
-            self.tend_space(now, out);
-            self.answer_removals(now, out);
-        }
-        if services_changed || space_changed && !self.are_services_apart(now) {
-            self.part_services(now, out);
-        }
-    }
-
-    /// Members were removed, or networks or services changed: which addresses are in use is looked at as a whole.
-    fn count_addresses(&mut self, now: Now, removed: &BTreeSet<NodeId>, out: &mut Vec<Output>) {
-        let used = self.catalog.used_addresses(removed);
-        let networks = self.network_blocks();
-        let resting = self.allocator.update(now, &self.ring, &used, &networks);
-        self.persist(now, resting, Vec::new(), out);
-        self.counted_without = Some(removed.clone());
-    }
-
-    /// Cluster-wide objects changed: some may be due later, some may have been created twice.
-    fn follow_shared(&mut self, now: Now, changes: &Changes, out: &mut Vec<Output>) {
-        let wall = self.wall.micros(now);
-        if changes.due || self.next_due.is_some_and(|due| wall >= due) {
-            self.next_due = self.catalog.next_due(wall);
-            self.services_apart = false;
-            let duplicates = self.catalog.duplicates(wall);
-            self.tell_duplicates(duplicates, out);
-            return;
-        }
-        let next = self.catalog.next_due_under(&changes.shared, wall);
-        self.next_due = self.next_due.into_iter().chain(next).min();
-        let duplicates = self.catalog.duplicates_under(&changes.shared, wall);
-        self.tell_duplicates(duplicates, out);
-    }
-
-    /// Computes the ring anew if anything that it depends on changed. True if anything about the range did, also if that
-    /// is only how much is known.
-    fn update_ring(&mut self) -> bool {
-        let seen = (self.catalog.space_revision(), self.meta.roster.digest());
-        if self.seen_space == Some(seen) {
-            return false;
-        }
-        self.seen_space = Some(seen);
-        let votes = self.catalog.votes_revision();
-        if self.seen_votes.replace(votes) != Some(votes) {
-            self.space.destroyed = self.catalog.destroyed();
-        }
-        let grants = self.catalog.grants_revision();
-        let made_of = (grants, self.meta.roster.digest());
-        if self.seen_grants.replace(made_of) != Some(made_of) {
-            self.ring = ring_of(&self.meta, &self.catalog);
-        }
-        true
-    }
-
     fn leave(&mut self, now: Now, out: &mut Vec<Output>) {
         self.leaving = true;
         self.membership.leave(&mut self.buffers.membership);
@@ -669,18 +530,6 @@ impl Cluster {
             liveness => liveness,
         }
     }
-}
-
-/// Who owns what, by all grants but those to nodes that never came in: whom a removed node let in at last owns nothing,
-/// and what it was given is still its giver's.
-pub(super) fn ring_of(meta: &Meta, catalog: &Catalog) -> Ring {
-    let mut grants = catalog.grants();
-    grants.retain(|(giver, grant)| !meta.roster.never_came_in(&grant.to, giver));
-    let mut removed: BTreeSet<NodeId> = meta.roster.revoked().keys().copied().collect();
-    // What went to somebody whom nobody knows any more its giver takes back.
-    let strangers = grants.iter().map(|(_, grant)| grant.to);
-    removed.extend(strangers.filter(|id| meta.roster.standing(id) == Standing::Unknown));
-    Ring::compute(meta.roster.founder(), meta.range, &grants, &removed)
 }
 
 /// Only where it is needed: what all else draws stays the same.

@@ -23,6 +23,7 @@ mod deviate;
 mod door;
 mod durable;
 mod events;
+mod follow;
 mod gifts;
 pub(crate) mod io;
 mod joining;

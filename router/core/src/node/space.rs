@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::cluster::{Cluster, ring_of};
+use super::cluster::Cluster;
+use super::follow::ring_of;
 use super::gifts::Wish;
 use super::io::Output;
 use crate::ipam::{Ring, subtract};

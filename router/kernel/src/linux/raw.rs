@@ -46,21 +46,10 @@ pub(crate) struct RawSocket {
 impl RawSocket {
     /// Opens one that asks questions.
     pub(crate) fn open(protocol: SockProtocol) -> io::Result<Self> {
-        let this = Self::subscribe(protocol, 0)?;
-        // A kernel that does not answer is a bug of ours (a malformed request); better an error than a stuck thread.
-        setsockopt(&this.fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
-        Ok(this)
+        Self::subscribe(protocol, 0)
     }
 
-    /// One for a protocol that has no name here, which asks and hears notifications of these groups.
-    pub(crate) fn over(fd: OwnedFd, groups: u32) -> io::Result<Self> {
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
-        let sequence = Cell::new(0);
-        Ok(Self { fd, sequence })
-    }
-
-    /// Opens one that hears notifications of these groups (a bit mask).
+    /// Opens one that asks, and hears notifications of these groups (a bit mask).
     pub(crate) fn subscribe(protocol: SockProtocol, groups: u32) -> io::Result<Self> {
         let fd = socket(
             AddressFamily::Netlink,
@@ -68,7 +57,14 @@ impl RawSocket {
             SockFlag::SOCK_CLOEXEC,
             protocol,
         )?;
+        Self::over(fd, groups)
+    }
+
+    /// The same for a protocol that has no name here.
+    pub(crate) fn over(fd: OwnedFd, groups: u32) -> io::Result<Self> {
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        // A kernel that does not answer is a bug of ours (a malformed request); better an error than a stuck thread.
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
         let sequence = Cell::new(0);
         Ok(Self { fd, sequence })
     }

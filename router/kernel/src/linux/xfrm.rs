@@ -18,9 +18,8 @@ use netlink_packet_xfrm::{
     XFRM_USER_TEMPLATE_LEN,
 };
 use weft_core::layout::VXLAN_PORT;
-use zeroize::{Zeroize, Zeroizing};
-
 use weft_core::view::PeerNumber;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::raw::{ACK, DUMP, Message, RawSocket, attribute, push};
 use crate::esp::{Observed, Policy, Ports, Sa, SaKey, Standing, peer_of, request_id};
@@ -252,10 +251,10 @@ fn read_key(body: &[u8]) -> Option<(SaKey, Standing)> {
 /// What the kernel tells when it opened something of a peer's that came from another port than it knew: who, and from
 /// where.
 pub(crate) fn read_mapping(message: &Message) -> Option<(PeerNumber, (Ipv4Addr, u16))> {
-    let mapping = match message.kind {
-        XFRM_MSG_MAPPING => UserMapping::parse(&message.body).ok()?,
-        _ => return None,
-    };
+    if message.kind != XFRM_MSG_MAPPING {
+        return None;
+    }
+    let mapping = UserMapping::parse(&message.body).ok()?;
     let is_ours = mapping.id.family == AF_INET && mapping.id.proto == ESP;
     let peer = peer_of(mapping.reqid).filter(|_| is_ours)?;
     Some((peer, (mapping.new_saddr.to_ipv4(), mapping.new_sport)))
