@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use weft_lab::{Container, Host, Lab};
+use weft_lab::{Container, Host, Lab, Spawned};
 
 const PORT: &str = "443";
 /// Words that stand in the conversations below.
@@ -94,41 +94,76 @@ fn a_host_whose_network_lets_out_only_tcp_to_443_joins_and_runs_everything_throu
     }
 }
 
+/// Octets that flow from a container of the second host to one of the first for as long as this lives.
+struct Stream {
+    from: Spawned,
+    to: Spawned,
+}
+
+impl Stream {
+    fn begin(lab: &Lab, [h1, h2]: [&Host; 2]) -> Self {
+        let (a, b) = (h2.serve("a", &[]), h1.serve("b", &[]));
+        lab.wait("they talk", 20, || a.pings(&b.ip().to_string()));
+        let mut to = b.spawn_tool(h1, "follow", &["follow", "7002"]);
+        to.wait_for("ready", Duration::from_secs(10));
+        let from = a.spawn_tool(h2, "flow", &["flow", &format!("{}:7002", b.ip())]);
+        Self { from, to }
+    }
+
+    fn gets_on(&self, lab: &Lab, secs: u64, when: &str) {
+        let before = octets(&self.to.stdout());
+        lab.wait(&format!("the stream gets on {when}"), secs, || {
+            octets(&self.to.stdout()) > before + 1_000_000
+        });
+        let said = format!("{}{}", self.from.stderr(), self.to.stderr());
+        assert_eq!(said, "", "{when}");
+    }
+}
+
 #[test]
 fn streams_outlive_a_block_of_udp_and_go_back_to_it() {
     let lab = Lab::new("tcpturn");
     let [h1, h2] = listening(&lab);
-    let (a, b) = (h2.serve("a", &[]), h1.serve("b", &[]));
-    lab.wait("they talk", 20, || a.pings(&b.ip().to_string()));
-    let mut follow = b.spawn_tool(&h1, "follow", &["follow", "7002"]);
-    follow.wait_for("ready", Duration::from_secs(10));
-    let flow = a.spawn_tool(&h2, "flow", &["flow", &format!("{}:7002", b.ip())]);
-    let gets_on = |secs: u64, when: &str| {
-        let before = octets(&follow.stdout());
-        lab.wait(&format!("the stream gets on {when}"), secs, || {
-            octets(&follow.stdout()) > before + 1_000_000
-        });
-        assert_eq!(
-            format!("{}{}", flow.stderr(), follow.stderr()),
-            "",
-            "{when}"
-        );
-    };
-    gets_on(20, "by UDP");
+    let stream = Stream::begin(&lab, [&h1, &h2]);
+    stream.gets_on(&lab, 20, "by UDP");
     assert!(by_udp(&h2, &h1) && by_udp(&h1, &h2));
     assert_eq!(connections(&h1), 0, "nobody needs one");
     for round in 1..=2 {
         h1.block_udp(true);
         h2.block_udp(true);
-        gets_on(8, &format!("by TCP, round {round}"));
+        stream.gets_on(&lab, 8, &format!("by TCP, round {round}"));
         lab.wait("both say so", 10, || by_tcp(&h2, &h1) && by_tcp(&h1, &h2));
         h1.block_udp(false);
         h2.block_udp(false);
         lab.wait("back", 20, || by_udp(&h2, &h1) && by_udp(&h1, &h2));
-        gets_on(8, &format!("by UDP again, round {round}"));
+        stream.gets_on(&lab, 8, &format!("by UDP again, round {round}"));
     }
     assert_eq!((h1.alive(), h2.alive()), (2, 2));
     lab.wait("no connection is kept", 60, || connections(&h1) == 0);
+}
+
+#[test]
+fn udp_that_passes_one_way_only_stops_nobody() {
+    let lab = Lab::new("tcphalf");
+    let [h1, h2] = lab.two();
+    h2.block_udp(true);
+    h1.up(&["--tcp-port", PORT]);
+    h2.join(&h1);
+    lab.wait_members(&[h1.clone(), h2.clone()]);
+    let stream = Stream::begin(&lab, [&h1, &h2]);
+    stream.gets_on(&lab, 20, "of one that joined so");
+    h2.block_udp(false);
+    lab.wait("both use UDP", 40, || by_udp(&h2, &h1) && by_udp(&h1, &h2));
+    for (mute, hears) in [(&h1, &h2), (&h2, &h1)] {
+        mute.block_udp(true);
+        let when = format!("while {} is mute", mute.name());
+        stream.gets_on(&lab, 8, &when);
+        lab.wait("it sends by TCP", 10, || by_tcp(mute, hears));
+        stream.gets_on(&lab, 8, &when);
+        assert_eq!((h1.alive(), h2.alive()), (2, 2), "{when}");
+        mute.block_udp(false);
+        lab.wait("back", 20, || by_udp(&h2, &h1) && by_udp(&h1, &h2));
+    }
 }
 
 /// The last count of octets in what `lab-tool follow` said.
