@@ -18,6 +18,7 @@ use weft_core::wire::{DATA_HEADER, FrameKind, OVERHEAD, RELAY_OVERHEAD, RelayHea
 
 use crate::bundle::{ITEM_HEAD, MAX_ITEM, write_head};
 use crate::counters::Dropped;
+use crate::halves::{self, Cut, MAX_WHOLE};
 use crate::relay::Relayed;
 use crate::shared::{CarrierEvent, Shared};
 use crate::source_ports::Lane;
@@ -247,6 +248,8 @@ impl Batch {
         // Two of them must fit, or a bundle only costs.
         if (len + ITEM_HEAD) * 2 <= way.peer.mtu && len <= MAX_ITEM {
             self.add_to_bundle(way, shared, wire, packet, write);
+        } else if halves::is_cut(len, way.peer.mtu) {
+            self.add_in_halves(way, shared, wire, packet, write);
         } else {
             self.close_bundle(way, shared, wire);
             let frame = self.end + way.lead() + DATA_HEADER;
@@ -287,6 +290,35 @@ impl Batch {
             packets: 1,
             bytes: len as u64,
         });
+    }
+
+    fn add_in_halves(
+        &mut self,
+        way: Way<'_>,
+        shared: &Shared,
+        wire: &impl Wire,
+        packet: Packet,
+        write: impl FnOnce(&mut [u8]),
+    ) {
+        self.close_bundle(way, shared, wire);
+        let mut whole = [0; MAX_WHOLE];
+        let whole = &mut whole[..packet.len];
+        write(whole);
+        let cut = Cut {
+            packet: whole,
+            number: way.peer.state.numbers.next(),
+            partial: packet.partial,
+        };
+        let load = Load {
+            packets: 1,
+            bytes: packet.len as u64,
+        };
+        for (second, load) in [(false, Load::default()), (true, load)] {
+            let frame = self.end + way.lead() + DATA_HEADER;
+            self.buffer[frame] = FrameKind::Half as u8;
+            let len = cut.write(second, &mut self.buffer[frame + 1..]);
+            self.seal(way, shared, wire, 1 + len, load);
+        }
     }
 
     fn close_bundle(&mut self, way: Way<'_>, shared: &Shared, wire: &impl Wire) {

@@ -14,6 +14,7 @@ use crate::bundle::{Items, Torn};
 use crate::coalesce::{Coalescer, Frame, Span};
 use crate::counters::Dropped;
 use crate::ecn;
+use crate::halves::{self, Halves, MAX_WHOLE};
 use crate::inner;
 use crate::limit::{HANDSHAKES, HandshakeGate, JOINS};
 use crate::offload::Joins;
@@ -24,6 +25,7 @@ use crate::table::{Receiver, Table};
 const PACKET: u8 = FrameKind::Packet as u8;
 const BUNDLE: u8 = FrameKind::Bundle as u8;
 const PARTIAL: u8 = FrameKind::Partial as u8;
+const HALF: u8 = FrameKind::Half as u8;
 const RELAY: u8 = FrameKind::Relay as u8;
 const PROBE: u8 = FrameKind::Probe as u8;
 /// From here on, kinds are not packets.
@@ -61,6 +63,9 @@ pub(crate) struct Inbound {
     /// For join-inits, before it is known who sent them: what tells that costs more than with others.
     joins: HandshakeGate,
     coalescer: Coalescer,
+    halves: Halves,
+    /// Where in the octets there is room for a packet of two halves.
+    room: usize,
     passing: Passing,
     authentic: u32,
     forged: u32,
@@ -72,6 +77,8 @@ impl Inbound {
             gate: HandshakeGate::new(HANDSHAKES, Instant::now()),
             joins: HandshakeGate::new(JOINS, Instant::now()),
             coalescer: Coalescer::new(joins),
+            halves: Halves::default(),
+            room: usize::MAX,
             passing: Passing::default(),
             authentic: 0,
             forged: 0,
@@ -81,6 +88,11 @@ impl Inbound {
     /// What may be left to the domain's kernel from now on. Only after [`Self::flush`].
     pub(crate) fn set_joins(&mut self, joins: Joins) {
         self.coalescer.set_joins(joins);
+    }
+
+    /// From here on the octets are free for packets of two halves. Only after [`Self::flush`].
+    pub(crate) fn set_room(&mut self, room: usize) {
+        self.room = room;
     }
 
     /// Datagrams of sessions since the last time: authentic ones, and others.
@@ -237,6 +249,12 @@ impl Inbound {
             PACKET => self.packet(table, octets, packet(false)?),
             PARTIAL => self.packet(table, octets, packet(true)?),
             BUNDLE => self.bundle(table, shared, octets, packet(false)?),
+            HALF => self.half(
+                table,
+                octets,
+                packet(false)?,
+                receiver.transport.local_index(),
+            ),
             RELAY => self.relayed(table, shared, wire, octets, (packet(false)?, outer)),
             PROBE if is_answer(table, receiver, body) => Ok(()),
             // What is not packets the core knows better.
@@ -314,6 +332,42 @@ impl Inbound {
             }
         }
         Ok(())
+    }
+
+    /// Takes half a packet, which came in the session `session`. Both together are a packet like any other, and stand
+    /// behind what was received.
+    fn half(
+        &mut self,
+        table: &Table,
+        octets: &mut [u8],
+        half: Packet,
+        session: u32,
+    ) -> Result<(), Dropped> {
+        let (received, room) = octets
+            .split_at_mut_checked(self.room)
+            .filter(|(_, room)| room.len() >= MAX_WHOLE)
+            .ok_or(Dropped::UnknownFrame)?;
+        let Span { start, len } = half.span;
+        let body = &received[start..start + len];
+        let whole = self.halves.take(session, body, room);
+        let Some(whole) = whole.map_err(|halves::Torn| Dropped::Malformed)? else {
+            return Ok(());
+        };
+        let span = Span {
+            start: self.room,
+            len: whole.len,
+        };
+        self.room += whole.len;
+        let partial = whole.partial;
+        self.packet(
+            table,
+            octets,
+            Packet {
+                span,
+                partial,
+                ..half
+            },
+        )
     }
 
     fn packet(&mut self, table: &Table, octets: &mut [u8], packet: Packet) -> Result<(), Dropped> {

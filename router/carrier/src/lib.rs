@@ -26,6 +26,7 @@ mod counters;
 mod descriptors;
 mod ecn;
 mod error;
+mod halves;
 mod inbound;
 mod inner;
 mod limit;

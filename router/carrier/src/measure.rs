@@ -18,6 +18,7 @@ use crate::batch::{Run, Sent, Wire};
 use crate::checksum::pseudo_header;
 use crate::coalesce::Span;
 use crate::ecn::NOT_ECT;
+use crate::halves::MAX_WHOLE;
 use crate::inbound::Inbound;
 use crate::inner::TCP;
 use crate::offload::{Joins, Offloads};
@@ -74,6 +75,8 @@ pub struct Path {
     far: (Shared, Table, Inbound),
     wire: Memory,
     ours: Arc<Transport>,
+    /// Packets may come in halves.
+    cuts: bool,
 }
 
 /// What a round brought.
@@ -129,6 +132,7 @@ impl Path {
             far: (far, far_table, Inbound::new(Joins::ALL)),
             wire: Memory::default(),
             ours,
+            cuts: usize::from(mtu) < MAX_WHOLE,
         }
     }
 
@@ -145,6 +149,8 @@ impl Path {
         };
         let (shared, table, inbound) = &mut self.far;
         let from = (NEAR, NOT_ECT);
+        inbound.set_room(octets.len());
+        octets.resize(octets.len() + MAX_WHOLE, 0);
         inbound.handle_datagram(table, shared, &Memory::default(), &mut octets, span, from);
         inbound.flush(table, &octets, |frame| {
             frames.push(whole(frame.pieces));
@@ -186,6 +192,11 @@ impl Path {
         outbound.flush(table, shared, &self.wire);
         let (shared, table, inbound) = &mut self.far;
         let mut octets = self.wire.octets.borrow_mut();
+        if self.cuts {
+            let received = octets.len();
+            inbound.set_room(received);
+            octets.resize(received + self.wire.spans.borrow().len() * MAX_WHOLE, 0);
+        }
         for span in self.wire.spans.borrow().iter() {
             let from = (NEAR, NOT_ECT);
             inbound.handle_datagram(table, shared, &Memory::default(), &mut octets, *span, from);

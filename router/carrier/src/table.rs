@@ -16,6 +16,7 @@ use weft_core::view::PeerNumber;
 use weft_core::wire::RelayHead;
 
 use crate::counters::Traffic;
+use crate::halves::Numbers;
 use crate::inner::Sources;
 use crate::offload::Switch;
 use crate::source_ports::Proven;
@@ -23,8 +24,8 @@ use crate::trial::Echoes;
 
 /// Peers are numbered from 1 to 4094.
 const NUMBERS: usize = 4096;
-/// What a path takes until the core knows better: IPv6's least (RFC 8200 §5), less the outer headers and the seal.
-const CAUTIOUS_MTU: u16 = 1280 - 48 - weft_core::wire::OVERHEAD as u16;
+/// What a path takes until the core knows better: less the outer headers and the seal.
+const CAUTIOUS_MTU: u16 = layout::IPV6_MIN_MTU - 48 - weft_core::wire::OVERHEAD as u16;
 /// At most one event of a kind per peer in so many milliseconds.
 const EVENT_GAP_MS: u64 = 100;
 
@@ -78,6 +79,8 @@ pub(crate) struct PeerState {
     pub(crate) source_ports: Proven,
     /// Something came along the path itself since it was last asked whether the peer has moved.
     pub(crate) on_path: AtomicBool,
+    /// Of its packets that go in halves.
+    pub(crate) numbers: Numbers,
 }
 
 /// Lets one event through, then none for a while.

@@ -31,6 +31,11 @@ const MAX_FRAME: usize = 24 + 40 + 65_535;
 const FRAMES_PER_ROUND: usize = 64;
 /// What one receive buffer must hold: a run of datagrams that the kernel has joined.
 const RECEIVE_BUFFER: usize = 65_536;
+/// Octets of one batch.
+const RECEIVED: usize = BATCH_SIZE * RECEIVE_BUFFER;
+/// Behind them, for packets that came in halves: at least one half of each is in the batch. Memory is used for it only
+/// where such packets come.
+const PUT_TOGETHER: usize = 2 * RECEIVED;
 /// How often waiting packets are looked after, in milliseconds.
 const WAITING_TICK: i32 = 100;
 
@@ -167,7 +172,7 @@ pub(crate) fn receive_loop(
     };
     let mut inbound = Inbound::new(shared.offloads.joins());
     let mut watch = JoinWatch::default();
-    let mut octets = vec![0; BATCH_SIZE * RECEIVE_BUFFER].into_boxed_slice();
+    let mut octets = vec![0; RECEIVED + PUT_TOGETHER].into_boxed_slice();
     let mut meta = [RecvMeta::default(); BATCH_SIZE];
     while !shared.stop.load(Ordering::Relaxed) {
         if let Ok(count) = receive(socket, &mut octets, &mut meta) {
@@ -212,6 +217,7 @@ fn handle_batch(
     let table = shared.table.load();
     let mut joined = (0, 0);
     inbound.set_joins(shared.offloads.joins());
+    inbound.set_room(RECEIVED);
     for (buffer, meta) in meta.iter().enumerate() {
         let start = buffer * RECEIVE_BUFFER;
         let end = start + meta.len.min(RECEIVE_BUFFER);

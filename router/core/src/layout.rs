@@ -43,6 +43,8 @@ pub const HOST_TABLE: u32 = 6783;
 pub const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The same for IPv6.
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// What any link carries in one piece under IPv6, which sends so much without asking (RFC 8200 §5).
+pub const IPV6_MIN_MTU: u16 = 1280;
 /// MTU of TAP, legs and `weft0`: large and fixed; the true one is the route's.
 pub const DEVICE_MTU: u32 = 9000;
 /// Bits of packet and connection marks inside the domain that hold the [`PeerNumber`] a connection came through.

@@ -119,6 +119,8 @@ pub enum FrameKind {
     /// One inner TCP or UDP packet whose transport checksum is not filled in: the seal stands for it on the way, and the
     /// kernel at the far end fills it in where anybody still needs it.
     Partial = 3,
+    /// Half of an inner packet that the path does not take in one piece, though IPv6 sends it without asking (RFC 8200 §5).
+    Half = 4,
     /// A [`Message`].
     Control = 16,
     /// An echo request or reply.
@@ -134,6 +136,7 @@ impl FrameKind {
             1 => Some(Self::Packet),
             2 => Some(Self::Bundle),
             3 => Some(Self::Partial),
+            4 => Some(Self::Half),
             16 => Some(Self::Control),
             17 => Some(Self::Probe),
             18 => Some(Self::Relay),

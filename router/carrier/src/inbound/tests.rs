@@ -12,6 +12,7 @@ use super::*;
 use crate::batch::tests::Kept;
 use crate::bundle::{ITEM_HEAD, write_head};
 use crate::ecn::{CE, NOT_ECT};
+use crate::halves::Cut;
 use crate::inner::tests::ip;
 use crate::offload::{Joins, Offloads};
 use crate::segment::fill_v4_checksum;
@@ -92,6 +93,8 @@ impl Rig {
             start: 0,
             len: octets.len(),
         };
+        self.inbound.set_room(octets.len());
+        octets.resize(octets.len() + MAX_WHOLE, 0);
         self.inbound.handle_datagram(
             &self.table,
             &self.shared,
@@ -150,6 +153,37 @@ fn one_spoofed_packet_does_not_spoil_its_bundle() {
         (Dropped::ForeignSource, 1),
     ];
     assert_eq!(rig.drops(), expected);
+}
+
+#[test]
+fn a_packet_in_halves_is_looked_at_like_any_other() {
+    let mut rig = rig(true);
+    let halves = |packet: &[u8], number| {
+        let cut = Cut {
+            packet,
+            number,
+            partial: false,
+        };
+        [false, true].map(|second| {
+            let mut body = [0; MAX_WHOLE];
+            let len = cut.write(second, &mut body);
+            body[..len].to_vec()
+        })
+    };
+    let (honest, spoofed) = (packet("10.33.0.9"), packet("10.34.0.9"));
+    let [first, second] = halves(&honest, 1);
+    assert!(rig.take_frame(FrameKind::Half, &second).is_empty());
+    let frames = rig.take_frame(FrameKind::Half, &first);
+    assert_eq!(frames.len(), 1);
+    assert_eq!(frames[0][FRAME_HEAD..], honest);
+    for half in halves(&spoofed, 2) {
+        assert!(rig.take_frame(FrameKind::Half, &half).is_empty());
+    }
+    assert!(rig.take_frame(FrameKind::Half, &first[..4]).is_empty());
+    let expected = [(Dropped::Malformed, 1), (Dropped::ForeignSource, 1)];
+    assert_eq!(rig.drops(), expected);
+    let received = rig.table.peers[0].state.traffic.read(PeerNumber(7));
+    assert_eq!(received.rx_packets, 1);
 }
 
 #[test]
@@ -376,9 +410,9 @@ proptest! {
     }
 
     #[test]
-    fn no_body_of_a_peer_makes_it_panic(kind in 0usize..3, body in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn no_body_of_a_peer_makes_it_panic(kind in 0usize..4, body in proptest::collection::vec(any::<u8>(), 0..300)) {
         let mut rig = rig(true);
-        let kind = [FrameKind::Packet, FrameKind::Bundle, FrameKind::Partial][kind];
+        let kind = [FrameKind::Packet, FrameKind::Bundle, FrameKind::Partial, FrameKind::Half][kind];
         rig.take_frame(kind, &body);
     }
 }

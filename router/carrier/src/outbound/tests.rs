@@ -381,6 +381,21 @@ fn a_super_packet_crosses_as_runs_and_comes_out_whole() {
     );
 }
 
+#[test]
+fn what_a_path_is_too_small_for_crosses_in_halves_and_comes_out_whole() {
+    let mut path = Path::new(weft_core::crypto::Cipher::Aes256Gcm, 1199);
+    let sent = |sequence| tcp_frame(12_400, 1240, sequence);
+    let mut frames = [sent(5), sent(12_405), tcp_frame(100, 0, 24_805)];
+    let round = path.pass(frames.iter_mut().map(Vec::as_mut_slice));
+    assert_eq!(round.datagrams, 2 * 20 + 1);
+    assert_eq!(round.frames, 1, "in order, and so in one super-packet");
+    assert_eq!(path.drops(), 0);
+    let passed = path.pass_whole([sent(30_000).as_mut_slice()].into_iter());
+    let expected = sent(30_000);
+    assert_eq!(passed.len(), 1);
+    assert_eq!(passed[0][FRAME_HEAD + 40..], expected[FRAME_HEAD + 40..]);
+}
+
 trait ConcatAll {
     fn concat_all(&self) -> Vec<u8>;
 }

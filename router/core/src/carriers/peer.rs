@@ -10,7 +10,8 @@ use super::nat::Nat;
 use super::probing::Probing;
 use super::{Ends, Esp, EspState, Facts, Holders, Why, Word, choose, ends, is_same_way};
 use crate::layout::{
-    DEVICE_MTU, ESP_HEADERS, ESP_TAG, ESP_TRAILER, UDP_HEADER, VXLAN_OVERHEAD, vxlan_mac,
+    DEVICE_MTU, ESP_HEADERS, ESP_TAG, ESP_TRAILER, IPV6_MIN_MTU, UDP_HEADER, VXLAN_OVERHEAD,
+    vxlan_mac,
 };
 use crate::model::Now;
 use crate::view::{Carrier, Seal};
@@ -116,6 +117,10 @@ impl Peer {
     }
 
     pub(super) fn choice(&self, device: &Result<(), String>, esp: &EspState) -> (Carrier, Why) {
+        // Userspace sends what IPv6 asks for in two pieces, the kernel does not.
+        if self.ends.is_ok() && self.mtu() < IPV6_MIN_MTU {
+            return (Carrier::Udp, Why::SmallPath(self.mtu()));
+        }
         let sealing = match esp.trouble_with(self.facts.number) {
             Some(trouble) => Err(Why::EspRefused(trouble.to_owned())),
             None if self.is_keyed() => Ok(()),

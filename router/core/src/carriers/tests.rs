@@ -309,6 +309,23 @@ fn a_path_over_ipv6_or_without_a_known_source_is_sealed() {
     assert_eq!(plain(&mapped), plain(&good));
 }
 
+#[test]
+fn what_leaves_too_little_for_ipv6_is_left_to_userspace() {
+    let mut pair = Pair::new([NET, NET]);
+    pair.pass(Duration::from_millis(1));
+    let takes = |pair: &mut Pair, octets| {
+        let path_mtu = Some(octets);
+        let good = facts(B, "192.0.2.2", "192.0.2.1");
+        pair.set(0, vec![Facts { path_mtu, ..good }]);
+        pair.why(0)
+    };
+    assert_eq!(takes(&mut pair, 1330), Why::BothTrust);
+    assert_eq!(takes(&mut pair, 1329), Why::SmallPath(1279));
+    assert_eq!(pair.carriers(), [Carrier::Udp, Carrier::Vxlan]);
+    assert!(!pair.ends[0].view().unwrap().peers[0].carries);
+    assert_eq!(takes(&mut pair, 1500), Why::BothTrust);
+}
+
 fn plain(facts: &Facts) -> Result<Ends, Why> {
     let trusted = [net("192.0.2.0/24"), net("2001:db8::/32")];
     ends(&trusted, &Esp::Unasked, facts, None)

@@ -28,6 +28,8 @@ pub enum Why {
     MacTaken,
     /// Another peer is reached under this address, and has the kernel's policies for it: both are behind one NAT.
     AddressTaken(Ipv4Addr),
+    /// Inside the kernel's tunnel there would be less than the 1,280 octets that IPv6 asks for (RFC 8200 §5): this many.
+    SmallPath(u16),
     /// The peer has not said that it takes VXLAN from this host.
     PeerNotOpen,
     /// It takes it between other addresses than this host sees.
@@ -72,6 +74,10 @@ impl fmt::Display for Why {
             Why::AddressTaken(ip) => write!(
                 f,
                 "another peer is reached under {ip}, too (are both behind one NAT?)"
+            ),
+            Why::SmallPath(octets) => write!(
+                f,
+                "the path is too small for VXLAN: {octets} octets would be left, and IPv6 needs 1280"
             ),
             Why::PeerNotOpen => {
                 write!(f, "the peer does not take VXLAN from this host")

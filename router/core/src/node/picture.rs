@@ -5,15 +5,13 @@ use std::sync::Arc;
 
 use super::cluster::Cluster;
 use super::io::Tunnel;
+use crate::layout::IPV6_MIN_MTU;
 use crate::model::{NodeId, Now};
 use crate::path::Path;
 use crate::session::guard::Guard;
 use crate::session::{SessionInfo, Trust};
 use crate::view::{Blocked, Endpoint, Liveness, Member, PeerNumber, PeerView, View};
 use crate::wire;
-
-/// Assumed until the kernel says what it sends in one piece: what inner IPv6 needs (RFC 8200 §5).
-const LEAST: u16 = 1280;
 
 impl Cluster {
     pub(super) fn view(&self) -> View {
@@ -164,7 +162,7 @@ impl Cluster {
 fn inner_mtu(session: &SessionInfo) -> Option<u16> {
     let path = session.path?;
     Some(session.mtu.unwrap_or(match path {
-        Path::Direct(_) => LEAST,
-        Path::Relayed(_) => LEAST - wire::RELAY_OVERHEAD as u16,
+        Path::Direct(_) => IPV6_MIN_MTU,
+        Path::Relayed(_) => IPV6_MIN_MTU - wire::RELAY_OVERHEAD as u16,
     }))
 }

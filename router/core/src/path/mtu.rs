@@ -16,10 +16,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::layout::IPV6_MIN_MTU;
 use crate::model::Now;
 
-/// What any IPv6 link carries (RFC 8200 §5): taken for granted where nobody is between.
-pub(crate) const BASE: u16 = 1280;
+/// Taken for granted where nobody is between.
+pub(crate) const BASE: u16 = IPV6_MIN_MTU;
 /// Taken for granted until shown otherwise where the kernel allows so much: nearly everywhere it is so.
 const USUAL: u16 = 1500;
 /// Sizes that links and tunnels have: searched instead of all numbers, to be done in a few round trips.

@@ -456,7 +456,7 @@ impl Sessions {
                     out.push(SessionEvent::Lost { peer });
                 }
             }
-            Some(FrameKind::Packet | FrameKind::Bundle | FrameKind::Partial) => {
+            Some(FrameKind::Packet | FrameKind::Bundle | FrameKind::Partial | FrameKind::Half) => {
                 link.on_wanted(now);
                 let body = body.to_vec();
                 out.push(SessionEvent::Packet { peer, kind, body });

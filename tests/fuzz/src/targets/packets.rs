@@ -12,7 +12,7 @@ use crate::pieces::{cut, join, marked};
 /// Octets before the packet in a frame of the TAP: virtio's header and Ethernet's.
 const HEAD: usize = 10 + 14;
 
-/// Mark 0: a packet. 1: a bundle. 2: what the near TAP gives. 3: a packet without its checksum.
+/// Mark 0: a packet. 1: a bundle. 2: what the near TAP gives. 3: a packet without its checksum. 4: half a packet.
 pub(super) fn packets(data: &[u8]) -> Seen {
     let mut path = Path::new(Cipher::ChaCha20Poly1305, 1400);
     let mut count = 0;
@@ -20,13 +20,14 @@ pub(super) fn packets(data: &[u8]) -> Seen {
         let Some((mark, body)) = piece.split_first() else {
             continue;
         };
-        let frames = match mark & 3 {
+        let frames = match mark & 7 {
             0 => path.receive(FrameKind::Packet, body),
-            1 => path.receive(FrameKind::Bundle, body),
-            2 => {
+            1 | 5 => path.receive(FrameKind::Bundle, body),
+            2 | 6 => {
                 let mut frame = body.to_vec();
                 path.pass_whole(std::iter::once(&mut frame[..]))
             }
+            4 => path.receive(FrameKind::Half, body),
             _ => path.receive(FrameKind::Partial, body),
         };
         frames.iter().for_each(|frame| check(frame));
@@ -79,6 +80,10 @@ pub(super) fn packets_seeds() -> Vec<Vec<u8>> {
         join([marked(2, &tcp_frame(6000, 1348, 1))]),
         join([marked(0, &six)]),
         join([
+            marked(4, &half(0, &six[..30])),
+            marked(4, &half(1, &six[30..])),
+        ]),
+        join([
             marked(2, &tcp_frame(1300, 0, 1)),
             marked(2, &tcp_frame(1300, 0, 1301)),
         ]),
@@ -89,6 +94,11 @@ pub(super) fn packets_seeds() -> Vec<Vec<u8>> {
 fn bundle(packets: &[&[u8]]) -> Vec<u8> {
     let one = |packet: &&[u8]| [&(packet.len() as u16).to_le_bytes(), *packet].concat();
     packets.iter().flat_map(one).collect()
+}
+
+/// The first or the second half of packet 1.
+fn half(flags: u8, octets: &[u8]) -> Vec<u8> {
+    [&[1, 0, 0, 0, flags], octets].concat()
 }
 
 /// An IPv6 UDP packet between two addresses of nobody.

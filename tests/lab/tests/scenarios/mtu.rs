@@ -79,3 +79,78 @@ fn long_frames_are_not_used_where_they_only_seem_to_work() {
         a.pings(&b.ip().to_string()) && mtu(h1) == inner(1500) && mtu(h2) == inner(1500)
     });
 }
+
+/// Twenty of the longest packets that IPv6 sends without asking, there and back.
+fn passes_ipv6(a: &Container, b: &Container) -> bool {
+    let to = b.ip6().to_string();
+    let out = a.run(&["ping", "-c20", "-i0.05", "-W3", "-Mdo", "-s1232", &to]);
+    out.is_ok() && out.stdout.contains(" 20 received")
+}
+
+#[test]
+fn ipv6_passes_a_path_that_is_too_small_for_it() {
+    let lab = Lab::new("small");
+    let (hosts, a, b) = pair(&lab, |host| host.swallow(1280));
+    let [h1, h2] = &hosts;
+    let c = Container::drain(h2, "c", &[]);
+    lab.wait("both know the path", 60, || {
+        a.fetches(&b, 1_000_000) && mtu(h1) == inner(1280) && mtu(h2) == inner(1280)
+    });
+    assert!(passes_ipv6(&a, &b) && passes_ipv6(&b, &a));
+    a.pours(c.ip6(), 32);
+    let torn = |host: &Host| host.only_peer()["drops"]["malformed"].clone();
+    assert!(torn(h1).is_null() && torn(h2).is_null());
+    // What is longer is refused to the sender, who then cuts it himself.
+    let to = b.ip6().to_string();
+    let longer = |how: &str| a.run(&["ping", "-c1", "-W3", how, "-s4000", &to]);
+    assert!(!longer("-Mdo").is_ok());
+    lab.wait("a longer one, cut by its sender", 10, || {
+        longer("-Mdont").is_ok()
+    });
+}
+
+#[test]
+fn ipv6_passes_such_paths_to_and_from_a_member_between() {
+    let lab = Lab::new("smallvia");
+    let hosts = lab.trio();
+    for host in &hosts {
+        host.swallow(1280);
+    }
+    let [h1, h2, _] = &hosts;
+    let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
+    lab.wait("they talk", 20, || a.pings(&b.ip().to_string()));
+    h1.cut(h2);
+    lab.wait("around the cut", 20, || {
+        a.pings(&b.ip().to_string()) && h1.peer(h2.name())["relay"].is_string()
+    });
+    lab.wait("in halves", 30, || {
+        passes_ipv6(&a, &b) && passes_ipv6(&b, &a)
+    });
+}
+
+#[test]
+fn the_kernel_s_tunnel_is_left_where_too_little_for_ipv6_would_be_left_in_it() {
+    let lab = Lab::new("smallplain");
+    let trusted = ["--trusted-subnet", "192.0.2.0/24,198.51.100.0/24"];
+    let hosts = lab.two();
+    hosts[0].up(&trusted);
+    let token = hosts[0].token(&[]);
+    let join = [&["--join", "-"][..], &trusted].concat();
+    hosts[1].up_with(&join, token.as_bytes()).ok();
+    lab.wait_members(&hosts);
+    let (a, b) = (hosts[0].serve("a", &[]), hosts[1].serve("b", &[]));
+    let carrier = |host: &Host, carrier: &str| host.only_peer()["carrier"] == carrier;
+    lab.wait("plain", 20, || {
+        a.pings(&b.ip().to_string()) && hosts.iter().all(|host| carrier(host, "vxlan"))
+    });
+    hosts.iter().for_each(|host| host.swallow(1300));
+    lab.wait("userspace", 60, || {
+        a.fetches(&b, 1_000_000) && hosts.iter().all(|host| carrier(host, "udp"))
+    });
+    let why = hosts[0].only_peer()["carrier_why"].to_string();
+    assert!(
+        why.contains("octets would be left, and IPv6 needs 1280"),
+        "{why}"
+    );
+    assert!(passes_ipv6(&a, &b));
+}
