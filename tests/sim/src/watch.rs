@@ -17,7 +17,7 @@ use weft_core::wire::MAX_DATAGRAM;
 
 use crate::nodes::Shell;
 use crate::promises::Ledger;
-use crate::world::{Key, World};
+use crate::world::World;
 use logs::{Newest, Start};
 
 /// No node has that much to say of others within one world, unless nodes provoke each other without end.
@@ -50,12 +50,8 @@ impl<'a> Known<'a> {
 
 /// What a ready node believes to own, first and last address of each part.
 struct Owned {
-    /// With which key and from which state of its disk.
-    disk: (Key, u64),
     boots: u64,
     parts: Vec<(u32, u32)>,
-    /// What was its own when it stopped before that start, which is so when it starts again.
-    before: Vec<(u32, u32)>,
 }
 
 /// What one start of a host has seen: of endpoints that were given back, of all logs, of its own, and of removals.
@@ -66,6 +62,8 @@ struct Seen {
     newest: Newest,
     own: Option<u64>,
     removed: BTreeSet<NodeId>,
+    /// What was its own by what its disk said, before it heard anything.
+    at_start: Option<Vec<(u32, u32)>>,
 }
 
 /// Looks at one node after the other.
@@ -91,6 +89,10 @@ impl Watch {
         let Some(shell) = world.hosts[host].machine.as_mut() else {
             return lines;
         };
+        let seen = self.seen.entry((host, boots)).or_default();
+        if seen.at_start.is_none() {
+            seen.at_start = Known::of(host, shell).map(|known| known.ring.parts(&known.me));
+        }
         if !shell.ready || ledger.evicted.contains(&host) {
             return lines;
         }
@@ -98,10 +100,10 @@ impl Watch {
         let Some(known) = Known::of(host, shell) else {
             return lines;
         };
-        let seen = self.seen.entry((host, boots)).or_default();
         let disk = (key, turns);
-        let owned = self.owned.get(&host).filter(|owned| owned.disk == disk);
-        let had = owned.map_or_else(Vec::new, |owned| [&owned.parts[..], &owned.before].concat());
+        let owned = self.owned.get(&host).filter(|owned| owned.boots == boots);
+        let mut had = seen.at_start.clone().unwrap_or_default();
+        had.extend(owned.into_iter().flat_map(|owned| &owned.parts));
         heirs::inherits_by_right(known, ledger, &had, &mut seen.own, &mut lines);
         if !changed {
             return lines;
@@ -125,18 +127,7 @@ impl Watch {
             ledger.steal(gifts_of_liars(known, ledger));
         }
         if before.is_none_or(|before| before.boots != boots || before.parts != parts) {
-            let before = match before.filter(|before| before.disk == disk) {
-                Some(owned) if owned.boots != boots => owned.parts.clone(),
-                Some(owned) => owned.before.clone(),
-                None => Vec::new(),
-            };
-            let owned = Owned {
-                disk,
-                boots,
-                parts,
-                before,
-            };
-            self.owned.insert(host, owned);
+            self.owned.insert(host, Owned { boots, parts });
             self.owns_alone(world, host, ledger, &mut lines);
         }
         lines
