@@ -171,6 +171,13 @@ struct Load {
 }
 
 impl Load {
+    fn of_one(len: usize) -> Self {
+        Load {
+            packets: 1,
+            bytes: len as u64,
+        }
+    }
+
     fn add(&mut self, other: Load) {
         self.packets += other.packets;
         self.bytes += other.bytes;
@@ -252,15 +259,27 @@ impl Batch {
             self.add_in_halves(way, shared, wire, packet, write);
         } else {
             self.close_bundle(way, shared, wire);
-            let frame = self.end + way.lead() + DATA_HEADER;
-            self.buffer[frame] = packet.kind() as u8;
-            write(&mut self.buffer[frame + 1..frame + 1 + len]);
-            let load = Load {
-                packets: 1,
-                bytes: len as u64,
-            };
-            self.seal(way, shared, wire, 1 + len, load);
+            let frame = (packet.kind(), Load::of_one(len));
+            self.add_frame(way, shared, wire, frame, |out| {
+                write(&mut out[..len]);
+                len
+            });
         }
+    }
+
+    /// Seals a frame of its own. `write` puts its body at the beginning of what it is given, and says how long that is.
+    fn add_frame(
+        &mut self,
+        way: Way<'_>,
+        shared: &Shared,
+        wire: &impl Wire,
+        (kind, load): (FrameKind, Load),
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let frame = self.end + way.lead() + DATA_HEADER;
+        self.buffer[frame] = kind as u8;
+        let len = write(&mut self.buffer[frame + 1..]);
+        self.seal(way, shared, wire, 1 + len, load);
     }
 
     fn add_to_bundle(
@@ -286,10 +305,7 @@ impl Batch {
         let start = item + ITEM_HEAD;
         write(&mut self.buffer[start..start + len]);
         bundle.frame += ITEM_HEAD + len;
-        bundle.load.add(Load {
-            packets: 1,
-            bytes: len as u64,
-        });
+        bundle.load.add(Load::of_one(len));
     }
 
     fn add_in_halves(
@@ -309,15 +325,9 @@ impl Batch {
             number: way.peer.state.numbers.next(),
             partial: packet.partial,
         };
-        let load = Load {
-            packets: 1,
-            bytes: packet.len as u64,
-        };
-        for (second, load) in [(false, Load::default()), (true, load)] {
-            let frame = self.end + way.lead() + DATA_HEADER;
-            self.buffer[frame] = FrameKind::Half as u8;
-            let len = cut.write(second, &mut self.buffer[frame + 1..]);
-            self.seal(way, shared, wire, 1 + len, load);
+        for (second, load) in [(false, Load::default()), (true, Load::of_one(packet.len))] {
+            let frame = (FrameKind::Half, load);
+            self.add_frame(way, shared, wire, frame, |out| cut.write(second, out));
         }
     }
 

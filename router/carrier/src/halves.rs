@@ -8,6 +8,7 @@
 //! INVARIANT: what one half says is believed only together with the other one of the same session and number. Both were
 //! sealed by the same host, so a forger gets nothing from it; a whole packet then is looked at like any other.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use weft_core::layout::IPV6_MIN_MTU;
@@ -77,11 +78,10 @@ struct Waiting {
     octets: [u8; MAX_HALF],
 }
 
-/// Halves that wait for the other one.
+/// Halves that wait for the other one, the oldest first.
 #[derive(Default)]
 pub(crate) struct Halves {
-    waiting: Vec<Waiting>,
-    oldest: usize,
+    waiting: VecDeque<Waiting>,
 }
 
 /// A packet of two halves.
@@ -107,14 +107,12 @@ impl Halves {
             return Err(Torn);
         }
         let whose = (session, u32::from_le_bytes(number));
-        let Some(other) = self
-            .waiting
-            .iter_mut()
-            .find(|w| w.whose == whose && w.len > 0)
-        else {
+        // Mostly it is the last that came.
+        let Some(at) = self.waiting.iter().rposition(|w| w.whose == whose) else {
             self.keep(whose, flags, half);
             return Ok(None);
         };
+        let other = &self.waiting[at];
         if other.flags ^ flags != SECOND {
             return Err(Torn);
         }
@@ -126,7 +124,7 @@ impl Halves {
         let len = first.len() + second.len();
         out[..first.len()].copy_from_slice(first);
         out[first.len()..len].copy_from_slice(second);
-        other.len = 0;
+        self.waiting.remove(at);
         let partial = flags & PARTIAL != 0;
         Ok(Some(Whole { len, partial }))
     }
@@ -134,29 +132,26 @@ impl Halves {
     fn keep(&mut self, whose: Whose, flags: u8, half: &[u8]) {
         let mut octets = [0; MAX_HALF];
         octets[..half.len()].copy_from_slice(half);
-        let waiting = Waiting {
+        if self.waiting.len() == MAX_WAITING {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(Waiting {
             whose,
             flags,
             len: half.len(),
             octets,
-        };
-        if self.waiting.len() < MAX_WAITING {
-            self.waiting.push(waiting);
-            return;
-        }
-        // One that is no longer needed has its turn, too: the next in line is at most as old as any that waits.
-        self.waiting[self.oldest] = waiting;
-        self.oldest = (self.oldest + 1) % MAX_WAITING;
+        });
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn halves(packet: &[u8], number: u32, partial: bool) -> [Vec<u8>; 2] {
+    /// Bodies of the two frames that a packet goes in.
+    pub(crate) fn halves(packet: &[u8], number: u32, partial: bool) -> [Vec<u8>; 2] {
         let cut = Cut {
             packet,
             number,

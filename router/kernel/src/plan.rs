@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use weft_core::layout::{
-    GATEWAY_MAC, GATEWAY4, GATEWAY6, HOST_LEG, HOST_LEG_FAR, HOST_LEG_MAC, HOST_TABLE, LEG_PREFIX,
-    PEER_MARK_MASK, UDP_CARRIER, VXLAN_CARRIER, container_mac, peer_link_local, peer_mac,
-    peer_nexthop, peer_table,
+    GATEWAY_MAC, GATEWAY4, GATEWAY6, HOST_LEG, HOST_LEG_FAR, HOST_LEG_MAC, HOST_TABLE,
+    IPV6_MIN_MTU, LEG_PREFIX, PEER_MARK_MASK, UDP_CARRIER, VXLAN_CARRIER, container_mac,
+    peer_link_local, peer_mac, peer_nexthop, peer_table,
 };
 use weft_core::model::{AddressPlan, EndpointId};
 use weft_core::view::{EndpointKind, Liveness, Member, PeerNumber, View, VxlanPeer};
@@ -34,7 +34,7 @@ const GUARD_PRIORITY: u32 = 10_000;
 const PEER_PRIORITY: u32 = 10_001;
 
 /// IPv6 routes can't carry less (RFC 8200 §5).
-const MIN_MTU6: u32 = 1280;
+const MIN_MTU6: u32 = IPV6_MIN_MTU as u32;
 
 /// One attachment of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -102,9 +102,11 @@ impl Watch {
         };
         let disk = (key, turns);
         let owned = self.owned.get(&host).filter(|owned| owned.boots == boots);
-        let mut had = seen.at_start.clone().unwrap_or_default();
-        had.extend(owned.into_iter().flat_map(|owned| &owned.parts));
-        heirs::inherits_by_right(known, ledger, &had, &mut seen.own, &mut lines);
+        let had = [
+            seen.at_start.as_deref().unwrap_or_default(),
+            owned.map_or(&[], |owned| &owned.parts),
+        ];
+        heirs::inherits_by_right(known, ledger, had, &mut seen.own, &mut lines);
         if !changed {
             return lines;
         }

@@ -12,7 +12,7 @@ use super::*;
 use crate::batch::tests::Kept;
 use crate::bundle::{ITEM_HEAD, write_head};
 use crate::ecn::{CE, NOT_ECT};
-use crate::halves::Cut;
+use crate::halves::tests::halves;
 use crate::inner::tests::ip;
 use crate::offload::{Joins, Offloads};
 use crate::segment::fill_v4_checksum;
@@ -158,25 +158,13 @@ fn one_spoofed_packet_does_not_spoil_its_bundle() {
 #[test]
 fn a_packet_in_halves_is_looked_at_like_any_other() {
     let mut rig = rig(true);
-    let halves = |packet: &[u8], number| {
-        let cut = Cut {
-            packet,
-            number,
-            partial: false,
-        };
-        [false, true].map(|second| {
-            let mut body = [0; MAX_WHOLE];
-            let len = cut.write(second, &mut body);
-            body[..len].to_vec()
-        })
-    };
     let (honest, spoofed) = (packet("10.33.0.9"), packet("10.34.0.9"));
-    let [first, second] = halves(&honest, 1);
+    let [first, second] = halves(&honest, 1, false);
     assert!(rig.take_frame(FrameKind::Half, &second).is_empty());
     let frames = rig.take_frame(FrameKind::Half, &first);
     assert_eq!(frames.len(), 1);
     assert_eq!(frames[0][FRAME_HEAD..], honest);
-    for half in halves(&spoofed, 2) {
+    for half in halves(&spoofed, 2, false) {
         assert!(rig.take_frame(FrameKind::Half, &half).is_empty());
     }
     assert!(rig.take_frame(FrameKind::Half, &first[..4]).is_empty());

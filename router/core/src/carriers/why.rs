@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::layout::IPV6_MIN_MTU;
+
 /// The reason. All but the first three are for `udp`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Why {
@@ -77,7 +79,7 @@ impl fmt::Display for Why {
             ),
             Why::SmallPath(octets) => write!(
                 f,
-                "the path is too small for VXLAN: {octets} octets would be left, and IPv6 needs 1280"
+                "the path is too small for VXLAN: {octets} octets would be left, and IPv6 needs {IPV6_MIN_MTU}"
             ),
             Why::PeerNotOpen => {
                 write!(f, "the peer does not take VXLAN from this host")

@@ -16,7 +16,7 @@ use crate::promises::Ledger;
 pub(super) fn inherits_by_right(
     known: Known<'_>,
     ledger: &Ledger,
-    had: &[(u32, u32)],
+    had: [&[(u32, u32)]; 2],
     seen: &mut Option<u64>,
     lines: &mut Vec<String>,
 ) {
@@ -44,7 +44,7 @@ pub(super) fn inherits_by_right(
             continue;
         };
         let kept = |(start, last): &(u32, u32)| *start <= grant.start && grant.last <= *last;
-        if grant.to != me || had.iter().any(kept) {
+        if grant.to != me || had.into_iter().flatten().any(kept) {
             continue;
         }
         let Some(owner) = owner_before(known, &grant) else {
