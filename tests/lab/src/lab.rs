@@ -275,12 +275,12 @@ impl Lab {
     /// Two hosts on one subnet, `h1` and `h2`, in one cluster, each brought up with its flags.
     pub fn pair_with(&self, subnet: &Subnet, flags: [&[&str]; 2]) -> [Host; 2] {
         let hosts = ["h1", "h2"].map(|name| self.host(name, subnet));
-        self.join_with(&hosts, flags);
+        self.cluster_with(&hosts, flags);
         hosts
     }
 
     /// Brings up the first with its flags, joins the second to it with its own, and waits until both see both.
-    pub fn join_with(&self, hosts: &[Host; 2], flags: [&[&str]; 2]) {
+    pub fn cluster_with(&self, hosts: &[Host; 2], flags: [&[&str]; 2]) {
         hosts[0].up(flags[0]);
         let token = hosts[0].token(&[]);
         let join = [&["--join", "-"], flags[1]].concat();

@@ -133,7 +133,7 @@ fn the_kernel_s_tunnel_is_left_where_too_little_for_ipv6_would_be_left_in_it() {
     let lab = Lab::new("smallplain");
     let trusted = ["--trusted-subnet", "192.0.2.0/24,198.51.100.0/24"];
     let hosts = lab.two();
-    lab.join_with(&hosts, [&trusted, &trusted]);
+    lab.cluster_with(&hosts, [&trusted, &trusted]);
     let (a, b) = (hosts[0].serve("a", &[]), hosts[1].serve("b", &[]));
     let carrier = |host: &Host, carrier: &str| host.only_peer()["carrier"] == carrier;
     lab.wait("plain", 20, || {

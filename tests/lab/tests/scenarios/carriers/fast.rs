@@ -134,10 +134,7 @@ fn a_connection_goes_on_where_its_path_shrinks() {
     for host in &hosts {
         host.use_ipv4_alone();
     }
-    hosts[0].up(&flags);
-    let token = hosts[0].token(&[]);
-    let join = [&["--join", "-"], &flags[..]].concat();
-    hosts[1].up_with(&join, token.as_bytes()).ok();
+    lab.cluster_with(&hosts, [&flags, &flags]);
     wait_carrier(&lab, &hosts, "vxlan");
     let [h1, h2] = &hosts;
     let (a, b) = (h1.serve("a", &[]), Container::drain(h2, "b", &[]));

@@ -197,14 +197,10 @@ fn users_of_the_host_itself_can_t_speak_as_the_carrier() {
 fn what_a_host_forwards_for_others_is_no_vxlan() {
     let lab = Lab::new("vxforward");
     let subnet = lab.subnet("a");
-    let [h1, h2] = ["h1", "h2"].map(|name| lab.host(name, &subnet));
+    let hosts = ["h1", "h2"].map(|name| lab.host(name, &subnet));
     // It forwards for others already, so weft does not guard that.
-    h1.space().sysctl("net.ipv4.ip_forward", "1");
-    h1.up(&TRUSTED);
-    let token = h1.token(&[]);
-    let join = [&["--join", "-"], &TRUSTED[..]].concat();
-    h2.up_with(&join, token.as_bytes()).ok();
-    let hosts = [h1, h2];
+    hosts[0].space().sysctl("net.ipv4.ip_forward", "1");
+    lab.cluster_with(&hosts, [&TRUSTED, &TRUSTED]);
     wait_carrier(&lab, &hosts, "vxlan");
     let [h1, h2] = &hosts;
     let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
