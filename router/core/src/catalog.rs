@@ -137,9 +137,10 @@ pub struct Catalog {
     revision: u64,
     /// The revision at which anything about the range changed.
     space_revision: u64,
-    /// The revisions at which a grant came or went, a vote, and a set of voters.
+    /// The revisions at which a grant came or went, a vote of this node's own, one by force, and a set of voters.
     grants_revision: u64,
-    votes_revision: u64,
+    own_votes_revision: u64,
+    forced_votes_revision: u64,
     sets_revision: u64,
     /// The first sequence written in this start.
     first_own: Option<u64>,
@@ -167,7 +168,8 @@ impl Catalog {
             revision: 0,
             space_revision: 0,
             grants_revision: 0,
-            votes_revision: 0,
+            own_votes_revision: 0,
+            forced_votes_revision: 0,
             sets_revision: 0,
             first_own: None,
             unsynced: None,
@@ -217,9 +219,14 @@ impl Catalog {
         self.grants_revision
     }
 
-    /// The same of votes and [`Self::destroyed`].
-    pub(crate) fn votes_revision(&self) -> u64 {
-        self.votes_revision
+    /// The same of this node's own votes.
+    pub(crate) fn own_votes_revision(&self) -> u64 {
+        self.own_votes_revision
+    }
+
+    /// The same of [`Self::destroyed`].
+    pub(crate) fn forced_votes_revision(&self) -> u64 {
+        self.forced_votes_revision
     }
 
     /// The same of sets of voters.
@@ -514,7 +521,7 @@ impl Catalog {
         let slot = slot_of(&record);
         self.clock.observe(record.stamp(), wall);
         self.revision += 1;
-        self.note_space(slot.0);
+        self.note_space(&record);
         batch.put(self.row(&writer, &slot), record.bytes());
         let floor = match record.kind() {
             Kind::CHECKPOINT => read_checkpoint(record.value()).filter(|f| *f <= record.sequence()),
@@ -528,6 +535,7 @@ impl Catalog {
         let revision = self.revision;
         let replaced = self.logs.entry(writer).or_default().put(record, revision);
         if let Some(replaced) = replaced {
+            self.note_space(&replaced);
             self.tracker.note(&replaced, Account::Out);
         }
         self.shared_sum ^= before ^ self.mark(&slot);
@@ -559,16 +567,24 @@ impl Catalog {
         }
         self.shared_sum ^= before ^ self.mark(slot);
         self.revision += 1;
-        self.note_space(slot.0);
+        self.note_space(&removed);
         batch.delete(self.row(writer, slot));
         Some(removed)
     }
 
-    fn note_space(&mut self, kind: Kind) {
-        match kind {
+    /// A record came or went: does anything about the range follow from it?
+    fn note_space(&mut self, record: &Record) {
+        match record.kind() {
             Kind::GRANT => self.grants_revision = self.revision,
-            Kind::VOTE => self.votes_revision = self.revision,
             Kind::VOTERS => self.sets_revision = self.revision,
+            Kind::VOTE => {
+                if record.writer() == self.me {
+                    self.own_votes_revision = self.revision;
+                }
+                if read::decode(record).is_some_and(|(vote, _)| read::forced(vote).is_some()) {
+                    self.forced_votes_revision = self.revision;
+                }
+            }
             _ => return,
         }
         self.space_revision = self.revision;

@@ -104,6 +104,8 @@ pub struct Sync {
     random: Random,
     started: Now,
     peers: BTreeMap<NodeId, Peer>,
+    /// Peers with jobs, and maybe some more.
+    served: BTreeSet<NodeId>,
     gossip_at: Now,
     pump_at: Option<Now>,
     rumours: Rumours,
@@ -127,6 +129,7 @@ impl Sync {
             random,
             started: now,
             peers: BTreeMap::new(),
+            served: BTreeSet::new(),
             gossip_at: now.plus(GOSSIP),
             pump_at: None,
             rumours: Rumours::default(),
@@ -206,13 +209,7 @@ impl Sync {
     /// Records of ours that are on disk now: tells the peers.
     pub fn on_local(&mut self, now: Now, records: &[Record], out: &mut Vec<SyncEvent>) {
         self.rumours.note(now, records.iter().map(Record::writer));
-        let all: Vec<NodeId> = self.peers.keys().copied().collect();
-        let fan_out = if all.len() <= SMALL {
-            all.len()
-        } else {
-            all.len().isqrt() + 2
-        };
-        let to = self.choose(all, fan_out);
+        let to = self.choose_few(self.peers.keys().copied().collect());
         push_records(records.iter().map(Record::bytes), &to, Frame::Records, out);
     }
 
@@ -346,6 +343,15 @@ impl Sync {
         }
     }
 
+    /// So many that together with what they tell on everybody hears of it; in a small cluster all.
+    fn choose_few(&mut self, all: Vec<NodeId>) -> Vec<NodeId> {
+        let fan_out = match all.len() {
+            few @ ..=SMALL => few,
+            many => many.isqrt() + 2,
+        };
+        self.choose(all, fan_out)
+    }
+
     fn choose(&mut self, mut from: Vec<NodeId>, count: usize) -> Vec<NodeId> {
         let mut chosen = Vec::new();
         while chosen.len() < count && !from.is_empty() {
@@ -356,23 +362,33 @@ impl Sync {
     }
 
     fn queue(&mut self, peer: &NodeId, job: Job) {
-        if let Some(peer) = self.peers.get_mut(peer) {
-            peer.queue(job);
+        if let Some(state) = self.peers.get_mut(peer) {
+            state.queue(job);
+            self.served.insert(*peer);
         }
     }
 
     /// Goes on with what is queued, as fast as each peer's pace allows.
     fn pump(&mut self, now: Now, stores: &Stores<'_>, out: &mut Vec<SyncEvent>) {
-        let mut waiting = false;
-        for (id, peer) in &mut self.peers {
-            let had_jobs = !peer.jobs.is_empty();
+        self.served.retain(|id| {
+            let Some(peer) = self.peers.get_mut(id) else {
+                return false;
+            };
+            if peer.jobs.is_empty() {
+                return false;
+            }
+            if !peer.bulk.has(now, peer.held_up) {
+                return true;
+            }
+            peer.held_up = 0;
             while let Some(mut job) = peer.jobs.pop_front() {
                 let Some(frame) = next_burst(&mut job, stores) else {
                     continue;
                 };
                 let bytes = frame.encode();
                 if !peer.bulk.take(now, bytes.len() as u64) {
-                    // The burst that could not go is made again.
+                    // The burst that could not go is made again once there is room for it.
+                    peer.held_up = bytes.len() as u64;
                     peer.jobs.push_front(Job {
                         at: start_of(&frame, &job),
                         ..job
@@ -382,12 +398,12 @@ impl Sync {
                 out.push(SyncEvent::Send { to: *id, bytes });
                 peer.jobs.push_front(job);
             }
-            if had_jobs && peer.jobs.is_empty() {
+            if peer.jobs.is_empty() {
                 out.push(send(*id, &digest(stores, Answer::Wanted)));
             }
-            waiting |= !peer.jobs.is_empty();
-        }
-        self.pump_at = waiting.then(|| now.plus(PUMP));
+            !peer.jobs.is_empty()
+        });
+        self.pump_at = (!self.served.is_empty()).then(|| now.plus(PUMP));
     }
 }
 

@@ -110,12 +110,7 @@ impl Catalog {
     /// Nodes of which a member said that they are destroyed.
     pub fn destroyed(&self) -> BTreeSet<NodeId> {
         let votes = self.own_objects(Kind::VOTE);
-        votes
-            .filter_map(|(_, object)| match object {
-                Object::Vote(vote) if vote.gone == Some(Vote::BY_FORCE) => Some(vote.subject),
-                _ => None,
-            })
-            .collect()
+        votes.filter_map(|(_, vote)| forced(vote)).collect()
     }
 
     /// Who wrote the cluster-wide object that is applied under a key.
@@ -358,6 +353,14 @@ fn slots_of(kind: Kind) -> std::ops::Range<Slot> {
 
 pub(super) fn decode(record: &Record) -> Option<&(Object, Lineage)> {
     record.object()
+}
+
+/// The node of which this vote says that it is destroyed.
+pub(super) fn forced(object: &Object) -> Option<NodeId> {
+    match object {
+        Object::Vote(vote) if vote.gone == Some(Vote::BY_FORCE) => Some(vote.subject),
+        _ => None,
+    }
 }
 
 /// Did the writer of `lineage` know this record?

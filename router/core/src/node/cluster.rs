@@ -87,8 +87,8 @@ pub(super) struct Cluster {
     pub(super) allocator: Allocator,
     /// Revision of the catalog's grants, and the roster's digest, for which the ring was computed,
     pub(super) seen_grants: Option<(u64, u64)>,
-    /// and of its votes for which the destroyed nodes were read.
-    pub(super) seen_votes: Option<u64>,
+    /// and of its votes by force, for which the destroyed nodes were read.
+    pub(super) seen_forced_votes: Option<u64>,
     /// No two services had one address when that was last looked at.
     pub(super) services_apart: bool,
     /// Whose endpoints' addresses did not count when those in use were last looked at as a whole.
@@ -208,7 +208,7 @@ impl Cluster {
             removing: Vec::new(),
             seen_space: None,
             seen_grants: None,
-            seen_votes: None,
+            seen_forced_votes: None,
             services_apart: false,
             allocator,
             counted_without: None,

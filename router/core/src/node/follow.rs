@@ -141,10 +141,14 @@ impl Cluster {
             return false;
         }
         self.seen_space = Some(seen);
-        let votes = self.catalog.votes_revision();
-        if self.seen_votes.replace(votes) != Some(votes) {
+        let forced = self.catalog.forced_votes_revision();
+        if self.seen_forced_votes.replace(forced) != Some(forced) {
             self.space.destroyed = self.catalog.destroyed();
         }
+        debug_assert!(
+            self.space.destroyed == self.catalog.destroyed(),
+            "who is destroyed follows from votes by force alone"
+        );
         let grants = self.catalog.grants_revision();
         let made_of = (grants, self.meta.roster.digest());
         if self.seen_grants.replace(made_of) != Some(made_of) {

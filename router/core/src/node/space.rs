@@ -47,14 +47,14 @@ pub(super) struct Space {
     pub(super) wanted: BTreeSet<Interval>,
     /// Members that wait for space which voters guard.
     pub(super) wishes: Vec<Wish>,
-    /// Nodes that a member's vote says are destroyed: read from the catalog once for every change of votes.
+    /// Nodes that a member's vote says are destroyed: read from the catalog once for every change of such votes.
     pub(super) destroyed: BTreeSet<NodeId>,
     /// Nodes that were Down here when their removal was heard of.
     pub(super) found_down: BTreeSet<NodeId>,
     /// Endpoints of this node whose addresses lie in another's part, and since when.
     pub(super) lost: BTreeMap<EndpointId, Now>,
-    /// Revisions of votes, when the destroyed nodes were read and now, and of sets of voters, and the roster's digest, for
-    /// which nothing was left to promise.
+    /// Revisions of votes by force, when the destroyed nodes were read, of own votes and of sets of voters, and the roster's
+    /// digest, for which nothing was left to promise.
     promised: Option<(Option<u64>, u64, u64, u64)>,
     /// The roster's digest for which enough was said to have been heard of.
     pub(super) witnessed: Option<u64>,
@@ -217,8 +217,8 @@ impl Cluster {
     fn promise(&mut self, now: Now, out: &mut Vec<Output>) {
         let me = self.me;
         let known = (
-            self.seen_votes,
-            self.catalog.votes_revision(),
+            self.seen_forced_votes,
+            self.catalog.own_votes_revision(),
             self.catalog.sets_revision(),
             self.roster().digest(),
         );

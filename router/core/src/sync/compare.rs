@@ -291,11 +291,14 @@ impl Sync {
                 }
                 peer.whole_sent.insert(id, now);
             }
-            peer.queue(Job {
-                what,
-                id,
-                at: if what == What::Whole { 0 } else { at },
-            });
+            self.queue(
+                &from,
+                Job {
+                    what,
+                    id,
+                    at: if what == What::Whole { 0 } else { at },
+                },
+            );
         }
     }
 }

@@ -18,6 +18,8 @@ pub(crate) const MAX_JOBS: usize = 1024;
 pub(super) struct Peer {
     pub(super) jobs: VecDeque<Job>,
     pub(super) bulk: Bucket,
+    /// Octets of the burst that could not go when it was last tried.
+    pub(super) held_up: u64,
     pub(super) intake: Bucket,
     pub(super) summary_at: Option<Now>,
     pub(super) differing: BTreeMap<(What, NodeId), Differing>,
@@ -68,9 +70,14 @@ impl Bucket {
         }
     }
 
-    pub(super) fn take(&mut self, now: Now, amount: u64) -> bool {
+    /// Is so much left?
+    pub(super) fn has(&mut self, now: Now, amount: u64) -> bool {
         self.refill(now);
-        let enough = self.level >= amount;
+        self.level >= amount
+    }
+
+    pub(super) fn take(&mut self, now: Now, amount: u64) -> bool {
+        let enough = self.has(now, amount);
         if enough {
             self.level -= amount;
         }
@@ -83,6 +90,7 @@ impl Peer {
         Self {
             jobs: VecDeque::new(),
             bulk: Bucket::full(BULK_RATE, BULK_BURST, now),
+            held_up: 0,
             intake: Bucket::full(INTAKE_RATE, INTAKE_RATE, now),
             summary_at: None,
             differing: BTreeMap::new(),
@@ -101,7 +109,10 @@ impl Peer {
         }
         // Roster records go before data: without them the data is refused.
         match job.what {
-            What::Chain => self.jobs.push_front(job),
+            What::Chain => {
+                self.jobs.push_front(job);
+                self.held_up = 0;
+            }
             What::Log | What::Whole => self.jobs.push_back(job),
         }
     }

@@ -22,6 +22,7 @@ impl Sync {
         let (mut admitted, mut revoked) = (Vec::new(), Vec::new());
         let mut batch = Batch::new();
         let mut news = Vec::new();
+        let mut admissions_only = true;
         let told = stores.roster.forks().len();
         for record in records {
             match stores.roster.insert(record, stores.wall) {
@@ -29,6 +30,7 @@ impl Sync {
                 Ok(inserted) => {
                     news.push(record.as_slice());
                     batch.append(inserted.batch);
+                    admissions_only &= !inserted.admitted.is_empty() && inserted.revoked.is_empty();
                     admitted.extend(inserted.admitted);
                     revoked.extend(inserted.revoked);
                 }
@@ -45,9 +47,14 @@ impl Sync {
         }
         let revision = stores.catalog.revision();
         batch.append(stores.catalog.prune(stores.roster));
-        // Rare, and a revocation must get around: to everybody, once.
         let others: Vec<NodeId> = self.peers.keys().copied().filter(|p| *p != from).collect();
-        push_records(news, &others, Frame::Roster, out);
+        // A removal must get around, whoever falls silent meanwhile: to everybody, once. Newcomers the one that let them in
+        // told everybody of.
+        let to = match admissions_only && others.len() > SMALL {
+            true => self.choose_few(others),
+            false => others,
+        };
+        push_records(news, &to, Frame::Roster, out);
         for id in &revoked {
             self.peers.remove(id);
         }

@@ -74,6 +74,9 @@ impl Cluster {
             self.until(Duration::from_secs(120), |cluster| {
                 (first..end).all(|host| cluster.is_ready(host))
             })?;
+            if hosts > PER_DOOR {
+                super::progress(&format!("  {end} of {hosts} nodes are in"));
+            }
         }
         Some(())
     }
