@@ -99,7 +99,7 @@ fn again<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Opt
 
 /// Makes of a welcome what a newcomer makes of it: the rows that it writes. `None` where it refuses.
 pub fn welcome(bytes: &[u8], me: &NodeId) -> Option<Stored> {
-    let meta = node::Meta::welcomed(wire::decode(bytes).ok()?, me).ok()?;
+    let meta = node::Meta::welcomed(wire::decode_long(bytes).ok()?, me).ok()?;
     let mut stored = Stored::default();
     stored.apply(&meta.batch());
     Some(stored)

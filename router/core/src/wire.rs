@@ -33,7 +33,7 @@
 mod frugal;
 mod octets;
 
-use bincode::config::{self, Configuration, LittleEndian, Varint};
+use bincode::config::{self, Config};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +66,10 @@ pub const MAX_RELAYED: usize = MAX_DATAGRAM - RELAY_OVERHEAD;
 pub const MAX_BODY: usize = MAX_CONTROL - 13;
 /// Longest thing [`decode`] looks at, and the most that the numbers and texts in it may come to.
 pub const MAX_DECODE: usize = 64 * 1024;
+/// Longest thing [`decode_long`] looks at: more than the roster and the addresses of 4,094 members.
+pub const MAX_LONG: usize = 1 << 20;
+/// The most that numbers and texts in it may come to: a small number counts as the largest of its type.
+const MAX_LONG_SUM: usize = 4 * MAX_LONG;
 
 /// What a datagram is: its first octet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,10 +288,6 @@ pub enum WireError {
     Trailing(usize),
 }
 
-fn format() -> Configuration<LittleEndian, Varint, config::Limit<MAX_DECODE>> {
-    config::standard().with_limit::<MAX_DECODE>()
-}
-
 /// Encodes `value`.
 ///
 /// # Panics
@@ -300,10 +300,31 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// Decodes a value that fills `bytes` to the last octet. Allocates for what came, never for a length that the bytes
 /// only claim.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
-    if bytes.len() > MAX_DECODE {
+    decode_within(
+        bytes,
+        MAX_DECODE,
+        config::standard().with_limit::<MAX_DECODE>(),
+    )
+}
+
+/// As [`decode`], for what grows with the cluster and comes from a proven member in many datagrams, or from the own disk.
+pub fn decode_long<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    decode_within(
+        bytes,
+        MAX_LONG,
+        config::standard().with_limit::<MAX_LONG_SUM>(),
+    )
+}
+
+fn decode_within<T: DeserializeOwned>(
+    bytes: &[u8],
+    longest: usize,
+    format: impl Config,
+) -> Result<T, WireError> {
+    if bytes.len() > longest {
         return Err(WireError::TooLong(bytes.len()));
     }
-    let (value, used) = frugal::decode(bytes, format()).map_err(|_| WireError::Garbled)?;
+    let (value, used) = frugal::decode(bytes, format).map_err(|_| WireError::Garbled)?;
     match bytes.len() - used {
         0 => Ok(value),
         rest => Err(WireError::Trailing(rest)),

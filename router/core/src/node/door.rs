@@ -11,7 +11,7 @@ use super::tokens::Count;
 use crate::model::{NodeId, Now};
 use crate::mutation::{self, Mutation};
 use crate::roster::Rights;
-use crate::session::join::{JoinEvent, JoinHandle, JoinRequest, Verdict};
+use crate::session::join::{JoinEvent, JoinHandle, JoinRequest, MAX_WELCOME, Verdict};
 use crate::store::Batch;
 use crate::underlay::UnderlayAddr;
 use crate::value::{Object, reached_at};
@@ -19,6 +19,8 @@ use crate::wire;
 
 /// Members whose addresses a welcome names.
 const SEEDS: usize = 64;
+/// The most octets of roster records that leave a welcome room for all else, and for those who come in meanwhile.
+const MAX_ROSTER: usize = MAX_WELCOME - (64 << 10);
 
 impl Cluster {
     pub(super) fn on_door(&mut self, now: Now, event: JoinEvent, out: &mut Vec<Output>) {
@@ -44,6 +46,12 @@ impl Cluster {
         }
         if self.roster().revoked().contains_key(&request.id) {
             let why = "this node was removed from the cluster; to come back under a new identity run: weft reset";
+            return self.let_in(now, request.handle, Verdict::Refused(why.to_owned()));
+        }
+        let told: usize = self.roster().records().iter().map(|r| r.len()).sum();
+        if told > MAX_ROSTER {
+            let why = "the roster is full: it remembers all hosts that ever came, also those that were removed; a new \
+                       cluster has room again";
             return self.let_in(now, request.handle, Verdict::Refused(why.to_owned()));
         }
         if token.is_reusable() {
@@ -139,7 +147,7 @@ impl Cluster {
                 .collect(),
             seeds: self.seeds(),
         };
-        // Too long only for a roster of thousands; the joiner then times out and says so.
+        // Too long for nobody who was let in: see `MAX_ROSTER`.
         let _ = self
             .door
             .welcome(handle, &wire::encode(&welcome), &mut self.buffers.door);

@@ -114,7 +114,7 @@ impl Joining {
             JoinFailure::Refused(format!("the member's welcome can't be used: {why}"))
         };
         let mut welcome: Welcome =
-            wire::decode(bytes).map_err(|error| refused(error.to_string()))?;
+            wire::decode_long(bytes).map_err(|error| refused(error.to_string()))?;
         // Where the member was just reached is better than where it thinks it is.
         match welcome.seeds.iter_mut().find(|(id, _)| *id == member) {
             Some((_, addresses)) => addresses.insert(0, addr),

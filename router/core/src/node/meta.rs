@@ -107,7 +107,7 @@ impl Meta {
         let row = stored
             .get(Table::Cluster, &[CLUSTER])
             .ok_or(MetaError::Missing)?;
-        let row: Row = wire::decode(row).map_err(|_| MetaError::Damaged)?;
+        let row: Row = wire::decode_long(row).map_err(|_| MetaError::Damaged)?;
         let roster = Roster::restore(row.cluster, stored)?;
         Ok(Self {
             cluster: row.cluster,
@@ -162,13 +162,13 @@ impl Meta {
 
 /// The cluster that a stored state belongs to, if any.
 pub fn cluster_of(stored: &Stored) -> Option<ClusterId> {
-    let row: Row = wire::decode(stored.get(Table::Cluster, &[CLUSTER])?).ok()?;
+    let row: Row = wire::decode_long(stored.get(Table::Cluster, &[CLUSTER])?).ok()?;
     Some(row.cluster)
 }
 
 /// The range of the cluster that a stored state belongs to.
 pub fn range_of(stored: &Stored) -> Option<Ipv4Net> {
-    let row: Row = wire::decode(stored.get(Table::Cluster, &[CLUSTER])?).ok()?;
+    let row: Row = wire::decode_long(stored.get(Table::Cluster, &[CLUSTER])?).ok()?;
     Some(row.range)
 }
 
@@ -190,4 +190,56 @@ pub(super) fn generation_batch(generation: Generation) -> Batch {
         Table::Cluster.key(&[GENERATION]),
         Some(generation.0.to_be_bytes().to_vec()),
     )])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Label;
+    use crate::roster::Rights;
+    use crate::session::join::MAX_WELCOME;
+
+    fn identity(number: u16) -> Identity {
+        let mut seed = [7; 64];
+        seed[..2].copy_from_slice(&number.to_be_bytes());
+        Identity::from_bytes(&Secret::new(seed))
+    }
+
+    fn name(number: u16) -> Label {
+        Label::parse(&format!("a-host-with-a-longer-name-{number}")).unwrap()
+    }
+
+    #[test]
+    fn a_cluster_of_hundreds_lets_in_one_more_and_is_read_from_disk() {
+        let (founder, hosts) = (identity(0), 600);
+        let mut random = Random::from_seed([1; 32]);
+        let (mut roster, _) = Roster::found(&founder, name(0), &mut random);
+        for number in 1..=hosts {
+            let host = identity(number);
+            let noise = host.noise_public();
+            let admitted = roster.admit(&founder, host.id(), noise, name(number), Rights::ALL);
+            admitted.unwrap();
+        }
+        let address = UnderlayAddr::Udp("[2001:db8:1:2:3:4:5:6]:6783".parse().unwrap());
+        let seeds = (0..=hosts).map(|number| (identity(number).id(), vec![address; 8]));
+        let welcome = Welcome {
+            cluster: roster.cluster(),
+            secret: [9; 32],
+            range: "10.32.0.0/12".parse().unwrap(),
+            roster: roster.records().into_iter().map(<[u8]>::to_vec).collect(),
+            seeds: seeds.collect(),
+        };
+        let bytes = wire::encode(&welcome);
+        assert!(wire::MAX_DECODE < bytes.len() && bytes.len() < MAX_WELCOME);
+
+        let welcome = wire::decode_long(&bytes).unwrap();
+        let meta = Meta::welcomed(welcome, &identity(hosts).id()).unwrap();
+        assert_eq!(meta.roster.members().count(), usize::from(hosts) + 1);
+
+        let mut stored = Stored::default();
+        stored.apply(&meta.batch());
+        let restored = Meta::restore(&stored).unwrap();
+        assert_eq!(restored.seeds.len(), usize::from(hosts) + 1);
+        assert_eq!(cluster_of(&stored), Some(meta.cluster));
+    }
 }

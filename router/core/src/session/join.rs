@@ -34,12 +34,12 @@ use serde::{Deserialize, Serialize};
 use super::desk::JOIN_BIT;
 use super::handshake::Capabilities;
 use crate::model::{ClusterId, Generation, NodeId, NodeName};
-use crate::wire::VERSION;
+use crate::wire::{MAX_LONG, VERSION};
 
 /// Octets of a welcome in one datagram.
 pub const CHUNK: usize = 1000;
 /// Longest welcome.
-pub const MAX_WELCOME: usize = 1 << 20;
+pub const MAX_WELCOME: usize = MAX_LONG;
 /// Chunks asked for, and sent, at a time.
 const BURST: usize = 32;
 /// Longest reason of a refusal, octets.
