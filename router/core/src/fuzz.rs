@@ -78,23 +78,22 @@ impl Plain {
     /// Decodes octets as this.
     pub fn reencode(self, bytes: &[u8]) -> Option<Vec<u8>> {
         match self {
-            Plain::Init => again::<handshake::InitPayload>(bytes),
-            Plain::Response => again::<handshake::ResponsePayload>(bytes),
-            Plain::JoinInit => again::<join::JoinPayload>(bytes),
-            Plain::JoinResponse => again::<join::JoinAnswer>(bytes),
-            Plain::Join => again::<join::JoinMessage>(bytes),
-            Plain::Ask => again::<node::Ask>(bytes),
-            Plain::Answer => again::<node::Answer>(bytes),
-            Plain::Welcome => again::<node::Welcome>(bytes),
-            Plain::Cluster => again::<node::Row>(bytes),
-            Plain::Uses => again::<node::Uses>(bytes),
+            Plain::Init => again::<handshake::InitPayload>(wire::decode(bytes)),
+            Plain::Response => again::<handshake::ResponsePayload>(wire::decode(bytes)),
+            Plain::JoinInit => again::<join::JoinPayload>(wire::decode(bytes)),
+            Plain::JoinResponse => again::<join::JoinAnswer>(wire::decode(bytes)),
+            Plain::Join => again::<join::JoinMessage>(wire::decode(bytes)),
+            Plain::Ask => again::<node::Ask>(wire::decode(bytes)),
+            Plain::Answer => again::<node::Answer>(wire::decode(bytes)),
+            Plain::Welcome => again::<node::Welcome>(wire::decode_long(bytes)),
+            Plain::Cluster => again::<node::Row>(wire::decode_long(bytes)),
+            Plain::Uses => again::<node::Uses>(wire::decode(bytes)),
         }
     }
 }
 
-fn again<T: serde::Serialize + serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<Vec<u8>> {
-    let read: T = wire::decode(bytes).ok()?;
-    Some(wire::encode(&read))
+fn again<T: serde::Serialize>(read: Result<T, wire::WireError>) -> Option<Vec<u8>> {
+    Some(wire::encode(&read.ok()?))
 }
 
 /// Makes of a welcome what a newcomer makes of it: the rows that it writes. `None` where it refuses.

@@ -162,14 +162,16 @@ impl Meta {
 
 /// The cluster that a stored state belongs to, if any.
 pub fn cluster_of(stored: &Stored) -> Option<ClusterId> {
-    let row: Row = wire::decode_long(stored.get(Table::Cluster, &[CLUSTER])?).ok()?;
-    Some(row.cluster)
+    row_of(stored).map(|row| row.cluster)
 }
 
 /// The range of the cluster that a stored state belongs to.
 pub fn range_of(stored: &Stored) -> Option<Ipv4Net> {
-    let row: Row = wire::decode_long(stored.get(Table::Cluster, &[CLUSTER])?).ok()?;
-    Some(row.range)
+    row_of(stored).map(|row| row.range)
+}
+
+fn row_of(stored: &Stored) -> Option<Row> {
+    wire::decode_long(stored.get(Table::Cluster, &[CLUSTER])?).ok()
 }
 
 /// `max(stored + 1, unix seconds)`: grows even where the clock went back, and a fresh disk does not begin at 1 again.
