@@ -15,12 +15,13 @@ use crate::counters::{Counters, PeerTraffic};
 use crate::descriptors::Descriptors;
 use crate::error::CarrierError;
 use crate::offload::Offloads;
+use crate::reception::Reception;
 use crate::shared::{CarrierEvent, Shared};
 use crate::source_ports::MAX_SOURCE_PORTS;
 use crate::table::{PeerTable, States, Table};
 use crate::tap::Tap;
 use crate::tcp::{Streams, stream_loop};
-use crate::threads::{Waker, receive_loop, send_loop};
+use crate::threads::{Helper, Waker, receive_loop, send_loop};
 use crate::udp::{Family, Underlay};
 
 /// What the carrier is started with.
@@ -132,49 +133,69 @@ impl Carrier {
     }
 
     fn spawn_threads(&mut self, poll: mio::Poll) -> Result<(), CarrierError> {
-        let (sender_tap, sender_underlay) = (self.tap.clone(), self.underlay.clone());
-        self.spawn("weft-send", move |shared, waker| {
-            send_loop(shared, &sender_tap, &sender_underlay, waker);
-        })?;
         let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
         self.spawn("weft-tcp", move |shared, waker| {
             stream_loop(shared, &tap, &underlay, poll, waker);
         })?;
-        for source in 0..=self.underlay.further_source_ports() {
+        for source in 1..=self.underlay.further_source_ports() {
             for family in Family::ALL {
                 self.spawn_receiver(family, source)?;
             }
         }
+        let mut helpers = Vec::new();
+        for family in Family::ALL {
+            helpers.extend(self.spawn_receiver(family, 0)?);
+        }
+        let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
+        self.spawn("weft-send", move |shared, waker| {
+            send_loop(shared, &tap, &underlay, &helpers, waker);
+        })?;
         Ok(())
     }
 
-    fn spawn_receiver(&mut self, family: Family, source: u8) -> Result<(), CarrierError> {
+    /// `None` where the host has no such socket.
+    fn spawn_receiver(
+        &mut self,
+        family: Family,
+        source: u8,
+    ) -> Result<Option<Helper>, CarrierError> {
         if self.underlay.socket(family, source).is_none() {
-            return Ok(());
+            return Ok(None);
         }
         let name = match family {
             Family::V4 => "weft-receive4",
             Family::V6 => "weft-receive6",
         };
         let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
-        self.spawn(name, move |shared, waker| {
-            receive_loop(shared, &tap, &underlay, (family, source), waker);
-        })
+        let reception = Arc::new(Mutex::new(Reception::new(&self.shared)));
+        let own = reception.clone();
+        let waker = self.spawn(name, move |shared, waker| {
+            receive_loop(shared, &tap, &underlay, (family, source), &own, waker);
+        })?;
+        Ok(Some(Helper {
+            family,
+            reception,
+            waker,
+        }))
     }
 
     fn spawn(
         &mut self,
         name: &str,
         work: impl FnOnce(&Shared, &Waker) + Send + 'static,
-    ) -> Result<(), CarrierError> {
+    ) -> Result<Arc<Waker>, CarrierError> {
         let waker = Arc::new(Waker::new().map_err(CarrierError::Threads)?);
         let (shared, own_waker) = (self.shared.clone(), waker.clone());
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || work(&shared, &own_waker))
             .map_err(CarrierError::Threads)?;
-        self.workers.push(Worker { thread, waker });
-        Ok(())
+        let worker = Worker {
+            thread,
+            waker: waker.clone(),
+        };
+        self.workers.push(worker);
+        Ok(waker)
     }
 
     /// Replaces the whole table; from the next packet on the new one holds.

@@ -10,6 +10,7 @@ use weft_core::underlay::Dscp;
 use weft_core::view::PeerNumber;
 
 use crate::counters::{Dropped, Drops};
+use crate::crew::Crew;
 use crate::offload::Offloads;
 use crate::table::{Peer, Table};
 
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     pub(crate) drops: Drops,
     pub(crate) dscp: Dscp,
     pub(crate) offloads: Offloads,
+    pub(crate) crew: Crew,
     /// Source ports besides the port itself.
     pub(crate) further_ports: u8,
     /// The core has said who the peers are.
@@ -81,6 +83,7 @@ impl Shared {
             drops: Drops::default(),
             dscp,
             offloads,
+            crew: Crew::default(),
             further_ports: 0,
             has_table: AtomicBool::new(false),
             stop: AtomicBool::new(false),

@@ -181,26 +181,38 @@ pub(crate) fn wait_readable<const N: usize>(
     fds: [BorrowedFd<'_>; N],
     timeout: i32,
 ) -> io::Result<[bool; N]> {
+    wait_any(fds.map(Some), timeout)
+}
+
+/// The same where some may be left out; nothing ever comes for those.
+pub(crate) fn wait_any<const N: usize>(
+    fds: [Option<BorrowedFd<'_>>; N],
+    timeout: i32,
+) -> io::Result<[bool; N]> {
     wait(fds.map(|fd| (fd, libc::POLLIN)), timeout)
 }
 
 /// Waits until `waker` has something to read, or the TAP behind `tap` is gone, however much it has to read. Says which.
 pub(crate) fn wait_woken(waker: BorrowedFd<'_>, tap: BorrowedFd<'_>) -> io::Result<[bool; 2]> {
     // A TAP never has what POLLPRI asks for, but who asks for it is woken when the device goes, and told POLLERR then.
-    wait([(waker, libc::POLLIN), (tap, libc::POLLPRI)], -1)
+    wait(
+        [(Some(waker), libc::POLLIN), (Some(tap), libc::POLLPRI)],
+        -1,
+    )
 }
 
 /// The same for room to write.
 pub(crate) fn wait_writable(fd: BorrowedFd<'_>, timeout: i32) -> io::Result<bool> {
-    wait([(fd, libc::POLLOUT)], timeout).map(|[ready]| ready)
+    wait([(Some(fd), libc::POLLOUT)], timeout).map(|[ready]| ready)
 }
 
 fn wait<const N: usize>(
-    fds: [(BorrowedFd<'_>, libc::c_short); N],
+    fds: [(Option<BorrowedFd<'_>>, libc::c_short); N],
     timeout: i32,
 ) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|(fd, events)| libc::pollfd {
-        fd: fd.as_raw_fd(),
+        // poll(2) passes over what is negative.
+        fd: fd.map_or(-1, |fd| fd.as_raw_fd()),
         events,
         revents: 0,
     });

@@ -1,22 +1,18 @@
-//! The threads: they wait, read, let [`Outbound`] or [`Inbound`] do the work, and write.
+//! The threads: they wait, let [`Outbound`] or a [`Reception`] do the work, and say how long it took.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use quinn_udp::{BATCH_SIZE, RecvMeta};
-use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
+use weft_core::underlay::UnderlayAddr;
 
 use crate::batch::{Run, Sent, Wire};
-use crate::coalesce::{Frame, Span};
-use crate::counters::Dropped;
-use crate::ecn::NOT_ECT;
-use crate::inbound::Inbound;
-use crate::offload::JoinWatch;
+use crate::crew::Foreman;
 use crate::outbound::Outbound;
+use crate::reception::Reception;
 use crate::shared::{CarrierEvent, Shared};
 use crate::source_ports::Lane;
 use crate::sys;
@@ -29,13 +25,6 @@ use crate::udp::{Family, MAX_RUN, UdpPort, Underlay};
 const MAX_FRAME: usize = 24 + 40 + 65_535;
 /// Frames read before what is gathered goes out, however many more there are: a small packet must not wait for ever.
 const FRAMES_PER_ROUND: usize = 64;
-/// What one receive buffer must hold: a run of datagrams that the kernel has joined.
-const RECEIVE_BUFFER: usize = 65_536;
-/// Octets of one batch.
-const RECEIVED: usize = BATCH_SIZE * RECEIVE_BUFFER;
-/// Behind them, for packets that came in halves: at least one half of each is in the batch. Memory is used for it only
-/// where such packets come.
-const PUT_TOGETHER: usize = 2 * RECEIVED;
 /// How often waiting packets are looked after, in milliseconds.
 const WAITING_TICK: i32 = 100;
 
@@ -84,20 +73,39 @@ impl Wire for Underlay {
     }
 }
 
-/// TAP to underlay.
-pub(crate) fn send_loop(shared: &Shared, tap: &Tap, underlay: &Underlay, waker: &Waker) {
+/// The thread of one of the two sockets, as the sender knows it: it rests while the sender does its work.
+pub(crate) struct Helper {
+    pub(crate) family: Family,
+    pub(crate) reception: Arc<Mutex<Reception>>,
+    pub(crate) waker: Arc<Waker>,
+}
+
+impl Helper {
+    fn socket<'a>(&self, underlay: &'a Underlay) -> Option<&'a UdpPort> {
+        underlay.socket(self.family, 0)
+    }
+}
+
+/// TAP to underlay; and both ways while there is little to do.
+pub(crate) fn send_loop(
+    shared: &Shared,
+    tap: &Tap,
+    underlay: &Underlay,
+    helpers: &[Helper],
+    waker: &Waker,
+) {
     let mut outbound = Outbound::new();
     let mut trials = Trials::new(Instant::now());
+    let mut foreman = Foreman::new(Instant::now());
     let mut frame = vec![0; MAX_FRAME].into_boxed_slice();
     wait_for_table(shared, tap, waker);
     while !shared.stop.load(Ordering::Relaxed) {
         let timeout = timeout(&outbound, &trials);
-        let Ok([_, woken]) = sys::wait_readable([tap.as_fd(), waker.as_fd()], timeout) else {
+        let Ok(came) = wait(shared, tap, underlay, helpers, (waker, timeout)) else {
             break;
         };
-        if woken {
-            waker.reset();
-        }
+        let woke = Instant::now();
+        receive_round(shared, tap, underlay, came.iter().flatten());
         let table = shared.table.load();
         if outbound.has_waiting() {
             outbound.release_waiting(&table, shared, underlay);
@@ -111,9 +119,61 @@ pub(crate) fn send_loop(shared: &Shared, tap: &Tap, underlay: &Underlay, waker: 
         if round.is_err() {
             break;
         }
+        if let Some(alone) = foreman.look(&shared.crew, now - woke, now) {
+            set_alone(shared, helpers, alone);
+        }
     }
+    set_alone(shared, helpers, false);
     if !shared.stop.load(Ordering::Relaxed) {
         shared.tell(CarrierEvent::TapLost);
+    }
+}
+
+fn set_alone(shared: &Shared, helpers: &[Helper], alone: bool) {
+    shared.crew.set_alone(alone);
+    for helper in helpers {
+        helper.waker.wake();
+    }
+}
+
+/// Waits until there is something to do for the sender. Gives those whose work it does, and who have some.
+fn wait<'a>(
+    shared: &Shared,
+    tap: &Tap,
+    underlay: &Underlay,
+    helpers: &'a [Helper],
+    (waker, timeout): (&Waker, i32),
+) -> io::Result<[Option<&'a Helper>; Family::ALL.len()]> {
+    let alone = shared.crew.is_alone();
+    let [v4, v6] = std::array::from_fn(|n| helpers.get(n).filter(|_| alone));
+    let socket = |helper: Option<&Helper>| Some(helper?.socket(underlay)?.as_fd());
+    let all = [
+        Some(tap.as_fd()),
+        Some(waker.as_fd()),
+        socket(v4),
+        socket(v6),
+    ];
+    let [_, woken, by_v4, by_v6] = sys::wait_any(all, timeout)?;
+    if woken {
+        waker.reset();
+    }
+    Ok([v4.filter(|_| by_v4), v6.filter(|_| by_v6)])
+}
+
+/// Takes one batch of each.
+fn receive_round<'a>(
+    shared: &Shared,
+    tap: &Tap,
+    underlay: &Underlay,
+    helpers: impl Iterator<Item = &'a &'a Helper>,
+) {
+    for helper in helpers {
+        let Some(socket) = helper.socket(underlay) else {
+            continue;
+        };
+        let reception = &helper.reception;
+        let mut reception = reception.lock().unwrap_or_else(PoisonError::into_inner);
+        reception.take_batch(shared, tap, underlay, socket);
     }
 }
 
@@ -159,97 +219,51 @@ fn read_round(
     Ok(())
 }
 
-/// Underlay to TAP: what comes for one of its sockets.
+/// Underlay to TAP: what comes for one of its sockets. What comes for those of the port itself is the sender's affair while
+/// that is alone.
 pub(crate) fn receive_loop(
     shared: &Shared,
     tap: &Tap,
-    underlay: &Arc<Underlay>,
+    underlay: &Underlay,
     (family, source): (Family, u8),
+    reception: &Mutex<Reception>,
     waker: &Waker,
 ) {
     let Some(socket) = underlay.socket(family, source) else {
         return;
     };
-    let mut inbound = Inbound::new(shared.offloads.joins());
-    let mut watch = JoinWatch::default();
-    let mut octets = vec![0; RECEIVED + PUT_TOGETHER].into_boxed_slice();
-    let mut meta = [RecvMeta::default(); BATCH_SIZE];
     while !shared.stop.load(Ordering::Relaxed) {
-        if let Ok(count) = receive(socket, &mut octets, &mut meta) {
-            let received = &meta[..count];
-            let joined = handle_batch(shared, tap, underlay, &mut inbound, &mut octets, received);
-            if watch.is_broken(joined.0, joined.1) {
-                let why = OffloadState::Failing;
-                shared.offloads.step_down(Offload::Gro, why);
-                underlay.join_received(&shared.offloads);
-                watch.rest(Instant::now());
-            } else if watch.is_rested(Instant::now) {
-                shared.offloads.step_up(Offload::Gro);
-                underlay.join_received(&shared.offloads);
-            }
-            continue;
-        }
-        // Nothing there, or an error that an ICMP message has left on the socket and reading has cleared.
-        match sys::wait_readable([socket.as_fd(), waker.as_fd()], -1) {
+        let rests = source == 0 && shared.crew.is_alone();
+        let to_read = (!rests).then_some(socket.as_fd());
+        match sys::wait_any([to_read, Some(waker.as_fd())], -1) {
             Ok([_, true]) => waker.reset(),
             Ok(_) => {}
             Err(_) => return,
         }
+        if !rests {
+            receive_all(shared, tap, underlay, socket, reception);
+        }
     }
 }
 
-fn receive(socket: &UdpPort, octets: &mut [u8], meta: &mut [RecvMeta]) -> io::Result<usize> {
-    let mut chunks = octets.chunks_exact_mut(RECEIVE_BUFFER);
-    let mut buffers: [IoSliceMut<'_>; BATCH_SIZE] =
-        std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-    socket.receive(&mut buffers, meta)
-}
-
-/// Takes what was received. Gives how many of the datagrams that came joined were authentic, and how many not.
-fn handle_batch(
+/// Takes what is there.
+fn receive_all(
     shared: &Shared,
     tap: &Tap,
     underlay: &Underlay,
-    inbound: &mut Inbound,
-    octets: &mut [u8],
-    meta: &[RecvMeta],
-) -> (u32, u32) {
-    let table = shared.table.load();
-    let mut joined = (0, 0);
-    inbound.set_joins(shared.offloads.joins());
-    inbound.set_room(RECEIVED);
-    for (buffer, meta) in meta.iter().enumerate() {
-        let start = buffer * RECEIVE_BUFFER;
-        let end = start + meta.len.min(RECEIVE_BUFFER);
-        for at in (start..end).step_by(meta.stride.max(1)) {
-            let span = Span {
-                start: at,
-                len: meta.stride.min(end - at),
-            };
-            // The kernel joins only datagrams whose marks are the same.
-            let ecn = meta.ecn.map_or(NOT_ECT, |ecn| ecn as u8);
-            let outer = (meta.addr.into(), ecn);
-            inbound.handle_datagram(&table, shared, underlay, octets, span, outer);
+    socket: &UdpPort,
+    reception: &Mutex<Reception>,
+) {
+    let mut since = Instant::now();
+    while !shared.stop.load(Ordering::Relaxed) {
+        // Not for longer than a batch: who comes after this thread must not wait for it.
+        let mut reception = reception.lock().unwrap_or_else(PoisonError::into_inner);
+        if !reception.take_batch(shared, tap, underlay, socket) {
+            return;
         }
-        let (authentic, forged) = inbound.take_tally();
-        if meta.stride < meta.len {
-            joined = (joined.0 + authentic, joined.1 + forged);
-        }
+        drop(reception);
+        let now = Instant::now();
+        shared.crew.helped(now - since);
+        since = now;
     }
-    inbound.pass_on(&table, shared, underlay);
-    inbound.flush(&table, octets, |frame| write(shared, tap, &table, &frame));
-    joined
-}
-
-/// False for a super-packet that the kernel does not know: it gets no more of that kind.
-pub(crate) fn write(shared: &Shared, tap: &Tap, table: &Table, frame: &Frame<'_>) -> bool {
-    match (tap.write(frame.pieces), frame.offload) {
-        (Ok(_), _) => {}
-        (Err(err), Some(offload)) if err.raw_os_error() == Some(libc::EINVAL) => {
-            shared.offloads.step_down(offload, OffloadState::Refused);
-            return false;
-        }
-        (Err(_), _) => shared.drop_of(&table.peers[frame.from], Dropped::TapRefused, 1),
-    }
-    true
 }

@@ -22,10 +22,11 @@ use crate::coalesce::Span;
 use crate::counters::Dropped;
 use crate::ecn::NOT_ECT;
 use crate::inbound::Inbound;
+use crate::reception;
 use crate::shared::{CarrierEvent, Shared};
 use crate::table::Table;
 use crate::tap::Tap;
-use crate::threads::{self, Waker};
+use crate::threads::Waker;
 use crate::udp::Underlay;
 
 /// The last of the tokens that are no listener's and no connection's.
@@ -259,7 +260,7 @@ impl<'a> Reader<'a> {
         self.inbound.pass_on(&table, self.shared, self.underlay);
         let (shared, tap) = (self.shared, self.tap);
         self.inbound.flush(&table, &self.octets, |frame| {
-            threads::write(shared, tap, &table, &frame)
+            reception::write(shared, tap, &table, &frame)
         });
         result
     }
