@@ -373,6 +373,9 @@ pub struct PeerRow {
     pub rx_packets: u64,
     /// Their octets.
     pub rx_bytes: u64,
+    /// How many of them the kernel sent straight on between a container and the `vxlan` carrier, while it does so at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast_path: Option<FastRow>,
     /// Packets and datagrams to it or from it that were dropped, by reason.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
@@ -387,6 +390,15 @@ pub struct PeerRow {
     /// Source ports that flows to it are spread over (`--source-ports`, as far as they reach it).
     #[serde(default)]
     pub source_ports: u8,
+}
+
+/// What took the fast path; a super-packet is one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastRow {
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Packets received.
+    pub rx_packets: u64,
 }
 
 /// One way to a peer.

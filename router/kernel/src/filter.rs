@@ -210,11 +210,7 @@ const PAIRS6: &str = "type ipv6_addr . ipv6_addr; flags interval";
 fn network_pairs(view: &View) -> (Vec<String>, Vec<String>) {
     let mut pairs4 = Vec::new();
     let mut pairs6 = Vec::new();
-    let mut seen: Vec<Ipv4Net> = Vec::new();
-    for network in &view.networks {
-        // The kernel refuses elements that overlap; no honest node makes such networks.
-        let apart = |net: &Ipv4Net| !seen.iter().any(|n| n.contains(net) || net.contains(n));
-        let blocks: Vec<Ipv4Net> = network.blocks().filter(apart).collect();
+    for blocks in networks_apart(view) {
         for (from, to) in blocks
             .iter()
             .flat_map(|from| blocks.iter().map(move |to| (from, to)))
@@ -223,9 +219,22 @@ fn network_pairs(view: &View) -> (Vec<String>, Vec<String>) {
             let (from6, to6) = (view.plan.v6_cover(*from), view.plan.v6_cover(*to));
             pairs6.push(format!("{from6} . {to6}"));
         }
-        seen.extend(blocks);
     }
     (pairs4, pairs6)
+}
+
+/// The blocks of each network, none of which has anything in common with another's.
+fn networks_apart(view: &View) -> Vec<Vec<Ipv4Net>> {
+    let mut seen: Vec<Ipv4Net> = Vec::new();
+    let mut networks = Vec::new();
+    for network in &view.networks {
+        // The kernel refuses elements that overlap; no honest node makes such networks.
+        let apart = |net: &Ipv4Net| !seen.iter().any(|n| n.contains(net) || net.contains(n));
+        let blocks: Vec<Ipv4Net> = network.blocks().filter(apart).collect();
+        seen.extend(&blocks);
+        networks.push(blocks);
+    }
+    networks
 }
 
 fn set(out: &mut String, name: &str, kind: &str, elements: &[String]) {

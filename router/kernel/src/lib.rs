@@ -21,6 +21,7 @@
 //!
 //! Calls block (milliseconds) and enter namespaces on threads of their own: from async code use `spawn_blocking`.
 
+mod bpf;
 pub mod diff;
 mod error;
 mod esp;
@@ -34,6 +35,7 @@ mod table;
 pub use error::{KernelError, NftError, Refusal};
 pub use esp::{EspMemory, EspPlan, plan_esp};
 pub use filter::Guard;
+pub use filter::fastpath::program::FastTraffic;
 pub use filter::fastpath::{Backend, FastMemory, FastPath, plan_fast_path};
 pub use linux::apply::Report;
 pub use linux::domain::{Domain, Origin};

@@ -165,9 +165,12 @@ impl Daemon {
         let mut rows = rows::peers(&view, &known, &self.counters());
         if let Some(vxlan) = &view.vxlan {
             let domain = self.domain.clone();
-            let read = tokio::task::spawn_blocking(move || nft::vxlan_traffic(&domain));
-            let counted = read.await.map_err(anyhow::Error::from)?.unwrap_or_default();
-            rows::add_vxlan(&mut rows, vxlan, &counted);
+            let read = tokio::task::spawn_blocking(move || {
+                let fast = domain.has_fast_path().then(|| domain.fast_traffic());
+                (nft::vxlan_traffic(&domain).unwrap_or_default(), fast)
+            });
+            let (counted, fast) = read.await.map_err(anyhow::Error::from)?;
+            rows::add_vxlan(&mut rows, vxlan, &counted, fast.as_ref());
         }
         Ok(rows)
     }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use weft_carrier::{Counters, Dropped, PeerTraffic};
 use weft_core::carriers::Why;
 use weft_core::control::{
-    EndpointRow, NameRow, NameSpec, NetworkRow, NodeRow, PathRow, PeerRow, ServiceRow, ServiceSpec,
+    EndpointRow, FastRow, NameRow, NameSpec, NetworkRow, NodeRow, PathRow, PeerRow, ServiceRow,
+    ServiceSpec,
 };
 use weft_core::model::{Label, NodeId};
 use weft_core::path::{Path, PathInfo};
@@ -13,6 +14,7 @@ use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
 use weft_core::view::{
     Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerView, Service, View, VxlanView,
 };
+use weft_kernel::FastTraffic;
 use weft_kernel::nft::VxlanTraffic;
 
 /// This host's own endpoints of one kind.
@@ -192,6 +194,7 @@ pub(crate) fn peers(view: &View, known: &[PeerView], counters: &Counters) -> Vec
                 tx_bytes: sum(|t| t.tx_bytes),
                 rx_packets: sum(|t| t.rx_packets),
                 rx_bytes: sum(|t| t.rx_bytes),
+                fast_path: None,
                 drops: traffic.map(|t| drops(&t.drops)).unwrap_or_default(),
                 offloads: offloads(counters, traffic),
                 source_ports: traffic.map_or(1, |t| t.source_ports),
@@ -207,9 +210,15 @@ pub(crate) fn add_vxlan(
     rows: &mut [PeerRow],
     vxlan: &VxlanView,
     counted: &BTreeMap<[u8; 6], VxlanTraffic>,
+    fast: Option<&BTreeMap<[u8; 6], FastTraffic>>,
 ) {
     for row in rows {
         let peer = vxlan.peers.iter().find(|peer| peer.id.short() == row.node);
+        let taken = peer.and_then(|peer| fast?.get(&peer.mac));
+        row.fast_path = taken.map(|fast| FastRow {
+            tx_packets: fast.tx_packets,
+            rx_packets: fast.rx_packets,
+        });
         let Some(traffic) = peer.and_then(|peer| counted.get(&peer.mac)) else {
             continue;
         };

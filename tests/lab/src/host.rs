@@ -247,26 +247,13 @@ impl Host {
         self.peers().into_iter().next().unwrap_or_default()
     }
 
-    /// Packets that one chain of the fast path over the `vxlan` carrier sent on; `None` where it is not laid.
-    pub fn fast_path(&self, chain: &str) -> Option<u64> {
-        let list = [
-            "exec",
-            "--",
-            "nft",
-            "-j",
-            "list",
-            "table",
-            "netdev",
-            "weft_fast",
-        ];
-        let out = self.weft(&list);
-        let parts = out.is_ok().then(|| out.json())?["nftables"]
-            .as_array()?
-            .clone();
-        let rules = parts.iter().filter(|part| part["rule"]["chain"] == chain);
-        let mut steps =
-            rules.flat_map(|part| part["rule"]["expr"].as_array().into_iter().flatten());
-        steps.find_map(|step| step["counter"]["packets"].as_u64())
+    /// Packets that took the fast path over the `vxlan` carrier, `tx_packets` or `rx_packets`; `None` where it is not laid.
+    pub fn fast_path(&self, which: &str) -> Option<u64> {
+        let rows = self.peers();
+        let laid = rows
+            .iter()
+            .filter_map(|row| row["fast_path"][which].as_u64());
+        laid.reduce(|one, other| one + other)
     }
 
     /// How many nodes it sees alive; 0 while the daemon does not answer.

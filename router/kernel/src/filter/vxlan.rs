@@ -104,11 +104,11 @@ pub(super) fn domain_sets(out: &mut String, view: &View) {
 }
 
 /// What holds a peer's MAC and the addresses it may send from.
-pub(super) const SOURCES4: &str = "type ether_addr . ipv4_addr; flags interval";
-pub(super) const SOURCES6: &str = "type ether_addr . ipv6_addr; flags interval";
+const SOURCES4: &str = "type ether_addr . ipv4_addr; flags interval";
+const SOURCES6: &str = "type ether_addr . ipv6_addr; flags interval";
 
 /// Those, of both families.
-pub(super) fn sources(view: &View, vxlan: &VxlanView) -> (Vec<String>, Vec<String>) {
+fn sources(view: &View, vxlan: &VxlanView) -> (Vec<String>, Vec<String>) {
     let owned = vxlan.peers.iter().flat_map(|peer| {
         let prefixes = view.member(&peer.id).map(|member| &member.prefixes);
         let mac = mac_text(peer.mac);

@@ -14,6 +14,7 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use weft_core::layout::{DEVICE_MTU, GATEWAY_MAC, HOST_LEG, HOST_LEG_FAR, HOST_LEG_MAC};
 
 use super::apply::{Namespace, Place, Report, set_sysctls};
+use super::fastpath::FastCounters;
 use super::host::Host;
 use super::netns::{NETNS_DIR, OWN, inside, is_own};
 use super::rtnl::{Rtnl, VethEnd};
@@ -35,6 +36,7 @@ pub enum Origin {
 pub struct Domain {
     name: String,
     namespace: OwnedFd,
+    pub(super) fast: FastCounters,
 }
 
 /// `weft-` and one to twenty letters or digits.
@@ -82,6 +84,7 @@ impl Domain {
         Ok(Self {
             name: name.to_owned(),
             namespace,
+            fast: FastCounters::default(),
         })
     }
 

@@ -1,18 +1,32 @@
-//! Lays the fast path (`filter/fastpath.rs`) in the domain, on the devices that are there.
+//! Puts the fast path (`filter/fastpath.rs`) on the domain's devices that are there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use weft_core::layout::VXLAN_CARRIER;
 use weft_core::model::Proto;
 
+use super::bpf::{Classifier, Map, MapKind};
 use super::domain::Domain;
 use super::nfnetlink::{self, TableFamily};
-use super::nft::{feed, removing, replacing};
+use super::nft::{feed, replacing};
+use super::rtnl::Rtnl;
 use crate::error::{Doing, Result};
+use crate::filter::fastpath::program::{
+    self, BACKEND_LEN, FastTraffic, Ground as Made, HomeValue, LegValue, Maps, OwnerValue,
+    PEER_LEN, PREFIX_LEN,
+};
 use crate::filter::fastpath::{Backend, FastMemory, FastPath, TABLE, TRANSLATED, WIDEST};
 
-/// The table of one domain, as far as this process knows it.
+/// Peers whose traffic is counted at a time.
+const MAX_PEERS: usize = 8192;
+/// Octets of a device's index, and of an address.
+const WORD: usize = 4;
+
+/// The fast path of one domain, as far as this process knows it.
 #[derive(Debug, Default)]
 pub struct FastTable {
     state: State,
@@ -29,7 +43,7 @@ enum State {
     Refused(Ground),
 }
 
-/// What a table stands for.
+/// What it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Ground {
     plan: FastPath,
@@ -40,11 +54,61 @@ struct Ground {
 #[derive(Debug)]
 struct Laid {
     ground: Ground,
-    /// Its rules' ([`nfnetlink::handles`]).
-    handles: Vec<u64>,
+    /// By device the kernel's number of the program.
+    programs: BTreeMap<u32, u32>,
+}
+
+/// What has taken it since this process began.
+#[derive(Debug, Default)]
+pub(super) struct FastCounters {
+    map: OnceLock<Map>,
+    /// Who has a place in the map.
+    peers: Mutex<BTreeSet<[u8; 6]>>,
+    is_laid: AtomicBool,
+}
+
+impl FastCounters {
+    /// Counts for these, too. What was counted stays.
+    fn count(&self, peers: BTreeSet<[u8; 6]>) -> io::Result<&Map> {
+        let map = match self.map.get() {
+            Some(map) => map,
+            None => {
+                let sizes = (PEER_LEN, FastTraffic::LEN);
+                let map = Map::new(MapKind::Hash, "weft_traffic", sizes, MAX_PEERS)?;
+                self.map.get_or_init(|| map)
+            }
+        };
+        for peer in &peers {
+            map.add(&program::peer(*peer), &[0; FastTraffic::LEN])?;
+        }
+        self.peers().extend(peers);
+        Ok(map)
+    }
+
+    fn peers(&self) -> MutexGuard<'_, BTreeSet<[u8; 6]>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, peer: [u8; 6]) -> Option<FastTraffic> {
+        let value = self.map.get()?.get(&program::peer(peer)).ok()?;
+        Some(FastTraffic::read(&value))
+    }
 }
 
 impl Domain {
+    /// What took the fast path to and from each MAC since this process began.
+    pub fn fast_traffic(&self) -> BTreeMap<[u8; 6], FastTraffic> {
+        let peers = self.fast.peers();
+        let each = peers.iter();
+        each.filter_map(|peer| Some((*peer, self.fast.read(*peer)?)))
+            .collect()
+    }
+
+    /// Is there one?
+    pub fn has_fast_path(&self) -> bool {
+        self.fast.is_laid.load(Ordering::Relaxed)
+    }
+
     /// What an earlier process knew, as its table holds it.
     ///
     /// # Errors
@@ -84,22 +148,17 @@ fn width(key: &[u8]) -> Option<([u8; 6], u16)> {
 }
 
 impl FastTable {
-    /// Takes the table away unless it is this one. For before anything else is changed in the domain.
+    /// Takes it away unless it is this one. For before anything else is changed in the domain.
     ///
     /// # Errors
-    /// nft can't be run: the table stands.
+    /// The kernel can't be asked: it stands.
     pub fn withdraw_unless(&mut self, domain: &Domain, wanted: Option<&FastPath>) -> Result<()> {
         match &self.state {
             State::Laid(laid) if Some(&laid.ground.plan) == wanted => return Ok(()),
             State::Absent | State::Refused(_) => return Ok(()),
             State::Laid(_) | State::Unknown => {}
         }
-        domain.run(|| -> Result<()> {
-            if !handles()?.is_empty() {
-                feed(&removing(&format!("netdev {TABLE}")))?;
-            }
-            Ok(())
-        })??;
+        domain.withdraw_fast_path()?;
         self.state = State::Absent;
         Ok(())
     }
@@ -107,7 +166,7 @@ impl FastTable {
     /// Lays it on those of its devices that are there, unless it stands there. For once all else stands.
     ///
     /// # Errors
-    /// The kernel refuses it, perhaps for want of `nft_fwd_netdev`; it is not tried again before something changes.
+    /// The kernel refuses it, perhaps for want of `cls_bpf`; it is not tried again before something changes.
     pub fn lay(&mut self, domain: &Domain, wanted: &FastPath) -> Result<()> {
         let ground = Ground {
             plan: wanted.clone(),
@@ -115,39 +174,28 @@ impl FastTable {
         };
         match &self.state {
             State::Refused(before) if *before == ground => return Ok(()),
-            State::Laid(laid) if laid.ground == ground => {
-                let now = domain.run(handles)??;
-                if now == laid.handles {
-                    return Ok(());
-                }
+            State::Laid(laid) if laid.ground == ground && domain.fast_path_stands(laid)? => {
+                return domain.keep_fast_memory(&wanted.memory);
             }
             _ => {}
         }
-        let present: BTreeSet<&str> = ground.devices.keys().map(String::as_str).collect();
-        let Some(body) = wanted.table(&present) else {
+        if ground.devices.len() < 2 || !ground.devices.contains_key(VXLAN_CARRIER) {
             return self.withdraw_unless(domain, None);
-        };
-        let text = replacing(&format!("netdev {TABLE}"), &body);
+        }
         // Forgotten until it is done.
         self.state = State::Unknown;
-        match domain.run(|| feed(&text))? {
-            Ok(()) => {
-                let handles = domain.run(handles)??;
-                self.state = State::Laid(Laid { ground, handles });
+        match domain.lay_fast_path(&ground) {
+            Ok(programs) => {
+                self.state = State::Laid(Laid { ground, programs });
                 Ok(())
             }
             Err(error) => {
                 self.withdraw_unless(domain, None)?;
                 self.state = State::Refused(ground);
-                Err(error.into())
+                Err(error)
             }
         }
     }
-}
-
-fn handles() -> Result<Vec<u64>> {
-    let handles = nfnetlink::handles(TableFamily::Netdev, TABLE);
-    handles.doing(|| format!("read the nft table netdev {TABLE}"))
 }
 
 impl Domain {
@@ -156,4 +204,149 @@ impl Domain {
         let of_it = links.into_iter().filter(|link| plan.has_device(&link.name));
         Ok(of_it.map(|link| (link.name, link.index)).collect())
     }
+
+    /// Whoever laid it: nobody else puts anything on the domain's devices.
+    fn withdraw_fast_path(&self) -> Result<()> {
+        let withdrawn = self.with(|ns| {
+            for link in ns.rtnl.links().doing(|| "list the devices".into())? {
+                let removed = ns.rtnl.remove_classifier(link.index);
+                removed.doing(|| format!("take the fast path off {}", link.name))?;
+            }
+            Ok(())
+        });
+        if withdrawn.is_ok() {
+            self.fast.is_laid.store(false, Ordering::Relaxed);
+        }
+        withdrawn
+    }
+
+    fn fast_path_stands(&self, laid: &Laid) -> Result<bool> {
+        self.with(|ns| {
+            let stands = |(device, program): (&u32, &u32)| {
+                Ok(ns.rtnl.classifier(*device)? == Some(*program))
+            };
+            let all: io::Result<Vec<bool>> = laid.programs.iter().map(stands).collect();
+            Ok(all
+                .doing(|| "read the fast path".into())?
+                .iter()
+                .all(|stands| *stands))
+        })
+    }
+
+    /// For the next daemon. It stands before anything takes the fast path.
+    fn keep_fast_memory(&self, memory: &FastMemory) -> Result<()> {
+        let rules = nfnetlink::handles(TableFamily::Netdev, TABLE);
+        if self.fast_memory()? != *memory
+            || !self.run(|| rules)?.is_ok_and(|rules| rules.is_empty())
+        {
+            self.run(|| feed(&replacing(&format!("netdev {TABLE}"), &memory.table())))??;
+        }
+        Ok(())
+    }
+
+    fn lay_fast_path(&self, ground: &Ground) -> Result<BTreeMap<u32, u32>> {
+        self.keep_fast_memory(&ground.plan.memory)?;
+        let macs = ground.plan.owners.iter().map(|(_, owner)| owner.mac);
+        let traffic = self.fast.count(macs.collect());
+        let traffic = traffic.doing(|| "make the fast path's counters".into())?;
+        let programs = Programs::load(ground, traffic);
+        let programs = programs.doing(|| "load the fast path".into())?;
+        let put = self.with(|ns| {
+            let put = programs.put(&ns.rtnl, &ground.devices);
+            put.doing(|| "put the fast path on its devices".into())
+        })?;
+        self.fast.is_laid.store(true, Ordering::Relaxed);
+        Ok(put)
+    }
 }
+
+/// Both programs. Their maps are theirs once they are loaded.
+struct Programs {
+    from_legs: Classifier,
+    from_peers: Classifier,
+}
+
+impl Programs {
+    fn load(Ground { plan, devices }: &Ground, traffic: &Map) -> io::Result<Self> {
+        let present = || {
+            let legs = plan.legs.iter();
+            legs.filter_map(|(name, leg)| Some((*devices.get(name)?, *leg)))
+        };
+        let legs = filled(
+            "weft_legs",
+            (WORD, LegValue::LEN),
+            present().map(|(device, leg)| (device.to_ne_bytes().to_vec(), leg.octets())),
+        )?;
+        let homes = filled(
+            "weft_homes",
+            (WORD, HomeValue::LEN),
+            present().map(|(device, leg)| {
+                (leg.ip.octets().to_vec(), HomeValue { device, leg }.octets())
+            }),
+        )?;
+        let owners = Map::new(
+            MapKind::LpmTrie,
+            "weft_owners",
+            (PREFIX_LEN, OwnerValue::LEN),
+            plan.owners.len(),
+        )?;
+        for (net, owner) in &plan.owners {
+            owners.put(
+                &program::prefix(net.prefix_len(), net.network()),
+                &owner.octets(),
+            )?;
+        }
+        let backends = plan.memory.translated.iter();
+        let translated = filled(
+            "weft_backends",
+            (BACKEND_LEN, 1),
+            backends.map(|backend| (program::backend(*backend), vec![1])),
+        )?;
+        let made = Made {
+            ula: plan.ula,
+            carrier: (devices.get(VXLAN_CARRIER).copied().unwrap_or(0), plan.mac),
+            mtu: plan.mtu,
+            maps: Maps {
+                legs: legs.descriptor(),
+                homes: homes.descriptor(),
+                owners: owners.descriptor(),
+                translated: (!plan.memory.translated.is_empty()).then(|| translated.descriptor()),
+                traffic: traffic.descriptor(),
+            },
+        };
+        Ok(Self {
+            from_legs: Classifier::load("weft_from_legs", &program::from_legs(&made))?,
+            from_peers: Classifier::load("weft_from_peers", &program::from_peers(&made))?,
+        })
+    }
+
+    /// Gives by device the kernel's number of its program.
+    fn put(&self, rtnl: &Rtnl, devices: &BTreeMap<String, u32>) -> io::Result<BTreeMap<u32, u32>> {
+        let mut programs = BTreeMap::new();
+        for (name, device) in devices {
+            let (program, shown) = match name == VXLAN_CARRIER {
+                true => (&self.from_peers, "from_peers"),
+                false => (&self.from_legs, "from_legs"),
+            };
+            rtnl.set_classifier(*device, shown, program.descriptor())?;
+            programs.insert(*device, program.id()?);
+        }
+        Ok(programs)
+    }
+}
+
+fn filled(
+    name: &str,
+    sizes: (usize, usize),
+    elements: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
+) -> io::Result<Map> {
+    let elements: Vec<_> = elements.collect();
+    let map = Map::new(MapKind::Hash, name, sizes, elements.len())?;
+    for (key, value) in &elements {
+        map.put(key, value)?;
+    }
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests;

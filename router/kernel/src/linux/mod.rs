@@ -1,6 +1,7 @@
 //! The adapter half: the only place that talks to the kernel.
 
 pub(crate) mod apply;
+pub(crate) mod bpf;
 pub(crate) mod conntrack;
 pub(crate) mod domain;
 pub(crate) mod doors;

@@ -3,6 +3,7 @@
 //! The one module that names rtnetlink, whose interface changes every few months. A [`Rtnl`] belongs to the namespace
 //! of the thread that opened it and brings its own small runtime, so it must not be used on a thread of tokio's.
 
+mod classifier;
 mod route;
 mod rule;
 mod vxlan;

@@ -1,4 +1,4 @@
-//! The crate's only unsafe code: four system calls that nix has no safe name for.
+//! System calls that nix has no safe name for. The crate's only unsafe code but bpf(2)'s (`linux/bpf.rs`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -85,10 +85,12 @@ fn hosts_that_both_ask_for_it_are_sealed_by_the_kernel_and_forged_vxlan_gets_not
     let big = ["ping", "-c3", "-w15", "-Mdo", "-s1388", &to];
     assert!(pair[0].run(&big).is_ok(), "{}", pair[0].run(&big));
     lab.wait("the fast path is laid", 60, || {
-        hosts.iter().all(|host| host.fast_path("out4").is_some())
+        hosts
+            .iter()
+            .all(|host| host.fast_path("tx_packets").is_some())
     });
     assert!(pair[0].fetches(&pair[1], 3_000_000));
-    for (host, chain) in hosts.iter().zip(["in4", "out4"]) {
+    for (host, chain) in hosts.iter().zip(["rx_packets", "tx_packets"]) {
         assert!(host.fast_path(chain).unwrap_or(0) > 20, "nothing took it");
     }
     // The perfect forgery: the peer's own address and MAC, from within the subnet.

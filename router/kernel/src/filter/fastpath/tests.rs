@@ -1,6 +1,6 @@
 use weft_core::layout::vxlan_mac;
 use weft_core::model::{ClusterId, EndpointId, Generation, Label, NodeId};
-use weft_core::view::{Endpoint, EndpointKind, Member, PeerNumber, Seal};
+use weft_core::view::{Endpoint, EndpointKind, Member, NetworkView, PeerNumber, Seal};
 
 use super::*;
 use crate::plan::LocalLeg;
@@ -37,6 +37,18 @@ fn peer(id: u8, mtu: u16) -> VxlanPeer {
     }
 }
 
+fn network(name: &str, net: &str) -> NetworkView {
+    NetworkView {
+        name: Label::parse(name).unwrap(),
+        net: net.parse().unwrap(),
+        also: vec![],
+        size: 4096,
+        used: 0,
+        free_here: 4096,
+        low: false,
+    }
+}
+
 /// This host, two peers over `vxlan`, and a container of the second one's.
 fn view() -> View {
     let cluster = ClusterId([7; 16]);
@@ -56,6 +68,10 @@ fn view() -> View {
             ip: BACKEND.ip,
             labels: BTreeMap::new(),
         }],
+        networks: vec![
+            network("default", "10.32.0.0/16"),
+            network("blue", "10.40.0.0/20"),
+        ],
         vxlan: Some(VxlanView {
             mac: vxlan_mac(&NodeId([1; 32])),
             peers: vec![peer(2, 1450), peer(3, 1450)],
@@ -90,17 +106,16 @@ fn noted(view: &View, backends: &[Backend]) -> FastMemory {
 /// The prefixes that are led to over it.
 fn led(view: &View, memory: &FastMemory) -> Vec<String> {
     let plan = plan_fast_path(view, &local(), memory);
-    plan.map_or_else(Vec::new, |plan| plan.elements["peers4"].clone())
+    let owners = plan.map_or_else(Vec::new, |plan| plan.owners);
+    let led = owners.iter().filter(|(_, owner)| owner.is_led_to);
+    led.map(|(net, _)| net.to_string()).collect()
 }
 
 #[test]
 fn it_leads_to_peers_that_are_alive_and_reached_so() {
     let mut view = view();
     let memory = noted(&view, &[]);
-    let (second, third) = (
-        "10.32.128.0/17 : 169.254.16.1",
-        "10.40.0.0/13 : 169.254.16.2",
-    );
+    let (second, third) = ("10.32.128.0/17", "10.40.0.0/20");
     assert_eq!(led(&view, &memory), [second, third]);
     view.members[2].liveness = Liveness::Down;
     assert_eq!(led(&view, &memory), [second]);
@@ -117,7 +132,7 @@ fn a_path_that_was_wider_is_left_out_until_it_is_that_wide_again() {
     let mut memory = noted(&view, &[]);
     peers_of(&mut view)[0].mtu = 1300;
     memory.note(&view, std::iter::empty());
-    assert_eq!(led(&view, &memory), ["10.40.0.0/13 : 169.254.16.2"]);
+    assert_eq!(led(&view, &memory), ["10.40.0.0/20"]);
     peers_of(&mut view)[0].mtu = 1450;
     memory.note(&view, std::iter::empty());
     assert_eq!(led(&view, &memory).len(), 2);
@@ -133,12 +148,12 @@ fn what_a_service_stood_for_is_remembered_as_long_as_somebody_has_the_address() 
     let mut view = view();
     let mut memory = noted(&view, &[BACKEND]);
     memory.note(&view, std::iter::empty());
+    assert!(memory.table().contains("{ 10.32.128.2 . tcp . 80 }"));
     let plan = plan_fast_path(&view, &local(), &memory).unwrap();
-    assert_eq!(plan.elements[TRANSLATED], ["10.32.128.2 . tcp . 80"]);
+    assert_eq!(plan.memory, memory);
     view.endpoints.clear();
     memory.note(&view, std::iter::empty());
-    let plan = plan_fast_path(&view, &local(), &memory).unwrap();
-    assert!(plan.elements[TRANSLATED].is_empty());
+    assert!(memory.translated.is_empty());
 }
 
 #[test]
@@ -148,11 +163,41 @@ fn it_stands_on_devices_that_are_there() {
     let leg = leg_name(&EndpointId([2; 8]));
     assert!(plan.has_device(&leg) && plan.has_device(VXLAN_CARRIER));
     assert!(!plan.has_device("wu0"));
-    let text = plan
-        .table(&BTreeSet::from([leg.as_str(), VXLAN_CARRIER]))
-        .unwrap();
-    let device = format!("devices = {{ \"{leg}\" }}");
-    assert!(text.contains(&device), "{text}");
-    assert_eq!(plan.table(&BTreeSet::from([VXLAN_CARRIER])), None);
-    assert_eq!(plan.table(&BTreeSet::from([leg.as_str()])), None);
+}
+
+#[test]
+fn addresses_are_in_one_network_if_they_are_in_any_of_its_blocks() {
+    let mut view = view();
+    view.networks[1].also = vec!["10.41.0.0/19".parse().unwrap()];
+    // Not one of its own: it is another network's already.
+    view.networks[1].also.push("10.32.4.0/22".parse().unwrap());
+    let plan = plan_fast_path(&view, &local(), &noted(&view, &[])).unwrap();
+    let of = |network| {
+        let owners = plan.owners.iter();
+        let owners = owners.filter(move |(_, owner)| owner.place.network == network);
+        let shown = owners.map(|(net, owner)| (net.to_string(), owner.place.block));
+        shown.collect::<Vec<_>>()
+    };
+    let own = plan.legs.values().next().unwrap().place;
+    assert_eq!(of(own.network), [("10.32.128.0/17".to_owned(), 0)]);
+    // Each number of a block by itself, as the IPv6 addresses name it.
+    let blue = [
+        ("10.40.0.0/20".to_owned(), 128),
+        ("10.41.0.0/20".to_owned(), 144),
+        ("10.41.16.0/20".to_owned(), 145),
+    ];
+    assert_eq!(of(own.network + 1), blue);
+}
+
+#[test]
+fn what_is_in_no_network_is_nobody_s() {
+    let mut view = view();
+    view.networks.truncate(1);
+    let memory = noted(&view, &[]);
+    assert_eq!(led(&view, &memory), ["10.32.128.0/17"]);
+    view.networks.clear();
+    assert_eq!(
+        plan_fast_path(&view, &local(), &memory).unwrap().legs.len(),
+        0
+    );
 }

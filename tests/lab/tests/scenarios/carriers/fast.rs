@@ -10,7 +10,9 @@ const OTHER_NETWORK: [&str; 2] = ["--trusted-subnet", "198.51.100.0/24"];
 
 fn wait_laid(lab: &Lab, hosts: &[Host; 2]) {
     lab.wait("the fast path is laid", 20, || {
-        hosts.iter().all(|host| host.fast_path("out4").is_some())
+        hosts
+            .iter()
+            .all(|host| host.fast_path("tx_packets").is_some())
     });
 }
 
@@ -22,16 +24,15 @@ fn connections_between_containers_take_it_in_both_families() {
     let (a, b) = (h1.serve("a", &[]), Container::drain(h2, "b", &[]));
     wait_laid(&lab, &hosts);
     for (version, at) in [(4, IpAddr::from(b.ip())), (6, b.ip6().into())] {
-        let chains = [
-            (h1, format!("out{version}")),
-            (h2, format!("in{version}")),
-            (h2, format!("out{version}")),
-            (h1, format!("in{version}")),
+        let ways = [
+            (h1, "tx_packets"),
+            (h2, "rx_packets"),
+            (h2, "tx_packets"),
+            (h1, "rx_packets"),
         ];
         let counts = || {
-            chains
-                .iter()
-                .map(|(host, chain)| host.fast_path(chain).unwrap_or(0))
+            ways.iter()
+                .map(|(host, which)| host.fast_path(which).unwrap_or(0))
         };
         let before: Vec<u64> = counts().collect();
         a.pours(at, 32);
@@ -81,25 +82,31 @@ fn what_a_virtual_address_stands_for_goes_the_long_way_even_once_it_no_longer_do
         a.tool(&["pour", &format!("{vip}:80"), "1"]).is_ok()
     });
     for at in [vip, b.ip().into()] {
-        let before = h1.fast_path("in4").unwrap_or(0);
+        let before = h1.fast_path("rx_packets").unwrap_or(0);
         a.pours(at, 16);
-        let back = h1.fast_path("in4").unwrap_or(0).saturating_sub(before);
+        let back = h1
+            .fast_path("rx_packets")
+            .unwrap_or(0)
+            .saturating_sub(before);
         assert!(
             back < 20,
             "{back} of the answers from {at} took the fast path"
         );
     }
-    let before = h1.fast_path("in4").unwrap_or(0);
+    let before = h1.fast_path("rx_packets").unwrap_or(0);
     assert!(a.fetches(&other, 10_000_000));
     assert!(
-        h1.fast_path("in4").unwrap_or(0) > before + 50,
+        h1.fast_path("rx_packets").unwrap_or(0) > before + 50,
         "nothing took it"
     );
     h1.weft(&["service", "rm", "drain"]).ok();
     wait_laid(&lab, &hosts);
-    let before = h1.fast_path("in4").unwrap_or(0);
+    let before = h1.fast_path("rx_packets").unwrap_or(0);
     a.pours(b.ip(), 16);
-    let back = h1.fast_path("in4").unwrap_or(0).saturating_sub(before);
+    let back = h1
+        .fast_path("rx_packets")
+        .unwrap_or(0)
+        .saturating_sub(before);
     assert!(
         back < 20,
         "{back} answers of what a service stood for took the fast path"
@@ -141,14 +148,18 @@ fn a_connection_goes_on_where_its_path_shrinks() {
     wait_laid(&lab, &hosts);
     let (at, mib) = (format!("{}:80", b.ip()), 1024_u64);
     let mut pouring = a.spawn_tool(h1, "pouring", &["pour", &at, &mib.to_string()]);
-    lab.wait("it flows", 20, || h1.fast_path("out4").unwrap_or(0) > 500);
+    lab.wait("it flows", 20, || {
+        h1.fast_path("tx_packets").unwrap_or(0) > 500
+    });
     hosts.iter().for_each(|host| host.swallow(1400));
     pouring.wait_for(
         &format!("{} octets, whole", mib << 20),
         std::time::Duration::from_secs(180),
     );
     lab.wait("over the narrower path nothing takes it", 30, || {
-        hosts.iter().all(|host| host.fast_path("out4").is_none())
+        hosts
+            .iter()
+            .all(|host| host.fast_path("tx_packets").is_none())
     });
     assert!(a.pings(&b.ip().to_string()));
 }
@@ -193,8 +204,10 @@ fn a_daemon_that_starts_again_remembers_and_lays_it_anew() {
     wait_laid(&lab, &hosts);
     assert!(translated().contains(&element), "{}", translated());
     goes_on(&lab, &held);
-    // Somebody flushes it: laid again.
-    h1.weft(&[
+    // Somebody takes it away, and what is remembered: both come again.
+    let taken = ["exec", "--", "tc", "qdisc", "del", "dev", "wx0", "clsact"];
+    h1.weft(&taken).ok();
+    let forgotten = [
         "exec",
         "--",
         "nft",
@@ -202,8 +215,13 @@ fn a_daemon_that_starts_again_remembers_and_lays_it_anew() {
         "table",
         "netdev",
         "weft_fast",
-    ])
-    .ok();
-    wait_laid(&lab, &hosts);
+    ];
+    h1.weft(&forgotten).ok();
+    let stands = [
+        "exec", "--", "tc", "filter", "show", "dev", "wx0", "ingress",
+    ];
+    lab.wait("it is laid again", 20, || {
+        h1.weft(&stands).stdout.contains("from_peers") && translated().contains(&element)
+    });
     goes_on(&lab, &held);
 }

@@ -1,0 +1,556 @@
+//! The fast path's two programs: one for the containers' legs, one for `wx0`. Each looks at a packet's headers, asks the maps,
+//! and either sends it on to the other device or leaves it as it came.
+
+use std::net::Ipv4Addr;
+
+use weft_core::layout::{DEVICE_MTU, GATEWAY_MAC};
+use weft_core::model::Proto;
+
+use crate::bpf::Reg::{self, Frame, R0, R1, R2, R6, R7, R8, R9};
+use crate::bpf::Size::{self, Byte, Half, Word};
+use crate::bpf::{Assembler, Compare, Context, GO_ON, Helper, Instruction, Label};
+
+use self::End::{Destination, Source};
+use super::Backend;
+
+/// Octets of an Ethernet header.
+const ETHERNET: i16 = 14;
+/// Of an ICMP header, and the least of any that may be there.
+const LEAST: i16 = 8;
+const TCP: i32 = 6;
+const UDP: i32 = 17;
+/// RFC 9293: FIN, SYN and RST.
+const ENDS: i32 = 0x07;
+/// Octets of a TCP header without options.
+const TCP_HEADER: i16 = 20;
+
+/// What a map is keyed by, and where in the stack that is put together.
+mod stack {
+    /// A device.
+    pub(super) const DEVICE: i16 = -4;
+    /// `struct bpf_lpm_trie_key`: bits, and an address.
+    pub(super) const PREFIX: i16 = -16;
+    /// [`super::Backend`] of source and destination.
+    pub(super) const SOURCE: i16 = -24;
+    pub(super) const DESTINATION: i16 = -32;
+    /// A peer's MAC.
+    pub(super) const PEER: i16 = -40;
+}
+
+/// A network, by a number that its addresses share. Those of IPv6 name the block that they are of, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    /// One number for each network.
+    pub(crate) network: u32,
+    /// [`weft_core::model::AddressPlan::network_number`].
+    pub(crate) block: u16,
+}
+
+/// What is known of a leg. All addresses are as they are in a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LegValue {
+    /// The container's.
+    pub(crate) mac: [u8; 6],
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) place: Place,
+}
+
+impl LegValue {
+    pub(crate) const LEN: usize = 16;
+    const BLOCK: i16 = 6;
+    const IP: i16 = 8;
+    const NETWORK: i16 = 12;
+
+    pub(crate) fn octets(&self) -> Vec<u8> {
+        let mut out = self.mac.to_vec();
+        out.extend(self.place.block.to_be_bytes());
+        out.extend(self.ip.octets());
+        out.extend(self.place.network.to_ne_bytes());
+        out
+    }
+}
+
+/// Where a container's address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HomeValue {
+    /// The index of its leg.
+    pub(crate) device: u32,
+    pub(crate) leg: LegValue,
+}
+
+impl HomeValue {
+    pub(crate) const LEN: usize = 4 + LegValue::LEN;
+    const LEG: i16 = 4;
+
+    pub(crate) fn octets(&self) -> Vec<u8> {
+        let mut out = self.device.to_ne_bytes().to_vec();
+        out.extend(self.leg.octets());
+        out
+    }
+}
+
+/// Whose a prefix is. None reaches beyond one block of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnerValue {
+    /// The peer's, on the segment.
+    pub(crate) mac: [u8; 6],
+    pub(crate) place: Place,
+    /// May packets be sent there this way?
+    pub(crate) is_led_to: bool,
+}
+
+impl OwnerValue {
+    pub(crate) const LEN: usize = 16;
+    const BLOCK: i16 = 6;
+    const NETWORK: i16 = 8;
+    const LED_TO: i16 = 12;
+
+    pub(crate) fn octets(&self) -> Vec<u8> {
+        let mut out = self.mac.to_vec();
+        out.extend(self.place.block.to_be_bytes());
+        out.extend(self.place.network.to_ne_bytes());
+        out.extend(u32::from(self.is_led_to).to_ne_bytes());
+        out
+    }
+}
+
+/// What took the fast path from and to one peer, of which a super-packet is one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FastTraffic {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Their octets, without the Ethernet header.
+    pub rx_octets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Their octets.
+    pub tx_octets: u64,
+}
+
+impl FastTraffic {
+    pub(crate) const LEN: usize = 32;
+    const RECEIVED: i16 = 0;
+    const SENT: i16 = 16;
+
+    pub(crate) fn read(octets: &[u8]) -> Self {
+        let number = |n: usize| {
+            let octets = octets.get(n * 8..).and_then(|rest| rest.first_chunk());
+            octets.map_or(0, |octets| u64::from_ne_bytes(*octets))
+        };
+        Self {
+            rx_packets: number(0),
+            rx_octets: number(1),
+            tx_packets: number(2),
+            tx_octets: number(3),
+        }
+    }
+}
+
+/// Its key: a peer's MAC.
+pub(crate) const PEER_LEN: usize = 8;
+/// An address, a protocol and a port.
+pub(crate) const BACKEND_LEN: usize = 8;
+/// Bits, and an address.
+pub(crate) const PREFIX_LEN: usize = 8;
+
+/// The key of a peer's traffic.
+pub(crate) fn peer([a, b, c, d, e, f]: [u8; 6]) -> Vec<u8> {
+    vec![a, b, c, d, e, f, 0, 0]
+}
+
+/// The key of a prefix.
+pub(crate) fn prefix(bits: u8, ip: Ipv4Addr) -> Vec<u8> {
+    [u32::from(bits).to_ne_bytes(), ip.octets()].concat()
+}
+
+/// The key of what a VIP was turned into.
+pub(crate) fn backend(Backend { ip, proto, port }: Backend) -> Vec<u8> {
+    let proto = match proto {
+        Proto::Tcp => TCP,
+        Proto::Udp => UDP,
+    };
+    let [high, low] = port.to_be_bytes();
+    [ip.octets(), [0, proto as u8, high, low]].concat()
+}
+
+/// What the programs are made for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ground {
+    /// The first octets of all IPv6 addresses of the cluster; `None` where it has none.
+    pub(crate) ula: Option<[u8; 6]>,
+    /// `wx0`: its index and its MAC.
+    pub(crate) carrier: (u32, [u8; 6]),
+    /// What is no longer than this fits every path, octets.
+    pub(crate) mtu: u16,
+    /// Descriptors of maps.
+    pub(crate) maps: Maps,
+}
+
+/// Descriptors of what the programs ask. All are hash maps but one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Maps {
+    /// By device [`LegValue`].
+    pub(crate) legs: i32,
+    /// By address [`HomeValue`].
+    pub(crate) homes: i32,
+    /// By prefix [`OwnerValue`]: finds the longest one.
+    pub(crate) owners: i32,
+    /// What VIPs were turned into, if any was: keys only.
+    pub(crate) translated: Option<i32>,
+    /// By [`peer`] [`FastTraffic`].
+    pub(crate) traffic: i32,
+}
+
+/// For the ingress of a leg.
+pub(crate) fn from_legs(ground: &Ground) -> Vec<Instruction> {
+    program(ground, |program, version, pass| {
+        too_long(program, ground, pass);
+        program.load(Word, R0, (R6, Context::Device as i16));
+        program.store(Word, (Frame, stack::DEVICE), R0);
+        look_up(program, ground.maps.legs, stack::DEVICE, pass);
+        program.copy(R8, R0);
+        same_mac(program, (R7, 6), R8, pass);
+        let (source, own) = ((Frame, stack::SOURCE), (R8, LegValue::IP));
+        same(program, Word, source, own, pass);
+        version.in_block(program, Source, (R8, LegValue::BLOCK), pass);
+        look_up_owner(program, ground, stack::DESTINATION, pass);
+        program.copy(R9, R0);
+        let (own, its) = ((R8, LegValue::NETWORK), (R9, OwnerValue::NETWORK));
+        same(program, Word, own, its, pass);
+        version.in_block(program, Destination, (R9, OwnerValue::BLOCK), pass);
+        program.load(Word, R1, (R9, OwnerValue::LED_TO));
+        program.jump_if(R1, Compare::Equal, 0, pass);
+        not_translated(program, ground, pass);
+        version.hop(program);
+        copy_mac(program, (R7, 0), (R9, 0));
+        let (device, mac) = ground.carrier;
+        set_mac(program, (R7, 6), mac);
+        count(program, ground, R9, FastTraffic::SENT);
+        program.set(R1, device as i32);
+        send(program, Helper::Redirect);
+    })
+}
+
+/// For the ingress of `wx0`.
+pub(crate) fn from_peers(ground: &Ground) -> Vec<Instruction> {
+    program(ground, |program, version, pass| {
+        look_up_owner(program, ground, stack::SOURCE, pass);
+        program.copy(R8, R0);
+        same_mac(program, (R7, 6), R8, pass);
+        version.in_block(program, Source, (R8, OwnerValue::BLOCK), pass);
+        look_up(program, ground.maps.homes, stack::DESTINATION, pass);
+        program.copy(R9, R0);
+        let its = (R9, HomeValue::LEG + LegValue::NETWORK);
+        same(program, Word, (R8, OwnerValue::NETWORK), its, pass);
+        let block = (R9, HomeValue::LEG + LegValue::BLOCK);
+        version.in_block(program, Destination, block, pass);
+        not_translated(program, ground, pass);
+        version.hop(program);
+        copy_mac(program, (R7, 0), (R9, HomeValue::LEG));
+        set_mac(program, (R7, 6), GATEWAY_MAC);
+        count(program, ground, R8, FastTraffic::RECEIVED);
+        program.load(Word, R1, (R9, 0));
+        send(program, Helper::RedirectPeer);
+    })
+}
+
+/// An end of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Source,
+    Destination,
+}
+
+/// Parses, and lets `rest` decide what comes of it, for either family. Registers from then on: R6 the context, R7 the packet,
+/// of which all headers may be read, R9 the protocol; keys of source and destination are on the stack.
+fn program(ground: &Ground, rest: impl Fn(&mut Assembler, &IpVersion, Label)) -> Vec<Instruction> {
+    let mut program = Assembler::default();
+    let (pass, v6) = (program.label(), program.label());
+    program.copy(R6, R1);
+    program.load(Word, R0, (R6, Context::PacketType as i16));
+    program.jump_if(R0, Compare::Unequal, 0, pass);
+    program.load(Word, R7, (R6, Context::Data as i16));
+    program.load(Word, R8, (R6, Context::DataEnd as i16));
+    readable(&mut program, ETHERNET + V4.header + LEAST, pass);
+    program.load(Half, R0, (R7, 12));
+    program.jump_if(R0, Compare::Unequal, half(V4.ether_type), v6);
+    for family in [
+        V4,
+        IpVersion {
+            ula: ground.ula,
+            ..V6
+        },
+    ] {
+        if family.version == 6 {
+            program.bind(v6);
+            if family.ula.is_none() {
+                break;
+            }
+            program.jump_if(R0, Compare::Unequal, half(family.ether_type), pass);
+            readable(&mut program, ETHERNET + family.header + LEAST, pass);
+        }
+        family.parse(&mut program, pass);
+        rest(&mut program, &family, pass);
+    }
+    program.bind(pass);
+    program.set(R0, GO_ON);
+    program.exit();
+    program.finish()
+}
+
+/// An IP version in octets.
+#[derive(Clone, Copy)]
+struct IpVersion {
+    version: u8,
+    ether_type: u16,
+    /// Octets of the header.
+    header: i16,
+    /// Where in it the protocol, the hops that are left, and both addresses are.
+    protocol: i16,
+    hops: i16,
+    addresses: (i16, i16),
+    address_len: i16,
+    /// Protocol, and types, of echo request and reply.
+    icmp: (i32, i32, i32),
+    ula: Option<[u8; 6]>,
+}
+
+const V4: IpVersion = IpVersion {
+    version: 4,
+    ether_type: 0x0800,
+    header: 20,
+    protocol: 9,
+    hops: 8,
+    addresses: (12, 16),
+    address_len: 4,
+    icmp: (1, 8, 0),
+    ula: None,
+};
+
+const V6: IpVersion = IpVersion {
+    version: 6,
+    ether_type: 0x86dd,
+    header: 40,
+    protocol: 6,
+    hops: 7,
+    addresses: (8, 24),
+    address_len: 16,
+    icmp: (58, 128, 129),
+    ula: None,
+};
+
+impl IpVersion {
+    /// Makes both keys, of what is plain. Leaves the protocol in R9.
+    fn parse(&self, program: &mut Assembler, pass: Label) {
+        self.plain_header(program, pass);
+        program.load(Byte, R0, (R7, ETHERNET + self.hops));
+        program.jump_if(R0, Compare::Below, 2, pass);
+        for (at, key) in [
+            (self.addresses.0, stack::SOURCE),
+            (self.addresses.1, stack::DESTINATION),
+        ] {
+            self.own_address(program, at, pass);
+            program.load(Word, R0, (R7, ETHERNET + at + self.address_len - 4));
+            program.store(Word, (Frame, key), R0);
+        }
+        program.load(Byte, R9, (R7, ETHERNET + self.protocol));
+        self.transport(program, pass);
+    }
+
+    /// No options, no fragment. Extension headers of IPv6 are another protocol.
+    fn plain_header(&self, program: &mut Assembler, pass: Label) {
+        program.load(Byte, R0, (R7, ETHERNET));
+        if self.version == 4 {
+            program.jump_if(R0, Compare::Unequal, 0x45, pass);
+            program.load(Half, R0, (R7, ETHERNET + 6));
+            program.jump_if(R0, Compare::Common, half(0x3fff), pass);
+        } else {
+            program.jump_if(R0, Compare::Below, 0x60, pass);
+            program.jump_if(R0, Compare::Above, 0x6f, pass);
+        }
+    }
+
+    /// One of the cluster's: the prefix, and zeroes behind the network's number.
+    fn own_address(&self, program: &mut Assembler, at: i16, pass: Label) {
+        let Some(ula) = self.ula else { return };
+        let [a, b, c, d, e, f] = ula;
+        program.load(Word, R0, (R7, ETHERNET + at));
+        program.jump_if_word(R0, Compare::Unequal, i32::from_ne_bytes([a, b, c, d]), pass);
+        program.load(Half, R0, (R7, ETHERNET + at + 4));
+        program.jump_if(
+            R0,
+            Compare::Unequal,
+            i32::from(u16::from_ne_bytes([e, f])),
+            pass,
+        );
+        program.load(Word, R0, (R7, ETHERNET + at + 8));
+        program.jump_if(R0, Compare::Unequal, 0, pass);
+    }
+
+    /// The number in the address is that of its block.
+    fn in_block(&self, program: &mut Assembler, end: End, block: (Reg, i16), pass: Label) {
+        if self.version == 6 {
+            let at = match end {
+                Source => self.addresses.0,
+                Destination => self.addresses.1,
+            };
+            same(program, Half, (R7, ETHERNET + at + 6), block, pass);
+        }
+    }
+
+    /// Ports, of what has some, into the keys.
+    fn transport(&self, program: &mut Assembler, pass: Label) {
+        let at = ETHERNET + self.header;
+        let (icmp, ports, known) = (program.label(), program.label(), program.label());
+        let (number, request, reply) = self.icmp;
+        program.jump_if(R9, Compare::Equal, number, icmp);
+        program.jump_if(R9, Compare::Equal, UDP, ports);
+        program.jump_if(R9, Compare::Unequal, TCP, pass);
+        readable(program, at + TCP_HEADER, pass);
+        program.load(Byte, R0, (R7, at + 13));
+        program.jump_if(R0, Compare::Common, ENDS, pass);
+        program.bind(ports);
+        for (port, key) in [(at, stack::SOURCE), (at + 2, stack::DESTINATION)] {
+            program.store_value(Byte, (Frame, key + 4), 0);
+            program.store(Byte, (Frame, key + 5), R9);
+            program.load(Half, R0, (R7, port));
+            program.store(Half, (Frame, key + 6), R0);
+        }
+        program.go_to(known);
+        program.bind(icmp);
+        program.load(Byte, R0, (R7, at));
+        let echo = program.label();
+        program.jump_if(R0, Compare::Equal, request, echo);
+        program.jump_if(R0, Compare::Unequal, reply, pass);
+        program.bind(echo);
+        for key in [stack::SOURCE, stack::DESTINATION] {
+            program.store_value(Word, (Frame, key + 4), 0);
+        }
+        program.bind(known);
+    }
+
+    /// One hop less is left.
+    fn hop(&self, program: &mut Assembler) {
+        if self.version == 4 {
+            // RFC 1624: one less in the upper half of a word is one more in the checksum, with what it carries.
+            let whole = program.label();
+            program.load(Half, R0, (R7, ETHERNET + 10));
+            program.add(R0, half(0x0100));
+            program.jump_if(R0, Compare::Below, 0xffff, whole);
+            program.add(R0, 1);
+            program.bind(whole);
+            program.store(Half, (R7, ETHERNET + 10), R0);
+        }
+        program.load(Byte, R0, (R7, ETHERNET + self.hops));
+        program.add(R0, -1);
+        program.store(Byte, (R7, ETHERNET + self.hops), R0);
+    }
+}
+
+/// Two octets of a packet as a load of them gives them.
+fn half(value: u16) -> i32 {
+    i32::from(value.to_be())
+}
+
+/// So many octets are there.
+fn readable(program: &mut Assembler, octets: i16, pass: Label) {
+    program.copy(R1, R7);
+    program.add(R1, octets.into());
+    program.jump_if_both(R1, Compare::Above, R8, pass);
+}
+
+/// The value of a key on the stack, in R0.
+fn look_up(program: &mut Assembler, map: i32, key: i16, absent: Label) {
+    program.map(R1, map);
+    program.copy(R2, Frame);
+    program.add(R2, key.into());
+    program.call(Helper::MapLookup);
+    program.jump_if(R0, Compare::Equal, 0, absent);
+}
+
+/// The owner of an address on the stack, in R0.
+fn look_up_owner(program: &mut Assembler, ground: &Ground, key: i16, absent: Label) {
+    program.store_value(Word, (Frame, stack::PREFIX), 32);
+    program.load(Word, R0, (Frame, key));
+    program.store(Word, (Frame, stack::PREFIX + 4), R0);
+    look_up(program, ground.maps.owners, stack::PREFIX, absent);
+}
+
+/// What is longer than the paths take is answered by the domain; TCP's super-packets are as long as their SYNs allowed.
+fn too_long(program: &mut Assembler, ground: &Ground, pass: Label) {
+    let fits = program.label();
+    program.load(Word, R0, (R6, Context::Length as i16));
+    program.jump_if(
+        R0,
+        Compare::NotAbove,
+        i32::from(ground.mtu) + i32::from(ETHERNET),
+        fits,
+    );
+    program.jump_if(
+        R0,
+        Compare::NotAbove,
+        DEVICE_MTU as i32 + i32::from(ETHERNET),
+        pass,
+    );
+    program.jump_if(R9, Compare::Unequal, TCP, pass);
+    program.bind(fits);
+}
+
+/// Neither end is what a VIP was turned into: connection tracking must turn it back.
+fn not_translated(program: &mut Assembler, ground: &Ground, pass: Label) {
+    let Some(map) = ground.maps.translated else {
+        return;
+    };
+    for key in [stack::SOURCE, stack::DESTINATION] {
+        let absent = program.label();
+        look_up(program, map, key, absent);
+        program.go_to(pass);
+        program.bind(absent);
+    }
+}
+
+fn same(program: &mut Assembler, size: Size, one: (Reg, i16), other: (Reg, i16), pass: Label) {
+    program.load(size, R1, one);
+    program.load(size, R2, other);
+    program.jump_if_both(R1, Compare::Unequal, R2, pass);
+}
+
+/// A MAC of the packet is the one that a value begins with.
+fn same_mac(program: &mut Assembler, (packet, at): (Reg, i16), value: Reg, pass: Label) {
+    for (size, offset) in [(Word, 0), (Half, 4)] {
+        same(program, size, (packet, at + offset), (value, offset), pass);
+    }
+}
+
+fn copy_mac(program: &mut Assembler, (to, at): (Reg, i16), (from, there): (Reg, i16)) {
+    for (size, offset) in [(Word, 0), (Half, 4)] {
+        program.load(size, R1, (from, there + offset));
+        program.store(size, (to, at + offset), R1);
+    }
+}
+
+fn set_mac(program: &mut Assembler, (to, at): (Reg, i16), [a, b, c, d, e, f]: [u8; 6]) {
+    program.store_value(Word, (to, at), i32::from_ne_bytes([a, b, c, d]));
+    program.store_value(Half, (to, at + 4), i32::from(u16::from_ne_bytes([e, f])));
+}
+
+/// One packet more, of the peer whose MAC a value begins with.
+fn count(program: &mut Assembler, ground: &Ground, value: Reg, way: i16) {
+    let unknown = program.label();
+    copy_mac(program, (Frame, stack::PEER), (value, 0));
+    program.store_value(Half, (Frame, stack::PEER + 6), 0);
+    look_up(program, ground.maps.traffic, stack::PEER, unknown);
+    program.set(R1, 1);
+    program.add_shared((R0, way), R1);
+    program.load(Word, R1, (R6, Context::Length as i16));
+    program.add(R1, -i32::from(ETHERNET));
+    program.add_shared((R0, way + 8), R1);
+    program.bind(unknown);
+}
+
+/// Ends the program by sending the packet to the device in R1.
+fn send(program: &mut Assembler, how: Helper) {
+    program.set(R2, 0);
+    program.call(how);
+    program.exit();
+}

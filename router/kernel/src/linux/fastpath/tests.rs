@@ -1,0 +1,395 @@
+//! The programs, in the kernel itself: which packets they take, what becomes of those, and that they leave all others alone.
+
+use std::net::IpAddr;
+
+use weft_core::layout::{GATEWAY_MAC, container_mac};
+use weft_core::model::{AddressPlan, ClusterId};
+
+use super::*;
+use crate::filter::fastpath::program::Place;
+
+/// linux/pkt_cls.h.
+const REDIRECT: i32 = 7;
+const GO_ON: i32 = -1;
+const UNSPECIFIED: [u8; 6] = [0; 6];
+const PEER: [u8; 6] = [2, 9, 9, 9, 9, 9];
+const CARRIER: [u8; 6] = [2, 8, 8, 8, 8, 8];
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 32, 0, 2);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 32, 128, 7);
+const NETWORK: Place = Place {
+    network: 1,
+    block: 0,
+};
+/// `lo`, which test runs come in by.
+const LEG: u32 = 1;
+
+fn plan() -> AddressPlan {
+    AddressPlan::new(AddressPlan::DEFAULT_RANGE, &ClusterId([7; 16])).unwrap()
+}
+
+fn ground(translated: &[Backend]) -> Ground {
+    let owner = |place, is_led_to| OwnerValue {
+        mac: PEER,
+        place,
+        is_led_to,
+    };
+    let other = Place {
+        network: 2,
+        block: 16,
+    };
+    let plan = FastPath {
+        legs: BTreeMap::from([(
+            "leg".to_owned(),
+            LegValue {
+                mac: container_mac(OWN),
+                ip: OWN,
+                place: NETWORK,
+            },
+        )]),
+        owners: vec![
+            ("10.32.128.0/17".parse().unwrap(), owner(NETWORK, true)),
+            ("10.32.64.0/18".parse().unwrap(), owner(NETWORK, false)),
+            ("10.33.0.0/20".parse().unwrap(), owner(other, true)),
+        ],
+        memory: FastMemory {
+            translated: translated.iter().copied().collect(),
+            ..FastMemory::default()
+        },
+        mtu: 1450,
+        ula: Some(plan().ula),
+        mac: CARRIER,
+    };
+    let devices = BTreeMap::from([("leg".to_owned(), LEG), (VXLAN_CARRIER.to_owned(), 77)]);
+    Ground { plan, devices }
+}
+
+struct Laid {
+    programs: Programs,
+    counters: FastCounters,
+}
+
+fn laid(translated: &[Backend]) -> Laid {
+    let counters = FastCounters::default();
+    let map = counters.count(BTreeSet::from([PEER])).unwrap();
+    let programs = Programs::load(&ground(translated), map).unwrap();
+    Laid { programs, counters }
+}
+
+/// A packet in the making. Test runs take what is not for `lo`'s MAC, zeroes, as another host's.
+#[derive(Clone, Copy)]
+struct Packet {
+    from: [u8; 6],
+    ends: (Ipv4Addr, Ipv4Addr),
+    v6: bool,
+    proto: u8,
+    /// The first octets of TCP, UDP or ICMP.
+    ports: (u16, u16),
+    tcp_flags: u8,
+    hops: u8,
+    payload: usize,
+}
+
+const OUT: Packet = Packet {
+    from: [2, 0x78, 10, 32, 0, 2],
+    ends: (OWN, FAR),
+    v6: false,
+    proto: 6,
+    ports: (4000, 80),
+    tcp_flags: 0x10,
+    hops: 64,
+    payload: 100,
+};
+
+const IN: Packet = Packet {
+    from: PEER,
+    ends: (FAR, OWN),
+    ports: (80, 4000),
+    ..OUT
+};
+
+impl Packet {
+    fn v6(self) -> Self {
+        Self { v6: true, ..self }
+    }
+
+    fn addresses(&self) -> [IpAddr; 2] {
+        let of = |ip: Ipv4Addr| match self.v6 {
+            true => plan().v6(ip).into(),
+            false => IpAddr::from(ip),
+        };
+        [of(self.ends.0), of(self.ends.1)]
+    }
+
+    fn octets(&self) -> Vec<u8> {
+        let mut transport = self.ports.0.to_be_bytes().to_vec();
+        transport.extend(self.ports.1.to_be_bytes());
+        transport.resize(20 + self.payload, 0x55);
+        if self.proto == 6 {
+            transport[12..14].copy_from_slice(&[0x50, self.tcp_flags]);
+        }
+        let mut out = [UNSPECIFIED, self.from].concat();
+        let [source, destination] = self.addresses();
+        match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                out.extend([8, 0]);
+                let len = (20 + transport.len()) as u16;
+                let mut head = vec![
+                    0x45, 0, 0, 0, 0x12, 0x34, 0x40, 0, self.hops, self.proto, 0, 0,
+                ];
+                head[2..4].copy_from_slice(&len.to_be_bytes());
+                head.extend(source.octets());
+                head.extend(destination.octets());
+                let sum = checksum(&head);
+                head[10..12].copy_from_slice(&sum.to_be_bytes());
+                out.extend(head);
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                out.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                out.extend((transport.len() as u16).to_be_bytes());
+                let proto = if self.proto == 1 { 58 } else { self.proto };
+                out.extend([proto, self.hops]);
+                out.extend(source.octets());
+                out.extend(destination.octets());
+            }
+            _ => unreachable!(),
+        }
+        out.extend(transport);
+        out
+    }
+}
+
+/// RFC 1071.
+fn checksum(head: &[u8]) -> u16 {
+    let words = head
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+#[test]
+fn what_it_takes_comes_out_with_other_macs_and_one_hop_less() {
+    let Laid { programs, counters } = laid(&[]);
+    let mut sent = 0;
+    for packet in [OUT, OUT.v6()] {
+        for (proto, ports) in [(6, (4000, 80)), (17, (4000, 53)), (1, echo(packet))] {
+            // Every value that a checksum may carry over from.
+            for hops in 2..=255 {
+                let packet = Packet {
+                    proto,
+                    ports,
+                    hops,
+                    ..packet
+                };
+                let (verdict, out) = programs.from_legs.try_on(&packet.octets());
+                assert_eq!(verdict, REDIRECT, "{proto} {ports:?}");
+                let mut wanted = Packet {
+                    hops: hops - 1,
+                    ..packet
+                }
+                .octets();
+                wanted[..6].copy_from_slice(&PEER);
+                wanted[6..12].copy_from_slice(&CARRIER);
+                assert_eq!(out, wanted);
+                sent += 1;
+            }
+        }
+    }
+    for packet in [IN, IN.v6()] {
+        let (verdict, out) = programs.from_peers.try_on(&packet.octets());
+        // In a test run there is no other end to go to.
+        assert!(verdict == REDIRECT, "{verdict}");
+        let mut wanted = Packet { hops: 63, ..packet }.octets();
+        wanted[..6].copy_from_slice(&container_mac(OWN));
+        wanted[6..12].copy_from_slice(&GATEWAY_MAC);
+        assert_eq!(out, wanted);
+    }
+    let traffic = counters.read(PEER).unwrap();
+    assert_eq!((traffic.tx_packets, traffic.rx_packets), (sent, 2));
+    assert_eq!(traffic.rx_octets, 20 + 40 + 2 * 120);
+}
+
+fn echo(packet: Packet) -> (u16, u16) {
+    (if packet.v6 { 128 << 8 } else { 8 << 8 }, 0)
+}
+
+#[test]
+fn everything_else_goes_the_long_way_unchanged() {
+    let programs = laid(&[]).programs;
+    let goes_on = |program: &Classifier, octets: &[u8], what: &str| {
+        let (verdict, out) = program.try_on(octets);
+        assert_eq!((verdict, &out[..]), (GO_ON, octets), "{what}");
+    };
+    let (other, stranger) = (Ipv4Addr::new(10, 33, 0, 9), Ipv4Addr::new(10, 32, 0, 3));
+    for v6 in [false, true] {
+        for (program, packet) in [(&programs.from_legs, OUT), (&programs.from_peers, IN)] {
+            let packet = Packet { v6, ..packet };
+            let (own, far) = packet.ends;
+            let with = |ends| Packet { ends, ..packet };
+            let cases = [
+                (
+                    "another's MAC",
+                    Packet {
+                        from: [2, 1, 1, 1, 1, 1],
+                        ..packet
+                    },
+                ),
+                ("no hop left", Packet { hops: 1, ..packet }),
+                (
+                    "a SYN",
+                    Packet {
+                        tcp_flags: 0x02,
+                        ..packet
+                    },
+                ),
+                (
+                    "a FIN",
+                    Packet {
+                        tcp_flags: 0x11,
+                        ..packet
+                    },
+                ),
+                (
+                    "a reset",
+                    Packet {
+                        tcp_flags: 0x04,
+                        ..packet
+                    },
+                ),
+                (
+                    "GRE",
+                    Packet {
+                        proto: 47,
+                        ..packet
+                    },
+                ),
+                (
+                    "an ICMP error",
+                    Packet {
+                        proto: 1,
+                        ports: (3 << 8, 0),
+                        ..packet
+                    },
+                ),
+                ("from another network", with((other, far))),
+                ("to another network", with((own, other))),
+                ("from an address of somebody else's", with((stranger, far))),
+                ("to an address of nobody's", with((own, stranger))),
+            ];
+            for (what, case) in cases {
+                goes_on(program, &case.octets(), what);
+            }
+            // A test run's packet has an IP header at least.
+            let header = if v6 { 54 } else { 34 };
+            for more in [0, 7, 8, 19] {
+                goes_on(program, &packet.octets()[..header + more], "cut off");
+            }
+        }
+    }
+    let mut octets = OUT.octets();
+    octets[14] = 0x46;
+    goes_on(&programs.from_legs, &octets, "options");
+    for (at, value) in [(20, 0x20), (21, 1)] {
+        let mut octets = OUT.octets();
+        octets[at] = value;
+        goes_on(&programs.from_legs, &octets, "a fragment");
+    }
+    let narrow = Packet {
+        ends: (OWN, Ipv4Addr::new(10, 32, 64, 1)),
+        ..OUT
+    };
+    goes_on(
+        &programs.from_legs,
+        &narrow.octets(),
+        "to whom nothing is led",
+    );
+    let mut octets = OUT.octets();
+    octets[12..14].copy_from_slice(&[8, 6]);
+    goes_on(&programs.from_legs, &octets, "no IP");
+    let mut octets = OUT.octets();
+    octets[..6].copy_from_slice(&PEER);
+    goes_on(&programs.from_legs, &octets, "another host's");
+}
+
+/// The last four octets of an address say where it is, and the others must be what they are for it.
+#[test]
+fn every_octet_of_an_ipv6_address_counts() {
+    let programs = laid(&[]).programs;
+    let ways = [
+        (&programs.from_legs, OUT.v6(), 53),
+        (&programs.from_peers, IN.v6(), 37),
+    ];
+    for (program, packet, neighbour) in ways {
+        assert_eq!(program.try_on(&packet.octets()).0, REDIRECT);
+        for at in 22..54 {
+            let mut octets = packet.octets();
+            octets[at] ^= 0x80;
+            let (verdict, _) = program.try_on(&octets);
+            // That is another container of the far host.
+            assert_eq!(verdict == REDIRECT, at == neighbour, "{at}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_path_is_left_to_the_domain() {
+    let programs = laid(&[]).programs;
+    for packet in [OUT, OUT.v6()] {
+        let header = if packet.v6 { 60 } else { 40 };
+        let sized = |len: usize, proto| Packet {
+            payload: len - header,
+            proto,
+            ..packet
+        };
+        for (len, proto, taken) in [
+            (1450, 6, true),
+            (1451, 6, false),
+            (9000, 6, false),
+            (1450, 17, true),
+            (1451, 17, false),
+        ] {
+            // A test run's packet is one page at most.
+            if len < 3500 {
+                let (verdict, _) = programs.from_legs.try_on(&sized(len, proto).octets());
+                assert_eq!(verdict == REDIRECT, taken, "{len} {proto}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_virtual_address_was_turned_into_goes_the_long_way_in_both_directions() {
+    for proto in [Proto::Tcp, Proto::Udp] {
+        let number = match proto {
+            Proto::Tcp => 6,
+            Proto::Udp => 17,
+        };
+        let backend = |ip, port| Backend { ip, proto, port };
+        for backends in [[backend(FAR, 80)], [backend(OWN, 4000)]] {
+            let programs = laid(&backends).programs;
+            for (program, packet) in [(&programs.from_legs, OUT), (&programs.from_peers, IN)] {
+                for v6 in [false, true] {
+                    let packet = Packet {
+                        v6,
+                        proto: number,
+                        ..packet
+                    };
+                    assert_eq!(program.try_on(&packet.octets()).0, GO_ON);
+                    let (from, to) = packet.ports;
+                    let beside = Packet {
+                        ports: (from + 1, to + 1),
+                        ..packet
+                    };
+                    assert_eq!(program.try_on(&beside.octets()).0, REDIRECT);
+                    let other = if number == 6 { 17 } else { 6 };
+                    let other = Packet {
+                        proto: other,
+                        ..packet
+                    };
+                    assert_eq!(program.try_on(&other.octets()).0, REDIRECT);
+                }
+            }
+        }
+    }
+}
