@@ -23,7 +23,7 @@
 //! |---|---|---|
 //! | `base_raw` | prerouting, raw | nothing foreign to or from the range |
 //! | `base_mss` | forward, mangle | as above |
-//! | `base_vxlan_in`, `_out`, `_through` | prerouting, output, raw; forward | VXLAN from peers with whom it was agreed, and from nobody else (`filter/vxlan.rs`) |
+//! | `base_vxlan_in`, `_out`, `_sent`, `_through` | from `base_raw`; output, raw, and from there; forward | VXLAN from peers with whom it was agreed, and from nobody else (`filter/vxlan.rs`) |
 //! | `base_input` | input, filter | the overlay reaches the host only by echo and replies |
 //! | `base_forward` | forward, filter | towards the overlay only published ports and replies; the guard |
 //! | `base_leak` | postrouting, filter | nothing for the range leaves by an uplink |
@@ -71,10 +71,13 @@ pub fn host_filter(view: &View, local: &LocalFacts, guard: Guard) -> String {
     let mut out = String::with_capacity(2048);
     let (range, range6) = (view.plan.range, view.plan.range6());
     let near = format!("{{ \"{HOST_LEG}\", \"lo\" }}");
+    // Chains that are gone to stand before those that go there.
+    vxlan::host(&mut out, view);
+    let first = vxlan::host_first(view);
     let _ = writeln!(
         out,
         "chain base_raw {{ type filter hook prerouting priority raw; policy accept;
-  ip daddr {range} iifname != {near} counter drop
+{first}  ip daddr {range} iifname != {near} counter drop
   ip saddr {range} iifname != {near} counter drop
   ip6 daddr {range6} iifname != {near} counter drop
   ip6 saddr {range6} iifname != {near} counter drop
@@ -88,7 +91,6 @@ chain base_egress {{ type nat hook postrouting priority srcnat; policy accept;
   ip6 saddr {range6} oifname != {near} masquerade
 }}"
     );
-    vxlan::host(&mut out, view);
     mss(&mut out, &format!("iifname \"{HOST_LEG}\" "));
     host_input(&mut out);
     host_forward(&mut out, local, guard);

@@ -15,9 +15,11 @@ use weft_core::view::{Seal, View, VxlanView};
 use super::set;
 
 /// The host's chains, and how many rules stand in each while nobody has touched them.
-pub(crate) const HOST_CHAINS: [(&str, usize); 3] = [
+pub(crate) const HOST_CHAINS: [(&str, usize); 5] = [
+    ("base_raw", 5),
     ("base_vxlan_in", 3),
-    ("base_vxlan_out", 4),
+    ("base_vxlan_out", 1),
+    ("base_vxlan_sent", 4),
     ("base_vxlan_through", 1),
 ];
 
@@ -55,6 +57,14 @@ add rule netdev {NFT_TABLE} {chain} ether {end} @{set}"
     out
 }
 
+/// The first rule of the host's chain for all that comes: no other rule there costs VXLAN anything.
+pub(super) fn host_first(view: &View) -> String {
+    match view.vxlan {
+        Some(_) => format!("  udp dport {VXLAN_PORT} goto base_vxlan_in\n"),
+        None => String::new(),
+    }
+}
+
 /// The host's part. Packets of the carrier itself come from the domain: no user of the host has a socket for them. They
 /// need no connection tracking either, which would cost more than the carrier.
 pub(super) fn host(out: &mut String, view: &View) {
@@ -76,16 +86,19 @@ pub(super) fn host(out: &mut String, view: &View) {
     }
     let _ = writeln!(
         out,
-        "chain base_vxlan_in {{ type filter hook prerouting priority raw; policy accept;
-  udp dport {VXLAN_PORT} ip saddr . @th,176,48 @base_vxlan_peers notrack accept
-  udp dport {VXLAN_PORT} meta secpath exists ip saddr . @th,176,48 @base_vxlan_sealed notrack accept
-  udp dport {VXLAN_PORT} counter drop
+        "chain base_vxlan_in {{
+  ip saddr . @th,176,48 @base_vxlan_peers notrack accept
+  meta secpath exists ip saddr . @th,176,48 @base_vxlan_sealed notrack accept
+  counter drop
 }}
 chain base_vxlan_out {{ type filter hook output priority raw; policy accept;
-  udp dport {VXLAN_PORT} meta skuid >= 0 counter drop
-  udp dport {VXLAN_PORT} ip daddr @base_vxlan_to notrack accept
-  udp dport {VXLAN_PORT} ip daddr @base_vxlan_sealed_to rt ipsec exists notrack accept
-  udp dport {VXLAN_PORT} counter drop
+  udp dport {VXLAN_PORT} goto base_vxlan_sent
+}}
+chain base_vxlan_sent {{
+  meta skuid >= 0 counter drop
+  ip daddr @base_vxlan_to notrack accept
+  ip daddr @base_vxlan_sealed_to rt ipsec exists notrack accept
+  counter drop
 }}
 chain base_vxlan_through {{ type filter hook forward priority filter - 10; policy accept;
   udp dport {VXLAN_PORT} counter drop

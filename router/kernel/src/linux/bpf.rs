@@ -13,6 +13,8 @@ use crate::bpf::Instruction;
 #[repr(u32)]
 pub(crate) enum MapKind {
     Hash = 1,
+    /// Keys are places, four octets, and every one is there.
+    Array = 2,
     /// Finds the longest prefix.
     LpmTrie = 11,
 }
@@ -38,9 +40,6 @@ const OBJ_GET_INFO: libc::c_long = 15;
 const SCHED_CLS: u32 = 3;
 /// `BPF_F_NO_PREALLOC`: such a map has no other way.
 const NO_PREALLOC: u32 = 1;
-/// `BPF_ANY` and `BPF_NOEXIST`.
-const ANY: u64 = 0;
-const NO_EXIST: u64 = 1;
 /// Octets of what the verifier may say.
 const LOG: usize = 1 << 16;
 /// It calls nothing that is for the GPL alone.
@@ -101,7 +100,7 @@ struct ProgramInfo {
 }
 
 impl Map {
-    /// A map that is empty.
+    /// A map that is empty, or full of zeroes.
     pub(crate) fn new(
         kind: MapKind,
         name: &str,
@@ -134,24 +133,11 @@ impl Map {
 
     /// Puts a value in, or replaces the one there.
     pub(crate) fn put(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
-        self.update(key, value, ANY)
-    }
-
-    /// Puts a value in unless there is one.
-    pub(crate) fn add(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
-        match self.update(key, value, NO_EXIST) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        }
-    }
-
-    fn update(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
         if (key.len(), value.len()) != (self.key, self.value) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut element = self.element(key);
         element.value = value.as_ptr() as u64;
-        element.flags = flags;
         // SAFETY: the kernel reads `self.key` octets of the key and `self.value` of the value; both are just as long, as was
         // asked above, and live until the call is over.
         unsafe { bpf(MAP_UPDATE, &mut element) }.map(drop)

@@ -1,6 +1,6 @@
 //! Puts the fast path (`filter/fastpath.rs`) on the domain's devices that are there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use super::rtnl::Rtnl;
 use crate::error::{Doing, Result};
 use crate::filter::fastpath::program::{
     self, BACKEND_LEN, FastTraffic, Ground as Made, HomeValue, LegValue, Maps, OwnerValue,
-    PEER_LEN, PREFIX_LEN,
+    PREFIX_LEN,
 };
 use crate::filter::fastpath::{Backend, FastMemory, FastPath, TABLE, TRANSLATED, WIDEST};
 
@@ -62,46 +62,46 @@ struct Laid {
 #[derive(Debug, Default)]
 pub(super) struct FastCounters {
     map: OnceLock<Map>,
-    /// Who has a place in the map.
-    peers: Mutex<BTreeSet<[u8; 6]>>,
+    /// Everybody's place in the map. Nobody loses it.
+    places: Mutex<BTreeMap<[u8; 6], u32>>,
     is_laid: AtomicBool,
 }
 
 impl FastCounters {
-    /// Counts for these, too. What was counted stays.
-    fn count(&self, peers: BTreeSet<[u8; 6]>) -> io::Result<&Map> {
-        let map = match self.map.get() {
-            Some(map) => map,
-            None => {
-                let sizes = (PEER_LEN, FastTraffic::LEN);
-                let map = Map::new(MapKind::Hash, "weft_traffic", sizes, MAX_PEERS)?;
-                self.map.get_or_init(|| map)
-            }
-        };
-        for peer in &peers {
-            map.add(&program::peer(*peer), &[0; FastTraffic::LEN])?;
+    fn map(&self) -> io::Result<&Map> {
+        if let Some(map) = self.map.get() {
+            return Ok(map);
         }
-        self.peers().extend(peers);
-        Ok(map)
+        let sizes = (WORD, FastTraffic::LEN);
+        let map = Map::new(MapKind::Array, "weft_traffic", sizes, MAX_PEERS)?;
+        Ok(self.map.get_or_init(|| map))
     }
 
-    fn peers(&self) -> MutexGuard<'_, BTreeSet<[u8; 6]>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, BTreeMap<[u8; 6], u32>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, peer: [u8; 6]) -> Option<FastTraffic> {
-        let value = self.map.get()?.get(&program::peer(peer)).ok()?;
-        Some(FastTraffic::read(&value))
+    /// Where a peer is counted. Beyond the last place nobody is.
+    fn place_of(&self, peer: [u8; 6]) -> u32 {
+        let mut places = self.places();
+        let next = places.len() as u32;
+        *places.entry(peer).or_insert(next)
+    }
+
+    fn read(&self) -> BTreeMap<[u8; 6], FastTraffic> {
+        let places = self.places();
+        let traffic = |(peer, place): (&[u8; 6], &u32)| {
+            let value = self.map.get()?.get(&place.to_ne_bytes()).ok()?;
+            Some((*peer, FastTraffic::read(&value)))
+        };
+        places.iter().filter_map(traffic).collect()
     }
 }
 
 impl Domain {
     /// What took the fast path to and from each MAC since this process began.
     pub fn fast_traffic(&self) -> BTreeMap<[u8; 6], FastTraffic> {
-        let peers = self.fast.peers();
-        let each = peers.iter();
-        each.filter_map(|peer| Some((*peer, self.fast.read(*peer)?)))
-            .collect()
+        self.fast.read()
     }
 
     /// Is there one?
@@ -246,10 +246,7 @@ impl Domain {
 
     fn lay_fast_path(&self, ground: &Ground) -> Result<BTreeMap<u32, u32>> {
         self.keep_fast_memory(&ground.plan.memory)?;
-        let macs = ground.plan.owners.iter().map(|(_, owner)| owner.mac);
-        let traffic = self.fast.count(macs.collect());
-        let traffic = traffic.doing(|| "make the fast path's counters".into())?;
-        let programs = Programs::load(ground, traffic);
+        let programs = Programs::load(ground, &self.fast);
         let programs = programs.doing(|| "load the fast path".into())?;
         let put = self.with(|ns| {
             let put = programs.put(&ns.rtnl, &ground.devices);
@@ -267,7 +264,7 @@ struct Programs {
 }
 
 impl Programs {
-    fn load(Ground { plan, devices }: &Ground, traffic: &Map) -> io::Result<Self> {
+    fn load(Ground { plan, devices }: &Ground, counters: &FastCounters) -> io::Result<Self> {
         let present = || {
             let legs = plan.legs.iter();
             legs.filter_map(|(name, leg)| Some((*devices.get(name)?, *leg)))
@@ -291,10 +288,8 @@ impl Programs {
             plan.owners.len(),
         )?;
         for (net, owner) in &plan.owners {
-            owners.put(
-                &program::prefix(net.prefix_len(), net.network()),
-                &owner.octets(),
-            )?;
+            let value = owner.octets(counters.place_of(owner.mac));
+            owners.put(&program::prefix(net.prefix_len(), net.network()), &value)?;
         }
         let backends = plan.memory.translated.iter();
         let translated = filled(
@@ -311,7 +306,7 @@ impl Programs {
                 homes: homes.descriptor(),
                 owners: owners.descriptor(),
                 translated: (!plan.memory.translated.is_empty()).then(|| translated.descriptor()),
-                traffic: traffic.descriptor(),
+                traffic: counters.map()?.descriptor(),
             },
         };
         Ok(Self {

@@ -6,8 +6,8 @@
 //!
 //! | chain | hook, priority | rules |
 //! |---|---|---|
-//! | `in` | prerouting, raw + 1 | from a peer's address and inner MAC, out of ESP where that was agreed: no tracking, accept; other VXLAN: drop |
-//! | `out` | output, raw + 1 | VXLAN of a socket of the host: drop; the rest: no tracking |
+//! | `in` | prerouting, raw + 1 | from a peer's address and inner MAC, out of ESP where that was agreed: accept; other VXLAN: drop |
+//! | `out` | output, raw + 1 | VXLAN of a socket of the host: drop |
 //! | `through` | forward, filter - 9 | VXLAN: drop |
 
 use std::collections::BTreeSet;
@@ -221,7 +221,7 @@ fn new_chain(body: &mut Vec<u8>, table: &str, (name, hook, priority): (&str, u32
 
 /// Which chain, and what a packet goes through there. A fragment that ends before the inner header does not get past the
 /// first rules of `in`, and the last drops it; those behind it are nothing without it.
-fn rules() -> [(&'static str, Vec<u8>); 6] {
+fn rules() -> [(&'static str, Vec<u8>); 5] {
     let vxlan = || [is_meta(META_L4PROTO, &[17]), is_to_port()].concat();
     let drop = || [expression("counter", &[]), verdict(DROP)].concat();
     let [plain, sealed] = SETS.map(|set| {
@@ -231,7 +231,6 @@ fn rules() -> [(&'static str, Vec<u8>); 6] {
             // Behind the headers of UDP and VXLAN and the inner destination.
             payload(TRANSPORT_HEADER, 8 + 8 + 6, 6, REG32 + 1),
             is_listed(REG32, set),
-            expression("notrack", &[]),
             verdict(ACCEPT),
         ]
         .concat()
@@ -241,9 +240,8 @@ fn rules() -> [(&'static str, Vec<u8>); 6] {
         ("in", [vxlan(), plain].concat()),
         ("in", [vxlan(), out_of_esp, sealed].concat()),
         ("in", [vxlan(), drop()].concat()),
-        // A packet without a socket has no user, and goes on to the next rule.
+        // A packet without a socket has no user, and goes on.
         ("out", [vxlan(), meta(META_SKUID), drop()].concat()),
-        ("out", [vxlan(), expression("notrack", &[])].concat()),
         ("through", [vxlan(), drop()].concat()),
     ]
 }

@@ -26,15 +26,13 @@ const TCP_HEADER: i16 = 20;
 
 /// What a map is keyed by, and where in the stack that is put together.
 mod stack {
-    /// A device.
-    pub(super) const DEVICE: i16 = -4;
+    /// A device, or a peer's place in the counters.
+    pub(super) const INDEX: i16 = -4;
     /// `struct bpf_lpm_trie_key`: bits, and an address.
     pub(super) const PREFIX: i16 = -16;
     /// [`super::Backend`] of source and destination.
     pub(super) const SOURCE: i16 = -24;
     pub(super) const DESTINATION: i16 = -32;
-    /// A peer's MAC.
-    pub(super) const PEER: i16 = -40;
 }
 
 /// A network, by a number that its addresses share. Those of IPv6 name the block that they are of, too.
@@ -100,16 +98,19 @@ pub(crate) struct OwnerValue {
 }
 
 impl OwnerValue {
-    pub(crate) const LEN: usize = 16;
+    pub(crate) const LEN: usize = 20;
     const BLOCK: i16 = 6;
     const NETWORK: i16 = 8;
     const LED_TO: i16 = 12;
+    const COUNTER: i16 = 16;
 
-    pub(crate) fn octets(&self) -> Vec<u8> {
+    /// With the peer's place in the counters.
+    pub(crate) fn octets(&self, counter: u32) -> Vec<u8> {
         let mut out = self.mac.to_vec();
         out.extend(self.place.block.to_be_bytes());
         out.extend(self.place.network.to_ne_bytes());
         out.extend(u32::from(self.is_led_to).to_ne_bytes());
+        out.extend(counter.to_ne_bytes());
         out
     }
 }
@@ -146,17 +147,10 @@ impl FastTraffic {
     }
 }
 
-/// Its key: a peer's MAC.
-pub(crate) const PEER_LEN: usize = 8;
 /// An address, a protocol and a port.
 pub(crate) const BACKEND_LEN: usize = 8;
 /// Bits, and an address.
 pub(crate) const PREFIX_LEN: usize = 8;
-
-/// The key of a peer's traffic.
-pub(crate) fn peer([a, b, c, d, e, f]: [u8; 6]) -> Vec<u8> {
-    vec![a, b, c, d, e, f, 0, 0]
-}
 
 /// The key of a prefix.
 pub(crate) fn prefix(bits: u8, ip: Ipv4Addr) -> Vec<u8> {
@@ -186,7 +180,7 @@ pub(crate) struct Ground {
     pub(crate) maps: Maps,
 }
 
-/// Descriptors of what the programs ask. All are hash maps but one.
+/// Descriptors of what the programs ask. All are hash maps but two.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Maps {
     /// By device [`LegValue`].
@@ -197,7 +191,7 @@ pub(crate) struct Maps {
     pub(crate) owners: i32,
     /// What VIPs were turned into, if any was: keys only.
     pub(crate) translated: Option<i32>,
-    /// By [`peer`] [`FastTraffic`].
+    /// By the peer's place [`FastTraffic`]: an array.
     pub(crate) traffic: i32,
 }
 
@@ -206,8 +200,8 @@ pub(crate) fn from_legs(ground: &Ground) -> Vec<Instruction> {
     program(ground, |program, version, pass| {
         too_long(program, ground, pass);
         program.load(Word, R0, (R6, Context::Device as i16));
-        program.store(Word, (Frame, stack::DEVICE), R0);
-        look_up(program, ground.maps.legs, stack::DEVICE, pass);
+        program.store(Word, (Frame, stack::INDEX), R0);
+        look_up(program, ground.maps.legs, stack::INDEX, pass);
         program.copy(R8, R0);
         same_mac(program, (R7, 6), R8, pass);
         let (source, own) = ((Frame, stack::SOURCE), (R8, LegValue::IP));
@@ -534,12 +528,12 @@ fn set_mac(program: &mut Assembler, (to, at): (Reg, i16), [a, b, c, d, e, f]: [u
     program.store_value(Half, (to, at + 4), i32::from(u16::from_ne_bytes([e, f])));
 }
 
-/// One packet more, of the peer whose MAC a value begins with.
-fn count(program: &mut Assembler, ground: &Ground, value: Reg, way: i16) {
+/// One packet more, of the peer that an [`OwnerValue`] is of.
+fn count(program: &mut Assembler, ground: &Ground, owner: Reg, way: i16) {
     let unknown = program.label();
-    copy_mac(program, (Frame, stack::PEER), (value, 0));
-    program.store_value(Half, (Frame, stack::PEER + 6), 0);
-    look_up(program, ground.maps.traffic, stack::PEER, unknown);
+    program.load(Word, R1, (owner, OwnerValue::COUNTER));
+    program.store(Word, (Frame, stack::INDEX), R1);
+    look_up(program, ground.maps.traffic, stack::INDEX, unknown);
     program.set(R1, 1);
     program.add_shared((R0, way), R1);
     program.load(Word, R1, (R6, Context::Length as i16));

@@ -70,8 +70,7 @@ struct Laid {
 
 fn laid(translated: &[Backend]) -> Laid {
     let counters = FastCounters::default();
-    let map = counters.count(BTreeSet::from([PEER])).unwrap();
-    let programs = Programs::load(&ground(translated), map).unwrap();
+    let programs = Programs::load(&ground(translated), &counters).unwrap();
     Laid { programs, counters }
 }
 
@@ -205,7 +204,7 @@ fn what_it_takes_comes_out_with_other_macs_and_one_hop_less() {
         wanted[6..12].copy_from_slice(&GATEWAY_MAC);
         assert_eq!(out, wanted);
     }
-    let traffic = counters.read(PEER).unwrap();
+    let traffic = counters.read()[&PEER];
     assert_eq!((traffic.tx_packets, traffic.rx_packets), (sent, 2));
     assert_eq!(traffic.rx_octets, 20 + 40 + 2 * 120);
 }
