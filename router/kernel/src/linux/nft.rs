@@ -82,7 +82,7 @@ fn vxlan_chains_stand() -> io::Result<bool> {
 }
 
 /// How many packets have come over the `vxlan` carrier from each MAC: all where that is counted ([`count_vxlan`]), which is
-/// where there is a fast path; elsewhere since the domain's table was last replaced.
+/// where there is a fast path; elsewhere since the domain's table was last replaced. What took the fast path is among them.
 pub fn vxlan_received(domain: &Domain) -> Result<BTreeMap<[u8; 6], u64>> {
     let counted = domain.run(|| {
         let all = nfnetlink::counted(TableFamily::Netdev, NFT_TABLE, vxlan::RECEIVED)?;

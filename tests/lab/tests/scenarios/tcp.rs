@@ -98,6 +98,8 @@ fn a_host_whose_network_lets_out_only_tcp_to_443_joins_and_runs_everything_throu
 struct Stream {
     from: Spawned,
     to: Spawned,
+    /// Where they run: a namespace that goes before a program has entered it takes that along.
+    _ends: [Container; 2],
 }
 
 impl Stream {
@@ -107,7 +109,8 @@ impl Stream {
         let mut to = b.spawn_tool(h1, "follow", &["follow", "7002"]);
         to.wait_for("ready", Duration::from_secs(10));
         let from = a.spawn_tool(h2, "flow", &["flow", &format!("{}:7002", b.ip())]);
-        Self { from, to }
+        let _ends = [a, b];
+        Self { from, to, _ends }
     }
 
     fn gets_on(&self, lab: &Lab, secs: u64, when: &str) {

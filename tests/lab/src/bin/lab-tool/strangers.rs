@@ -13,7 +13,12 @@ const PACE: Duration = Duration::from_millis(200);
 pub(super) fn strangers(to: SocketAddr, count: usize, manner: &str) -> Result<()> {
     let mut open = Vec::new();
     for _ in 0..count {
-        let mut stream = TcpStream::connect(to)?;
+        let mut stream = match TcpStream::connect(to) {
+            Ok(stream) => stream,
+            // Taken and closed before this side had noticed that it was taken.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => continue,
+            Err(error) => return Err(error.into()),
+        };
         stream.set_nonblocking(true)?;
         if manner == "junk" {
             // It may be closed already: there are many of us.
