@@ -171,10 +171,20 @@ fn receive_round<'a>(
         let Some(socket) = helper.socket(underlay) else {
             continue;
         };
-        let reception = &helper.reception;
-        let mut reception = reception.lock().unwrap_or_else(PoisonError::into_inner);
-        reception.take_batch(shared, tap, underlay, socket);
+        take_batch(shared, tap, underlay, socket, &helper.reception);
     }
+}
+
+/// Takes what one call gives. Holds the lock for no longer: who comes after this thread must not wait for it.
+fn take_batch(
+    shared: &Shared,
+    tap: &Tap,
+    underlay: &Underlay,
+    socket: &UdpPort,
+    reception: &Mutex<Reception>,
+) -> bool {
+    let mut reception = reception.lock().unwrap_or_else(PoisonError::into_inner);
+    reception.take_batch(shared, tap, underlay, socket)
 }
 
 /// Milliseconds after which there is something to do though nothing came; -1 for never.
@@ -255,13 +265,9 @@ fn receive_all(
     reception: &Mutex<Reception>,
 ) {
     let mut since = Instant::now();
-    while !shared.stop.load(Ordering::Relaxed) {
-        // Not for longer than a batch: who comes after this thread must not wait for it.
-        let mut reception = reception.lock().unwrap_or_else(PoisonError::into_inner);
-        if !reception.take_batch(shared, tap, underlay, socket) {
-            return;
-        }
-        drop(reception);
+    while !shared.stop.load(Ordering::Relaxed)
+        && take_batch(shared, tap, underlay, socket, reception)
+    {
         let now = Instant::now();
         shared.crew.helped(now - since);
         since = now;

@@ -28,17 +28,15 @@ fn pauses() -> BTreeMap<String, u64> {
     tasks.filter_map(receiver).collect()
 }
 
-/// One datagram there and one back, `count` times, one after the other.
-fn ask(from: &UdpSocket, to: &UdpSocket, count: u32) {
+/// The `n`th datagram there and back.
+fn ask(from: &UdpSocket, to: &UdpSocket, n: u32) {
     let mut buffer = [0; 2048];
-    for n in 0..count {
-        from.send_to(&n.to_be_bytes(), to.local_addr().unwrap())
-            .unwrap();
-        let (len, asker) = to.recv_from(&mut buffer).unwrap();
-        to.send_to(&buffer[..len], asker).unwrap();
-        assert_eq!(from.recv(&mut buffer).unwrap(), 4);
-        assert_eq!(buffer[..4], n.to_be_bytes());
-    }
+    from.send_to(&n.to_be_bytes(), to.local_addr().unwrap())
+        .unwrap();
+    let (len, asker) = to.recv_from(&mut buffer).unwrap();
+    to.send_to(&buffer[..len], asker).unwrap();
+    assert_eq!(from.recv(&mut buffer).unwrap(), 4);
+    assert_eq!(buffer[..4], n.to_be_bytes());
 }
 
 /// Throws datagrams both ways for as long as the receivers sleep all the same.
@@ -71,10 +69,10 @@ fn ask_until_they_sleep(from: &UdpSocket, to: &UdpSocket) -> BTreeMap<String, u6
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         let before = pauses();
-        for _ in 0..10 {
+        for n in 0..10 {
             // Not a wait for something: traffic of which there is little.
             std::thread::sleep(Duration::from_millis(10));
-            ask(from, to, 1);
+            ask(from, to, n);
         }
         if pauses() == before {
             return before;

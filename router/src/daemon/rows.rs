@@ -14,8 +14,7 @@ use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
 use weft_core::view::{
     Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerView, Service, View, VxlanView,
 };
-use weft_kernel::FastTraffic;
-use weft_kernel::nft::VxlanTraffic;
+use weft_kernel::VxlanTraffic;
 
 /// This host's own endpoints of one kind.
 pub(crate) fn own_endpoints(view: &View, kind: EndpointKind) -> Vec<&Endpoint> {
@@ -210,7 +209,7 @@ pub(crate) fn add_vxlan(
     rows: &mut [PeerRow],
     vxlan: &VxlanView,
     counted: &BTreeMap<[u8; 6], VxlanTraffic>,
-    fast: Option<&BTreeMap<[u8; 6], FastTraffic>>,
+    fast: Option<&BTreeMap<[u8; 6], VxlanTraffic>>,
 ) {
     for row in rows {
         let peer = vxlan.peers.iter().find(|peer| peer.id.short() == row.node);

@@ -30,6 +30,19 @@ pub(crate) const PEERS: &str = "base_vxlan_macs";
 pub(crate) const SENT: &str = "vxlan_sent";
 pub(crate) const RECEIVED: &str = "vxlan_received";
 
+/// What passed over the `vxlan` carrier to and from one MAC. A super-packet is one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VxlanTraffic {
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Their octets, without the Ethernet header.
+    pub tx_octets: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Their octets.
+    pub rx_octets: u64,
+}
+
 /// Commands, not a table: what is there stays and goes on counting, for these and for those of before. Only at the device's
 /// own hooks has a packet that it sends its MACs already.
 pub(crate) fn counting(macs: &[[u8; 6]]) -> String {

@@ -12,14 +12,14 @@ use weft_core::model::Proto;
 use super::bpf::{Classifier, Map, MapKind};
 use super::domain::Domain;
 use super::nfnetlink::{self, TableFamily};
-use super::nft::{feed, replacing};
+use super::nft::{feed, removing, replacing};
 use super::rtnl::Rtnl;
 use crate::error::{Doing, Result};
 use crate::filter::fastpath::program::{
-    self, BACKEND_LEN, FastTraffic, Ground as Made, HomeValue, LegValue, Maps, OwnerValue,
-    PREFIX_LEN,
+    self, BACKEND_LEN, HomeValue, LegValue, Maps, OwnerValue, PREFIX_LEN, Setting, counter,
 };
 use crate::filter::fastpath::{Backend, FastMemory, FastPath, TABLE, TRANSLATED, WIDEST};
+use crate::filter::vxlan::VxlanTraffic;
 
 /// Peers whose traffic is counted at a time.
 const MAX_PEERS: usize = 8192;
@@ -72,7 +72,7 @@ impl FastCounters {
         if let Some(map) = self.map.get() {
             return Ok(map);
         }
-        let sizes = (WORD, FastTraffic::LEN);
+        let sizes = (WORD, counter::LEN);
         let map = Map::new(MapKind::Array, "weft_traffic", sizes, MAX_PEERS)?;
         Ok(self.map.get_or_init(|| map))
     }
@@ -88,11 +88,11 @@ impl FastCounters {
         *places.entry(peer).or_insert(next)
     }
 
-    fn read(&self) -> BTreeMap<[u8; 6], FastTraffic> {
+    fn read(&self) -> BTreeMap<[u8; 6], VxlanTraffic> {
         let places = self.places();
         let traffic = |(peer, place): (&[u8; 6], &u32)| {
             let value = self.map.get()?.get(&place.to_ne_bytes()).ok()?;
-            Some((*peer, FastTraffic::read(&value)))
+            Some((*peer, counter::read(&value)))
         };
         places.iter().filter_map(traffic).collect()
     }
@@ -100,7 +100,7 @@ impl FastCounters {
 
 impl Domain {
     /// What took the fast path to and from each MAC since this process began.
-    pub fn fast_traffic(&self) -> BTreeMap<[u8; 6], FastTraffic> {
+    pub fn fast_traffic(&self) -> BTreeMap<[u8; 6], VxlanTraffic> {
         self.fast.read()
     }
 
@@ -205,40 +205,41 @@ impl Domain {
         Ok(of_it.map(|link| (link.name, link.index)).collect())
     }
 
-    /// Whoever laid it: nobody else puts anything on the domain's devices.
+    /// Whoever laid it: nobody else puts anything on the domain's devices. Once it was rules, in the table of the memory.
     fn withdraw_fast_path(&self) -> Result<()> {
-        let withdrawn = self.with(|ns| {
+        self.with(|ns| {
             for link in ns.rtnl.links().doing(|| "list the devices".into())? {
                 let removed = ns.rtnl.remove_classifier(link.index);
                 removed.doing(|| format!("take the fast path off {}", link.name))?;
             }
+            let rules = nfnetlink::handles(TableFamily::Netdev, TABLE);
+            if !rules
+                .doing(|| "read the fast path's table".into())?
+                .is_empty()
+            {
+                feed(&removing(&format!("netdev {TABLE}")))?;
+            }
             Ok(())
-        });
-        if withdrawn.is_ok() {
-            self.fast.is_laid.store(false, Ordering::Relaxed);
-        }
-        withdrawn
+        })?;
+        self.fast.is_laid.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     fn fast_path_stands(&self, laid: &Laid) -> Result<bool> {
         self.with(|ns| {
-            let stands = |(device, program): (&u32, &u32)| {
-                Ok(ns.rtnl.classifier(*device)? == Some(*program))
-            };
-            let all: io::Result<Vec<bool>> = laid.programs.iter().map(stands).collect();
-            Ok(all
-                .doing(|| "read the fast path".into())?
-                .iter()
-                .all(|stands| *stands))
+            for (device, program) in &laid.programs {
+                let there = ns.rtnl.classifier(*device);
+                if there.doing(|| "read the fast path".into())? != Some(*program) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         })
     }
 
     /// For the next daemon. It stands before anything takes the fast path.
     fn keep_fast_memory(&self, memory: &FastMemory) -> Result<()> {
-        let rules = nfnetlink::handles(TableFamily::Netdev, TABLE);
-        if self.fast_memory()? != *memory
-            || !self.run(|| rules)?.is_ok_and(|rules| rules.is_empty())
-        {
+        if self.fast_memory()? != *memory {
             self.run(|| feed(&replacing(&format!("netdev {TABLE}"), &memory.table())))??;
         }
         Ok(())
@@ -291,13 +292,13 @@ impl Programs {
             let value = owner.octets(counters.place_of(owner.mac));
             owners.put(&program::prefix(net.prefix_len(), net.network()), &value)?;
         }
-        let backends = plan.memory.translated.iter();
-        let translated = filled(
-            "weft_backends",
-            (BACKEND_LEN, 1),
-            backends.map(|backend| (program::backend(*backend), vec![1])),
-        )?;
-        let made = Made {
+        let translated = &plan.memory.translated;
+        let backends = translated.iter();
+        let backends = backends.map(|backend| (program::backend(*backend), vec![1]));
+        let translated = (!translated.is_empty())
+            .then(|| filled("weft_backends", (BACKEND_LEN, 1), backends))
+            .transpose()?;
+        let setting = Setting {
             ula: plan.ula,
             carrier: (devices.get(VXLAN_CARRIER).copied().unwrap_or(0), plan.mac),
             mtu: plan.mtu,
@@ -305,13 +306,13 @@ impl Programs {
                 legs: legs.descriptor(),
                 homes: homes.descriptor(),
                 owners: owners.descriptor(),
-                translated: (!plan.memory.translated.is_empty()).then(|| translated.descriptor()),
+                translated: translated.as_ref().map(Map::descriptor),
                 traffic: counters.map()?.descriptor(),
             },
         };
         Ok(Self {
-            from_legs: Classifier::load("weft_from_legs", &program::from_legs(&made))?,
-            from_peers: Classifier::load("weft_from_peers", &program::from_peers(&made))?,
+            from_legs: Classifier::load("weft_from_legs", &program::from_legs(&setting))?,
+            from_peers: Classifier::load("weft_from_peers", &program::from_peers(&setting))?,
         })
     }
 

@@ -11,7 +11,7 @@ use super::domain::Domain;
 use super::host::Host;
 use super::nfnetlink::{self, Counted, TableFamily};
 use crate::error::{Doing, NftError, Result};
-use crate::filter::vxlan;
+use crate::filter::vxlan::{self, VxlanTraffic};
 
 /// Only these: `PATH` is whoever's started the daemon.
 const BINARIES: [&str; 4] = [
@@ -99,19 +99,6 @@ pub fn vxlan_received(domain: &Domain) -> Result<BTreeMap<[u8; 6], u64>> {
         Some((mac, packets.packets + fast))
     });
     Ok(by_mac.collect())
-}
-
-/// What passed over the `vxlan` carrier to and from one MAC. A super-packet is one packet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VxlanTraffic {
-    /// Packets sent.
-    pub tx_packets: u64,
-    /// Their octets, without the Ethernet header.
-    pub tx_octets: u64,
-    /// Packets received.
-    pub rx_packets: u64,
-    /// Their octets.
-    pub rx_octets: u64,
 }
 
 /// Counts from now on what passes over the `vxlan` carrier to and from these MACs; what was counted for them stays. The

@@ -10,8 +10,8 @@ use crate::bpf::Reg::{self, Frame, R0, R1, R2, R6, R7, R8, R9};
 use crate::bpf::Size::{self, Byte, Half, Word};
 use crate::bpf::{Assembler, Compare, Context, GO_ON, Helper, Instruction, Label};
 
-use self::End::{Destination, Source};
 use super::Backend;
+use crate::filter::vxlan::VxlanTraffic;
 
 /// Octets of an Ethernet header.
 const ETHERNET: i16 = 14;
@@ -115,30 +115,21 @@ impl OwnerValue {
     }
 }
 
-/// What took the fast path from and to one peer, of which a super-packet is one packet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FastTraffic {
-    /// Packets received.
-    pub rx_packets: u64,
-    /// Their octets, without the Ethernet header.
-    pub rx_octets: u64,
-    /// Packets sent.
-    pub tx_packets: u64,
-    /// Their octets.
-    pub tx_octets: u64,
-}
+/// How a peer's [`VxlanTraffic`] stands in its counter: four numbers of 64 bits.
+pub(crate) mod counter {
+    use super::VxlanTraffic;
 
-impl FastTraffic {
     pub(crate) const LEN: usize = 32;
-    const RECEIVED: i16 = 0;
-    const SENT: i16 = 16;
+    /// Packets and octets of each way.
+    pub(super) const RECEIVED: i16 = 0;
+    pub(super) const SENT: i16 = 16;
 
-    pub(crate) fn read(octets: &[u8]) -> Self {
+    pub(crate) fn read(octets: &[u8]) -> VxlanTraffic {
         let number = |n: usize| {
             let octets = octets.get(n * 8..).and_then(|rest| rest.first_chunk());
             octets.map_or(0, |octets| u64::from_ne_bytes(*octets))
         };
-        Self {
+        VxlanTraffic {
             rx_packets: number(0),
             rx_octets: number(1),
             tx_packets: number(2),
@@ -169,7 +160,7 @@ pub(crate) fn backend(Backend { ip, proto, port }: Backend) -> Vec<u8> {
 
 /// What the programs are made for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ground {
+pub(crate) struct Setting {
     /// The first octets of all IPv6 addresses of the cluster; `None` where it has none.
     pub(crate) ula: Option<[u8; 6]>,
     /// `wx0`: its index and its MAC.
@@ -191,73 +182,69 @@ pub(crate) struct Maps {
     pub(crate) owners: i32,
     /// What VIPs were turned into, if any was: keys only.
     pub(crate) translated: Option<i32>,
-    /// By the peer's place [`FastTraffic`]: an array.
+    /// By the peer's place its [`counter`]: an array.
     pub(crate) traffic: i32,
 }
 
 /// For the ingress of a leg.
-pub(crate) fn from_legs(ground: &Ground) -> Vec<Instruction> {
-    program(ground, |program, version, pass| {
-        too_long(program, ground, pass);
+pub(crate) fn from_legs(setting: &Setting) -> Vec<Instruction> {
+    program(setting, |program, version, pass| {
+        too_long(program, setting, pass);
         program.load(Word, R0, (R6, Context::Device as i16));
         program.store(Word, (Frame, stack::INDEX), R0);
-        look_up(program, ground.maps.legs, stack::INDEX, pass);
+        look_up(program, setting.maps.legs, stack::INDEX, pass);
         program.copy(R8, R0);
         same_mac(program, (R7, 6), R8, pass);
         let (source, own) = ((Frame, stack::SOURCE), (R8, LegValue::IP));
         same(program, Word, source, own, pass);
-        version.in_block(program, Source, (R8, LegValue::BLOCK), pass);
-        look_up_owner(program, ground, stack::DESTINATION, pass);
+        version.in_block(program, version.source, (R8, LegValue::BLOCK), pass);
+        look_up_owner(program, setting, stack::DESTINATION, pass);
         program.copy(R9, R0);
         let (own, its) = ((R8, LegValue::NETWORK), (R9, OwnerValue::NETWORK));
         same(program, Word, own, its, pass);
-        version.in_block(program, Destination, (R9, OwnerValue::BLOCK), pass);
+        version.in_block(program, version.destination, (R9, OwnerValue::BLOCK), pass);
         program.load(Word, R1, (R9, OwnerValue::LED_TO));
         program.jump_if(R1, Compare::Equal, 0, pass);
-        not_translated(program, ground, pass);
+        not_translated(program, setting, pass);
         version.hop(program);
         copy_mac(program, (R7, 0), (R9, 0));
-        let (device, mac) = ground.carrier;
+        let (device, mac) = setting.carrier;
         set_mac(program, (R7, 6), mac);
-        count(program, ground, R9, FastTraffic::SENT);
+        count(program, setting, R9, counter::SENT);
         program.set(R1, device as i32);
         send(program, Helper::Redirect);
     })
 }
 
 /// For the ingress of `wx0`.
-pub(crate) fn from_peers(ground: &Ground) -> Vec<Instruction> {
-    program(ground, |program, version, pass| {
-        look_up_owner(program, ground, stack::SOURCE, pass);
+pub(crate) fn from_peers(setting: &Setting) -> Vec<Instruction> {
+    program(setting, |program, version, pass| {
+        look_up_owner(program, setting, stack::SOURCE, pass);
         program.copy(R8, R0);
         same_mac(program, (R7, 6), R8, pass);
-        version.in_block(program, Source, (R8, OwnerValue::BLOCK), pass);
-        look_up(program, ground.maps.homes, stack::DESTINATION, pass);
+        version.in_block(program, version.source, (R8, OwnerValue::BLOCK), pass);
+        look_up(program, setting.maps.homes, stack::DESTINATION, pass);
         program.copy(R9, R0);
         let its = (R9, HomeValue::LEG + LegValue::NETWORK);
         same(program, Word, (R8, OwnerValue::NETWORK), its, pass);
         let block = (R9, HomeValue::LEG + LegValue::BLOCK);
-        version.in_block(program, Destination, block, pass);
-        not_translated(program, ground, pass);
+        version.in_block(program, version.destination, block, pass);
+        not_translated(program, setting, pass);
         version.hop(program);
         copy_mac(program, (R7, 0), (R9, HomeValue::LEG));
         set_mac(program, (R7, 6), GATEWAY_MAC);
-        count(program, ground, R8, FastTraffic::RECEIVED);
+        count(program, setting, R8, counter::RECEIVED);
         program.load(Word, R1, (R9, 0));
         send(program, Helper::RedirectPeer);
     })
 }
 
-/// An end of a packet.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Source,
-    Destination,
-}
-
 /// Parses, and lets `rest` decide what comes of it, for either family. Registers from then on: R6 the context, R7 the packet,
 /// of which all headers may be read, R9 the protocol; keys of source and destination are on the stack.
-fn program(ground: &Ground, rest: impl Fn(&mut Assembler, &IpVersion, Label)) -> Vec<Instruction> {
+fn program(
+    setting: &Setting,
+    rest: impl Fn(&mut Assembler, &IpVersion, Label),
+) -> Vec<Instruction> {
     let mut program = Assembler::default();
     let (pass, v6) = (program.label(), program.label());
     program.copy(R6, R1);
@@ -271,7 +258,7 @@ fn program(ground: &Ground, rest: impl Fn(&mut Assembler, &IpVersion, Label)) ->
     for family in [
         V4,
         IpVersion {
-            ula: ground.ula,
+            ula: setting.ula,
             ..V6
         },
     ] {
@@ -302,7 +289,8 @@ struct IpVersion {
     /// Where in it the protocol, the hops that are left, and both addresses are.
     protocol: i16,
     hops: i16,
-    addresses: (i16, i16),
+    source: i16,
+    destination: i16,
     address_len: i16,
     /// Protocol, and types, of echo request and reply.
     icmp: (i32, i32, i32),
@@ -315,7 +303,8 @@ const V4: IpVersion = IpVersion {
     header: 20,
     protocol: 9,
     hops: 8,
-    addresses: (12, 16),
+    source: 12,
+    destination: 16,
     address_len: 4,
     icmp: (1, 8, 0),
     ula: None,
@@ -327,7 +316,8 @@ const V6: IpVersion = IpVersion {
     header: 40,
     protocol: 6,
     hops: 7,
-    addresses: (8, 24),
+    source: 8,
+    destination: 24,
     address_len: 16,
     icmp: (58, 128, 129),
     ula: None,
@@ -340,8 +330,8 @@ impl IpVersion {
         program.load(Byte, R0, (R7, ETHERNET + self.hops));
         program.jump_if(R0, Compare::Below, 2, pass);
         for (at, key) in [
-            (self.addresses.0, stack::SOURCE),
-            (self.addresses.1, stack::DESTINATION),
+            (self.source, stack::SOURCE),
+            (self.destination, stack::DESTINATION),
         ] {
             self.own_address(program, at, pass);
             program.load(Word, R0, (R7, ETHERNET + at + self.address_len - 4));
@@ -367,27 +357,18 @@ impl IpVersion {
     /// One of the cluster's: the prefix, and zeroes behind the network's number.
     fn own_address(&self, program: &mut Assembler, at: i16, pass: Label) {
         let Some(ula) = self.ula else { return };
-        let [a, b, c, d, e, f] = ula;
+        let (first, rest) = word_and_half(ula);
         program.load(Word, R0, (R7, ETHERNET + at));
-        program.jump_if_word(R0, Compare::Unequal, i32::from_ne_bytes([a, b, c, d]), pass);
+        program.jump_if_word(R0, Compare::Unequal, first, pass);
         program.load(Half, R0, (R7, ETHERNET + at + 4));
-        program.jump_if(
-            R0,
-            Compare::Unequal,
-            i32::from(u16::from_ne_bytes([e, f])),
-            pass,
-        );
+        program.jump_if(R0, Compare::Unequal, rest, pass);
         program.load(Word, R0, (R7, ETHERNET + at + 8));
         program.jump_if(R0, Compare::Unequal, 0, pass);
     }
 
-    /// The number in the address is that of its block.
-    fn in_block(&self, program: &mut Assembler, end: End, block: (Reg, i16), pass: Label) {
+    /// The number in the address there is that of its block.
+    fn in_block(&self, program: &mut Assembler, at: i16, block: (Reg, i16), pass: Label) {
         if self.version == 6 {
-            let at = match end {
-                Source => self.addresses.0,
-                Destination => self.addresses.1,
-            };
             same(program, Half, (R7, ETHERNET + at + 6), block, pass);
         }
     }
@@ -463,21 +444,21 @@ fn look_up(program: &mut Assembler, map: i32, key: i16, absent: Label) {
 }
 
 /// The owner of an address on the stack, in R0.
-fn look_up_owner(program: &mut Assembler, ground: &Ground, key: i16, absent: Label) {
+fn look_up_owner(program: &mut Assembler, setting: &Setting, key: i16, absent: Label) {
     program.store_value(Word, (Frame, stack::PREFIX), 32);
     program.load(Word, R0, (Frame, key));
     program.store(Word, (Frame, stack::PREFIX + 4), R0);
-    look_up(program, ground.maps.owners, stack::PREFIX, absent);
+    look_up(program, setting.maps.owners, stack::PREFIX, absent);
 }
 
 /// What is longer than the paths take is answered by the domain; TCP's super-packets are as long as their SYNs allowed.
-fn too_long(program: &mut Assembler, ground: &Ground, pass: Label) {
+fn too_long(program: &mut Assembler, setting: &Setting, pass: Label) {
     let fits = program.label();
     program.load(Word, R0, (R6, Context::Length as i16));
     program.jump_if(
         R0,
         Compare::NotAbove,
-        i32::from(ground.mtu) + i32::from(ETHERNET),
+        i32::from(setting.mtu) + i32::from(ETHERNET),
         fits,
     );
     program.jump_if(
@@ -491,8 +472,8 @@ fn too_long(program: &mut Assembler, ground: &Ground, pass: Label) {
 }
 
 /// Neither end is what a VIP was turned into: connection tracking must turn it back.
-fn not_translated(program: &mut Assembler, ground: &Ground, pass: Label) {
-    let Some(map) = ground.maps.translated else {
+fn not_translated(program: &mut Assembler, setting: &Setting, pass: Label) {
+    let Some(map) = setting.maps.translated else {
         return;
     };
     for key in [stack::SOURCE, stack::DESTINATION] {
@@ -523,17 +504,24 @@ fn copy_mac(program: &mut Assembler, (to, at): (Reg, i16), (from, there): (Reg, 
     }
 }
 
-fn set_mac(program: &mut Assembler, (to, at): (Reg, i16), [a, b, c, d, e, f]: [u8; 6]) {
-    program.store_value(Word, (to, at), i32::from_ne_bytes([a, b, c, d]));
-    program.store_value(Half, (to, at + 4), i32::from(u16::from_ne_bytes([e, f])));
+fn set_mac(program: &mut Assembler, (to, at): (Reg, i16), mac: [u8; 6]) {
+    let (first, rest) = word_and_half(mac);
+    program.store_value(Word, (to, at), first);
+    program.store_value(Half, (to, at + 4), rest);
+}
+
+/// Six octets as a load or store of four and one of two has them.
+fn word_and_half([a, b, c, d, e, f]: [u8; 6]) -> (i32, i32) {
+    let rest = u16::from_ne_bytes([e, f]);
+    (i32::from_ne_bytes([a, b, c, d]), rest.into())
 }
 
 /// One packet more, of the peer that an [`OwnerValue`] is of.
-fn count(program: &mut Assembler, ground: &Ground, owner: Reg, way: i16) {
+fn count(program: &mut Assembler, setting: &Setting, owner: Reg, way: i16) {
     let unknown = program.label();
     program.load(Word, R1, (owner, OwnerValue::COUNTER));
     program.store(Word, (Frame, stack::INDEX), R1);
-    look_up(program, ground.maps.traffic, stack::INDEX, unknown);
+    look_up(program, setting.maps.traffic, stack::INDEX, unknown);
     program.set(R1, 1);
     program.add_shared((R0, way), R1);
     program.load(Word, R1, (R6, Context::Length as i16));

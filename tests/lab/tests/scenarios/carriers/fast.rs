@@ -197,12 +197,17 @@ fn a_daemon_that_starts_again_remembers_and_lays_it_anew() {
         translated().contains(&element)
     });
     h1.weft(&["service", "rm", "s"]).ok();
+    // Once the fast path was rules in the table of the memory: what a daemon of then left is taken away.
+    let of_old = "add chain netdev weft_fast old { type filter hook ingress device wx0 priority 0; }; add rule netdev weft_fast old counter";
+    h1.weft(&["exec", "--", "nft", of_old]).ok();
     h1.kill9();
     goes_on(&lab, &held);
     h1.up(&TRUSTED);
     wait_carrier(&lab, &hosts, "vxlan");
     wait_laid(&lab, &hosts);
     assert!(translated().contains(&element), "{}", translated());
+    let rules = h1.weft(&["exec", "--", "nft", "list", "table", "netdev", "weft_fast"]);
+    assert!(!rules.stdout.contains("chain"), "{}", rules.stdout);
     goes_on(&lab, &held);
     // Somebody takes it away, and what is remembered: both come again.
     let taken = ["exec", "--", "tc", "qdisc", "del", "dev", "wx0", "clsact"];
