@@ -373,7 +373,7 @@ pub struct PeerRow {
     pub rx_packets: u64,
     /// Their octets.
     pub rx_bytes: u64,
-    /// How many of them the kernel sent straight on between a container and the `vxlan` carrier, while it does so at all.
+    /// How many of them the kernel sent straight on between a container and a carrier, while it does so at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fast_path: Option<FastRow>,
     /// Packets and datagrams to it or from it that were dropped, by reason.

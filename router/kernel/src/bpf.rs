@@ -34,4 +34,6 @@ pub(crate) enum Context {
     Data = 76,
     /// Behind the last one that may be read.
     DataEnd = 80,
+    /// Of a super-packet the payload of each of its segments, octets; otherwise 0. Since Linux 5.7.
+    SegmentSize = 176,
 }

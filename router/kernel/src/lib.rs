@@ -36,7 +36,7 @@ pub use error::{KernelError, NftError, Refusal};
 pub use esp::{EspMemory, EspPlan, plan_esp};
 pub use filter::Guard;
 pub use filter::fastpath::{Backend, FastMemory, FastPath, plan_fast_path};
-pub use filter::vxlan::VxlanTraffic;
+pub use filter::vxlan::CarrierTraffic;
 pub use linux::apply::Report;
 pub use linux::domain::{Domain, Origin};
 pub use linux::esp::esp_available;

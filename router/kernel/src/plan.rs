@@ -371,14 +371,9 @@ impl Planner<'_> {
     }
 
     /// The peer as a neighbour on `wx0`, and where frames to it go, whether or not packets take that way: probes do.
-    /// By both families: the fast path sends IPv4 by a neighbour of its own.
     fn on_vxlan(&mut self, peer: &VxlanPeer) {
-        let (gateway, gateway4) = (
-            self.peer_gateway(peer.number),
-            peer_link_local4(peer.number),
-        );
+        let gateway = self.peer_gateway(peer.number);
         self.neighbour(VXLAN_CARRIER, gateway, peer.mac);
-        self.neighbour(VXLAN_CARRIER, gateway4.into(), peer.mac);
         self.kernel
             .forwarding
             .insert((VXLAN_CARRIER.into(), peer.mac), peer.addr);

@@ -250,8 +250,9 @@ impl Worker {
         if domain.is_ok() {
             self.vxlan.remove_stray_keys(&view);
         }
-        let may_be_fast = facts.vxlan && domain_rules.is_ok() && domain.is_ok();
-        self.fast.finish(may_be_fast && self.vxlan.is_counted());
+        let may_be_fast = domain_rules.is_ok() && domain.is_ok();
+        let by_vxlan = facts.vxlan && self.vxlan.is_counted();
+        self.fast.finish(&view, &facts, (may_be_fast, by_vxlan));
         let host = self.reconcile_host(&host_plan);
         domain_rules.and(domain).and(host_rules).and(host)
     }

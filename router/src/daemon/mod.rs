@@ -163,14 +163,13 @@ impl Daemon {
         let view = self.view()?;
         let known = self.core.peers().await;
         let mut rows = rows::peers(&view, &known, &self.counters());
+        let (led_to, fast) = (self.domain.fast_peers(), self.domain.fast_traffic());
+        rows::add_fast_path(&mut rows, &view, &led_to, &fast);
         if let Some(vxlan) = &view.vxlan {
             let domain = self.domain.clone();
-            let read = tokio::task::spawn_blocking(move || {
-                let fast = domain.has_fast_path().then(|| domain.fast_traffic());
-                (nft::vxlan_traffic(&domain).unwrap_or_default(), fast)
-            });
-            let (counted, fast) = read.await.map_err(anyhow::Error::from)?;
-            rows::add_vxlan(&mut rows, vxlan, &counted, fast.as_ref());
+            let read = tokio::task::spawn_blocking(move || nft::vxlan_traffic(&domain));
+            let counted = read.await.map_err(anyhow::Error::from)?.unwrap_or_default();
+            rows::add_vxlan(&mut rows, vxlan, &counted);
         }
         Ok(rows)
     }

@@ -1,6 +1,6 @@
 //! The view as the API shows it: plain functions from a [`View`] to rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use weft_carrier::{Counters, Dropped, PeerTraffic};
 use weft_core::carriers::Why;
@@ -8,13 +8,14 @@ use weft_core::control::{
     EndpointRow, FastRow, NameRow, NameSpec, NetworkRow, NodeRow, PathRow, PeerRow, ServiceRow,
     ServiceSpec,
 };
+use weft_core::layout::{peer_mac, vxlan_mac};
 use weft_core::model::{Label, NodeId};
 use weft_core::path::{Path, PathInfo};
 use weft_core::underlay::{Offload, OffloadState, UnderlayAddr};
 use weft_core::view::{
     Blocked, Carrier, Endpoint, EndpointKind, NetworkView, PeerView, Service, View, VxlanView,
 };
-use weft_kernel::VxlanTraffic;
+use weft_kernel::CarrierTraffic;
 
 /// This host's own endpoints of one kind.
 pub(crate) fn own_endpoints(view: &View, kind: EndpointKind) -> Vec<&Endpoint> {
@@ -204,20 +205,37 @@ pub(crate) fn peers(view: &View, known: &[PeerView], counters: &Counters) -> Vec
         .collect()
 }
 
+/// What took the fast path, by either carrier: of the peers to whom it leads now.
+pub(crate) fn add_fast_path(
+    rows: &mut [PeerRow],
+    view: &View,
+    led_to: &BTreeSet<[u8; 6]>,
+    fast: &BTreeMap<[u8; 6], CarrierTraffic>,
+) {
+    for row in rows {
+        let mut members = view.members.iter();
+        let Some(member) = members.find(|member| member.id.short() == row.node) else {
+            continue;
+        };
+        let macs = [peer_mac(member.number), vxlan_mac(&member.id)];
+        if macs.iter().any(|mac| led_to.contains(mac)) {
+            let taken = || macs.iter().filter_map(|mac| fast.get(mac));
+            row.fast_path = Some(FastRow {
+                tx_packets: taken().map(|fast| fast.tx_packets).sum(),
+                rx_packets: taken().map(|fast| fast.rx_packets).sum(),
+            });
+        }
+    }
+}
+
 /// What the kernel carried by itself counts like what went through weft.
 pub(crate) fn add_vxlan(
     rows: &mut [PeerRow],
     vxlan: &VxlanView,
-    counted: &BTreeMap<[u8; 6], VxlanTraffic>,
-    fast: Option<&BTreeMap<[u8; 6], VxlanTraffic>>,
+    counted: &BTreeMap<[u8; 6], CarrierTraffic>,
 ) {
     for row in rows {
         let peer = vxlan.peers.iter().find(|peer| peer.id.short() == row.node);
-        let taken = peer.and_then(|peer| fast?.get(&peer.mac));
-        row.fast_path = taken.map(|fast| FastRow {
-            tx_packets: fast.tx_packets,
-            rx_packets: fast.rx_packets,
-        });
         let Some(traffic) = peer.and_then(|peer| counted.get(&peer.mac)) else {
             continue;
         };

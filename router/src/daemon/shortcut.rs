@@ -1,4 +1,4 @@
-//! The fast path of this host's containers over the `vxlan` carrier: away before anything changes that it stands on, and
+//! The fast path of this host's containers to those of others: away before anything changes that it stands on, and
 //! laid again once all else stands.
 
 use std::collections::BTreeSet;
@@ -16,6 +16,8 @@ pub(super) struct Shortcut {
     /// `None` until it is read from what an earlier daemon left.
     memory: Option<FastMemory>,
     wanted: Option<FastPath>,
+    /// It may lead over `vxlan`, as far as the last pass saw.
+    by_vxlan: bool,
     trouble: Option<String>,
 }
 
@@ -26,6 +28,7 @@ impl Shortcut {
             table: FastTable::default(),
             memory: None,
             wanted: None,
+            by_vxlan: false,
             trouble: None,
         }
     }
@@ -36,8 +39,18 @@ impl Shortcut {
         self.withdraw_unless_wanted();
     }
 
-    /// The last thing of a pass. All that it stands on is in place, or is not.
-    pub(super) fn finish(&mut self, may_stand: bool) {
+    /// The last thing of a pass. All that it stands on is in place, or is not, and so is the `vxlan` carrier with its filter.
+    pub(super) fn finish(
+        &mut self,
+        view: &View,
+        facts: &LocalFacts,
+        (may_stand, by_vxlan): (bool, bool),
+    ) {
+        if self.by_vxlan != by_vxlan {
+            self.by_vxlan = by_vxlan;
+            let memory = self.memory.as_ref();
+            self.wanted = memory.and_then(|memory| plan_fast_path(view, facts, memory, by_vxlan));
+        }
         if !may_stand {
             self.wanted = None;
         }
@@ -51,10 +64,9 @@ impl Shortcut {
     }
 
     fn plan(&mut self, view: &View, facts: &LocalFacts, balance: &LbPlan) -> Option<FastPath> {
-        // A host without that carrier never gets it before its next start: nothing to remember.
-        view.vxlan.as_ref()?;
+        let by_vxlan = self.by_vxlan;
         match self.remember(view, balance) {
-            Ok(memory) => plan_fast_path(view, facts, memory),
+            Ok(memory) => plan_fast_path(view, facts, memory, by_vxlan),
             Err(error) => {
                 self.tell(Some(error));
                 None
@@ -84,7 +96,7 @@ impl Shortcut {
         if self.trouble != trouble
             && let Some(error) = &trouble
         {
-            info!(%error, "no fast path over the vxlan carrier");
+            info!(%error, "no fast path between containers");
         }
         self.trouble = trouble;
     }

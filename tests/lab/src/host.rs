@@ -247,7 +247,7 @@ impl Host {
         self.peers().into_iter().next().unwrap_or_default()
     }
 
-    /// Packets that took the fast path over the `vxlan` carrier, `tx_packets` or `rx_packets`; `None` where it is not laid.
+    /// Packets that took the fast path, `tx_packets` or `rx_packets`; `None` where it leads to nobody.
     pub fn fast_path(&self, which: &str) -> Option<u64> {
         let rows = self.peers();
         let laid = rows

@@ -40,7 +40,6 @@ pub(crate) enum Compare {
     Common = 0x40,
     Unequal = 0x50,
     Below = 0xa0,
-    NotAbove = 0xb0,
 }
 
 /// A place in a program, known or yet to come.
@@ -69,6 +68,8 @@ const BY_REGISTER: u8 = 0x08;
 const MEM: u8 = 0x60;
 const ATOMIC: u8 = 0xc0;
 const ADD: u8 = 0x00;
+const AND: u8 = 0x50;
+const RSH: u8 = 0x70;
 const MOV: u8 = 0xb0;
 const ALWAYS: u8 = 0x00;
 const CALL: u8 = 0x80;
@@ -105,6 +106,18 @@ impl Assembler {
 
     pub(crate) fn add(&mut self, to: Reg, value: i32) {
         self.put(ALU64 | ADD, (to as u8, 0), 0, value);
+    }
+
+    pub(crate) fn add_both(&mut self, to: Reg, from: Reg) {
+        self.put(ALU64 | ADD | BY_REGISTER, (to as u8, from as u8), 0, 0);
+    }
+
+    pub(crate) fn mask(&mut self, to: Reg, bits: i32) {
+        self.put(ALU64 | AND, (to as u8, 0), 0, bits);
+    }
+
+    pub(crate) fn shift_right(&mut self, to: Reg, bits: i32) {
+        self.put(ALU64 | RSH, (to as u8, 0), 0, bits);
     }
 
     /// What stands `offset` behind where `base` points.
@@ -206,18 +219,24 @@ mod tests {
         program.map(Reg::R1, 5);
         program.call(Helper::MapLookup);
         program.add_shared((Reg::R0, 8), Reg::R1);
+        program.add_both(Reg::R1, Reg::R2);
+        program.mask(Reg::R1, 0xf0);
+        program.shift_right(Reg::R1, 2);
         program.bind(out);
         program.set(Reg::R0, -1);
         program.exit();
         let expected = [
             [0xbf, 0x16, 0, 0, 0, 0, 0, 0],
             [0x69, 0x70, 12, 0, 0, 0, 0, 0],
-            [0x55, 0x00, 5, 0, 8, 0, 0, 0],
+            [0x55, 0x00, 8, 0, 8, 0, 0, 0],
             [0x63, 0x0a, 0xfc, 0xff, 0, 0, 0, 0],
             [0x18, 0x11, 0, 0, 5, 0, 0, 0],
             [0; 8],
             [0x85, 0, 0, 0, 1, 0, 0, 0],
             [0xdb, 0x10, 8, 0, 0, 0, 0, 0],
+            [0x0f, 0x21, 0, 0, 0, 0, 0, 0],
+            [0x57, 0x01, 0, 0, 0xf0, 0, 0, 0],
+            [0x77, 0x01, 0, 0, 2, 0, 0, 0],
             [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
             [0x95, 0, 0, 0, 0, 0, 0, 0],
         ];

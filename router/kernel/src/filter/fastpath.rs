@@ -1,14 +1,14 @@
-//! The fast path for what passes between containers of one network over the `vxlan` carrier: a program at the ingress of their
-//! legs sends it on to `wx0` at once, and one at the ingress of `wx0` into the container. It is spared the domain's stack, which
-//! costs a stream a quarter of its speed (`docs/performance.md`). They say nothing that the domain's filter does not say, and
-//! take only what that lets through:
+//! The fast path for what passes between containers of one network on different hosts: a program at the ingress of their legs
+//! sends it on to the carrier's device at once, and one at the ingress of each carrier into the container. It is spared the
+//! domain's stack, which costs a stream over VXLAN a quarter of its speed, and a round trip over the sealed carrier a seventh
+//! of its time (`docs/performance.md`). They say nothing that the domain's filter does not say, and take only what that lets
+//! through:
 //!
 //! * a leg's own addresses and MAC, a peer's own MAC and addresses, and two addresses of one network;
 //! * nothing that a VIP may have been turned into, in either direction: translation needs connection tracking;
 //! * the segments in the middle of a TCP connection: connection tracking sees the others, SYNs are clamped, and a
 //!   connection that takes the long way again is known or picked up (`nf_conntrack_tcp_be_liberal`);
-//! * nothing that is too long for the way. A super-packet's segments are as long as its connection's SYNs allowed; over a
-//!   path that once was wider (`widest`) nothing takes the fast path.
+//! * nothing that is too long for the path, nor a super-packet whose segments would be: the long way tells its sender.
 //!
 //! What they do not take goes on as if they were not there, so that they may be taken away at any moment.
 
@@ -18,11 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use weft_core::layout::{VXLAN_CARRIER, container_mac, mac_text};
+use weft_core::layout::{UDP_CARRIER, UDP_CARRIER_MAC, VXLAN_CARRIER, container_mac, peer_mac};
 use weft_core::model::{AddressPlan, Proto};
-use weft_core::view::{Liveness, View, VxlanPeer, VxlanView};
+use weft_core::view::{Liveness, Member, View};
 
-use self::program::{LegValue, OwnerValue, Place};
+use self::program::{LegValue, Place};
 use super::{collection, networks_apart};
 use crate::plan::{LocalFacts, leg_name};
 
@@ -30,8 +30,6 @@ use crate::plan::{LocalFacts, leg_name};
 pub(crate) const TABLE: &str = "weft_fast";
 /// Its set of what VIPs were turned into.
 pub(crate) const TRANSLATED: &str = "translated4";
-/// Its set of the widest path that each peer had.
-pub(crate) const WIDEST: &str = "widest";
 
 /// What connections to a VIP are turned into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,8 +47,6 @@ pub struct Backend {
 pub struct FastMemory {
     /// All that some VIP stood for while its address was somebody's.
     pub(crate) translated: BTreeSet<Backend>,
-    /// By a peer's MAC the largest packet that ever fitted its path, octets.
-    pub(crate) widest: BTreeMap<[u8; 6], u16>,
 }
 
 impl FastMemory {
@@ -60,13 +56,6 @@ impl FastMemory {
         self.translated
             .retain(|backend| known.contains(&backend.ip));
         self.translated.extend(backends);
-        let peers = || view.vxlan.iter().flat_map(|vxlan| &vxlan.peers);
-        let macs: BTreeSet<[u8; 6]> = peers().map(|peer| peer.mac).collect();
-        self.widest.retain(|mac, _| macs.contains(mac));
-        for peer in peers().filter(|peer| peer.carries) {
-            let widest = self.widest.entry(peer.mac).or_default();
-            *widest = peer.mtu.max(*widest);
-        }
     }
 
     /// What stands in the table.
@@ -74,10 +63,7 @@ impl FastMemory {
         let translated = self.translated.iter();
         let translated =
             translated.map(|Backend { ip, proto, port }| format!("{ip} . {proto} . {port}"));
-        let widest = self.widest.iter();
-        let widest = widest.map(|(mac, mtu)| format!("{} . {mtu}", mac_text(*mac)));
         let backends = "type ipv4_addr . inet_proto . inet_service";
-        let paths = "type ether_addr . inet_service";
         let mut out = String::new();
         collection(
             &mut out,
@@ -86,15 +72,35 @@ impl FastMemory {
             backends,
             &Vec::from_iter(translated),
         );
-        collection(&mut out, "set", WIDEST, paths, &Vec::from_iter(widest));
         out
     }
+}
 
-    fn is_as_wide_as_ever(&self, peer: &VxlanPeer) -> bool {
-        self.widest
-            .get(&peer.mac)
-            .is_none_or(|widest| peer.mtu >= *widest)
-    }
+/// Whose a part of a network is, and its MAC on a carrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) mac: [u8; 6],
+    pub(crate) place: Place,
+}
+
+/// How packets get to a part of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// By which carrier.
+    pub(crate) carrier: &'static str,
+    /// To whom.
+    pub(crate) owner: Owner,
+    /// What is no longer than this fits the path, octets.
+    pub(crate) mtu: u16,
+}
+
+/// One carrier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// This host's MAC on it.
+    pub(crate) mac: [u8; 6],
+    /// From whom packets come by it, whether or not any are sent there.
+    pub(crate) owners: Vec<(Ipv4Net, Owner)>,
 }
 
 /// What may take it.
@@ -102,44 +108,112 @@ impl FastMemory {
 pub struct FastPath {
     /// By its name each leg of this host that has a network, whether or not it is there.
     pub(crate) legs: BTreeMap<String, LegValue>,
-    /// Whose each part of a network is.
-    pub(crate) owners: Vec<(Ipv4Net, OwnerValue)>,
+    /// By their devices, whether or not they are there.
+    pub(crate) carriers: BTreeMap<&'static str, Segment>,
+    /// Where what the containers send may go.
+    pub(crate) ways: Vec<(Ipv4Net, Way)>,
     pub(crate) memory: FastMemory,
-    /// What is no longer than this fits every path, octets.
-    pub(crate) mtu: u16,
     /// The first octets of all IPv6 addresses, where this host has them.
     pub(crate) ula: Option<[u8; 6]>,
-    /// MAC of `wx0`.
-    pub(crate) mac: [u8; 6],
 }
 
-/// `None` where nothing could take it.
-pub fn plan_fast_path(view: &View, local: &LocalFacts, memory: &FastMemory) -> Option<FastPath> {
-    let vxlan = view.vxlan.as_ref()?;
-    let wide: Vec<&VxlanPeer> = vxlan
-        .peers
-        .iter()
-        .filter(|peer| peer.carries && is_alive(view, peer))
-        .filter(|peer| peer.number.0 != 0 && memory.is_as_wide_as_ever(peer))
-        .collect();
-    let mtu = wide.iter().map(|peer| peer.mtu).min()?;
-    if local.legs.is_empty() {
+/// `None` where nothing could take it. Without `by_vxlan` nothing but the sealed carrier's does.
+pub fn plan_fast_path(
+    view: &View,
+    local: &LocalFacts,
+    memory: &FastMemory,
+    by_vxlan: bool,
+) -> Option<FastPath> {
+    let blocks = blocks(view);
+    let carriers = carriers(view, by_vxlan, &blocks);
+    let ways = ways(view, &carriers, &blocks);
+    if ways.is_empty() || local.legs.is_empty() {
         return None;
     }
-    let blocks = blocks(view);
     Some(FastPath {
         legs: legs(local, &blocks),
-        owners: owners(view, vxlan, &wide, &blocks),
+        carriers,
+        ways,
         memory: memory.clone(),
-        mtu,
         ula: local.ipv6.then_some(view.plan.ula),
-        mac: vxlan.mac,
     })
 }
 
-fn is_alive(view: &View, peer: &VxlanPeer) -> bool {
-    let member = view.member(&peer.id);
-    member.is_some_and(|member| member.liveness != Liveness::Down)
+fn carriers(
+    view: &View,
+    by_vxlan: bool,
+    blocks: &[(Ipv4Net, Place)],
+) -> BTreeMap<&'static str, Segment> {
+    let segment = |carrier, mac| {
+        let owners = peers(view).flat_map(|peer| {
+            let mac = mac_of(view, peer, carrier);
+            mac.into_iter().flat_map(|mac| parts(peer, mac, blocks))
+        });
+        let owners = owners.collect();
+        (carrier, Segment { mac, owners })
+    };
+    let vxlan = view.vxlan.as_ref().filter(|_| by_vxlan);
+    let vxlan = vxlan.map(|vxlan| segment(VXLAN_CARRIER, vxlan.mac));
+    let sealed = segment(UDP_CARRIER, UDP_CARRIER_MAC);
+    [sealed].into_iter().chain(vxlan).collect()
+}
+
+/// All prefixes of peers that are alive.
+fn ways(
+    view: &View,
+    carriers: &BTreeMap<&'static str, Segment>,
+    blocks: &[(Ipv4Net, Place)],
+) -> Vec<(Ipv4Net, Way)> {
+    let way = |peer| {
+        let (carrier, mtu) = path(view, peer)?;
+        let mac = mac_of(view, peer, carrier)?;
+        let is_there = carriers.contains_key(carrier);
+        is_there.then_some((peer, carrier, mac, mtu))
+    };
+    let alive = peers(view).filter(|peer| peer.liveness != Liveness::Down);
+    let ways = alive.filter_map(way).flat_map(|(peer, carrier, mac, mtu)| {
+        let way = move |owner| Way {
+            carrier,
+            owner,
+            mtu,
+        };
+        parts(peer, mac, blocks).map(move |(net, owner)| (net, way(owner)))
+    });
+    ways.collect()
+}
+
+/// All members but this host.
+fn peers(view: &View) -> impl Iterator<Item = &Member> {
+    view.members.iter().filter(|member| member.number.0 != 0)
+}
+
+/// By which carrier packets go to a peer, and how long they may be, octets.
+fn path(view: &View, peer: &Member) -> Option<(&'static str, u16)> {
+    match view.vxlan_peer(&peer.id).filter(|open| open.carries) {
+        Some(open) => Some((VXLAN_CARRIER, open.mtu)),
+        None => Some((UDP_CARRIER, peer.mtu?)),
+    }
+}
+
+fn mac_of(view: &View, peer: &Member, carrier: &str) -> Option<[u8; 6]> {
+    match carrier {
+        VXLAN_CARRIER => view.vxlan_peer(&peer.id).map(|open| open.mac),
+        _ => Some(peer_mac(peer.number)),
+    }
+}
+
+/// A peer's prefixes as far as they are in networks: an address that is no network's is nobody's to send from.
+fn parts(
+    peer: &Member,
+    mac: [u8; 6],
+    blocks: &[(Ipv4Net, Place)],
+) -> impl Iterator<Item = (Ipv4Net, Owner)> {
+    peer.prefixes.iter().flat_map(move |prefix| {
+        blocks.iter().filter_map(move |(block, place)| {
+            let owner = Owner { mac, place: *place };
+            Some((both(*prefix, *block)?, owner))
+        })
+    })
 }
 
 /// All networks, in parts whose IPv6 addresses name one block.
@@ -179,31 +253,6 @@ fn legs(local: &LocalFacts, blocks: &[(Ipv4Net, Place)]) -> BTreeMap<String, Leg
         .collect()
 }
 
-/// All peers' prefixes as far as they are in networks: an address that is no network's is nobody's to send from.
-fn owners(
-    view: &View,
-    vxlan: &VxlanView,
-    wide: &[&VxlanPeer],
-    blocks: &[(Ipv4Net, Place)],
-) -> Vec<(Ipv4Net, OwnerValue)> {
-    let mut owners = Vec::new();
-    for peer in &vxlan.peers {
-        let is_led_to = wide.iter().any(|wide| wide.id == peer.id);
-        let prefixes = view.member(&peer.id).map(|member| &member.prefixes);
-        for prefix in prefixes.into_iter().flatten() {
-            owners.extend(blocks.iter().filter_map(|(block, place)| {
-                let owner = OwnerValue {
-                    mac: peer.mac,
-                    place: *place,
-                    is_led_to,
-                };
-                Some((both(*prefix, *block)?, owner))
-            }));
-        }
-    }
-    owners
-}
-
 /// What two nets have in common: one of them, or nothing.
 fn both(one: Ipv4Net, other: Ipv4Net) -> Option<Ipv4Net> {
     match (one.contains(&other), other.contains(&one)) {
@@ -216,7 +265,7 @@ fn both(one: Ipv4Net, other: Ipv4Net) -> Option<Ipv4Net> {
 impl FastPath {
     /// Is it a device of this?
     pub(crate) fn has_device(&self, name: &str) -> bool {
-        name == VXLAN_CARRIER || self.legs.contains_key(name)
+        self.carriers.contains_key(name) || self.legs.contains_key(name)
     }
 }
 

@@ -30,9 +30,9 @@ pub(crate) const PEERS: &str = "base_vxlan_macs";
 pub(crate) const SENT: &str = "vxlan_sent";
 pub(crate) const RECEIVED: &str = "vxlan_received";
 
-/// What passed over the `vxlan` carrier to and from one MAC. A super-packet is one packet.
+/// What the kernel carried to and from one MAC on a carrier. A super-packet is one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VxlanTraffic {
+pub struct CarrierTraffic {
     /// Packets sent.
     pub tx_packets: u64,
     /// Their octets, without the Ethernet header.

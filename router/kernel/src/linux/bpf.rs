@@ -210,6 +210,13 @@ impl Classifier {
     /// Lets it look at a packet as if that had come to a device, by default an empty namespace's `lo`: its verdict, and what it
     /// made of the packet.
     pub(crate) fn try_on(&self, packet: &[u8]) -> (i32, Vec<u8>) {
+        self.try_on_super(packet, 0)
+    }
+
+    /// The same with a super-packet, whose segments have so much payload each.
+    pub(crate) fn try_on_super(&self, packet: &[u8], segment: u32) -> (i32, Vec<u8>) {
+        let mut context = [0_u32; CONTEXT / 4];
+        context[Context::SegmentSize as usize / 4] = segment;
         let mut out = vec![0_u8; packet.len() + 256];
         let mut test = TestRun {
             program: self.descriptor(),
@@ -217,15 +224,20 @@ impl Classifier {
             len_out: out.len() as u32,
             data: packet.as_ptr() as u64,
             data_out: out.as_mut_ptr() as u64,
+            context_len: CONTEXT as u32,
+            context: context.as_ptr() as u64,
             ..TestRun::default()
         };
-        // SAFETY: the kernel reads `len` octets of the packet and writes no more than `len_out` behind `data_out`; both live
-        // until the call is over.
+        // SAFETY: the kernel reads `len` octets of the packet and `context_len` behind `context`, and writes no more than
+        // `len_out` behind `data_out`; all live until the call is over.
         unsafe { bpf(PROG_TEST_RUN, &mut test) }.expect("these tests need root");
         out.truncate(test.len_out as usize);
         (test.verdict as i32, out)
     }
 }
+
+#[cfg(test)]
+use crate::bpf::Context;
 
 #[cfg(test)]
 const PROG_TEST_RUN: libc::c_long = 10;
@@ -242,7 +254,15 @@ struct TestRun {
     data_out: u64,
     repeat: u32,
     duration: u32,
+    context_len: u32,
+    context_len_out: u32,
+    context: u64,
+    context_out: u64,
 }
+
+/// Octets of `struct __sk_buff` up to what tests say.
+#[cfg(test)]
+const CONTEXT: usize = Context::SegmentSize as usize + 4;
 
 /// What the verifier says to a program that was refused: its last words.
 fn complaint(program: &mut LoadProgram) -> String {

@@ -1,12 +1,10 @@
 //! Puts the fast path (`filter/fastpath.rs`) on the domain's devices that are there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use weft_core::layout::VXLAN_CARRIER;
 use weft_core::model::Proto;
 
 use super::bpf::{Classifier, Map, MapKind};
@@ -16,10 +14,10 @@ use super::nft::{feed, removing, replacing};
 use super::rtnl::Rtnl;
 use crate::error::{Doing, Result};
 use crate::filter::fastpath::program::{
-    self, BACKEND_LEN, HomeValue, LegValue, Maps, OwnerValue, PREFIX_LEN, Setting, counter,
+    self, BACKEND_LEN, HomeValue, LegValue, OwnerValue, PREFIX_LEN, Setting, WayValue, counter,
 };
-use crate::filter::fastpath::{Backend, FastMemory, FastPath, TABLE, TRANSLATED, WIDEST};
-use crate::filter::vxlan::VxlanTraffic;
+use crate::filter::fastpath::{Backend, FastMemory, FastPath, Owner, TABLE, TRANSLATED};
+use crate::filter::vxlan::CarrierTraffic;
 
 /// Peers whose traffic is counted at a time.
 const MAX_PEERS: usize = 8192;
@@ -51,6 +49,15 @@ struct Ground {
     devices: BTreeMap<String, u32>,
 }
 
+impl Ground {
+    /// A leg is there, and a carrier.
+    fn leads_anywhere(&self) -> bool {
+        let (legs, carriers) = (&self.plan.legs, &self.plan.carriers);
+        legs.keys().any(|leg| self.devices.contains_key(leg))
+            && carriers.keys().any(|c| self.devices.contains_key(*c))
+    }
+}
+
 #[derive(Debug)]
 struct Laid {
     ground: Ground,
@@ -64,7 +71,8 @@ pub(super) struct FastCounters {
     map: OnceLock<Map>,
     /// Everybody's place in the map. Nobody loses it.
     places: Mutex<BTreeMap<[u8; 6], u32>>,
-    is_laid: AtomicBool,
+    /// The peers to whom it leads now.
+    led_to: Mutex<BTreeSet<[u8; 6]>>,
 }
 
 impl FastCounters {
@@ -81,6 +89,10 @@ impl FastCounters {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn led_to(&self) -> MutexGuard<'_, BTreeSet<[u8; 6]>> {
+        self.led_to.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Where a peer is counted. Beyond the last place nobody is.
     fn place_of(&self, peer: [u8; 6]) -> u32 {
         let mut places = self.places();
@@ -88,7 +100,7 @@ impl FastCounters {
         *places.entry(peer).or_insert(next)
     }
 
-    fn read(&self) -> BTreeMap<[u8; 6], VxlanTraffic> {
+    fn read(&self) -> BTreeMap<[u8; 6], CarrierTraffic> {
         let places = self.places();
         let traffic = |(peer, place): (&[u8; 6], &u32)| {
             let value = self.map.get()?.get(&place.to_ne_bytes()).ok()?;
@@ -100,13 +112,13 @@ impl FastCounters {
 
 impl Domain {
     /// What took the fast path to and from each MAC since this process began.
-    pub fn fast_traffic(&self) -> BTreeMap<[u8; 6], VxlanTraffic> {
+    pub fn fast_traffic(&self) -> BTreeMap<[u8; 6], CarrierTraffic> {
         self.fast.read()
     }
 
-    /// Is there one?
-    pub fn has_fast_path(&self) -> bool {
-        self.fast.is_laid.load(Ordering::Relaxed)
+    /// The MACs of those to whom packets of containers take the fast path.
+    pub fn fast_peers(&self) -> BTreeSet<[u8; 6]> {
+        self.fast.led_to().clone()
     }
 
     /// What an earlier process knew, as its table holds it.
@@ -114,14 +126,10 @@ impl Domain {
     /// # Errors
     /// The kernel's tables can't be read.
     pub fn fast_memory(&self) -> Result<FastMemory> {
-        let keys = |set| nfnetlink::keys(TableFamily::Netdev, TABLE, set);
-        let read = self.run(|| Ok((keys(TRANSLATED)?, keys(WIDEST)?)))?;
-        let (translated, widest) = read
-            .map_err(|error: io::Error| error)
-            .doing(|| "read the fast path's memory".into())?;
+        let read = self.run(|| nfnetlink::keys(TableFamily::Netdev, TABLE, TRANSLATED))?;
+        let translated = read.doing(|| "read the fast path's memory".into())?;
         Ok(FastMemory {
             translated: translated.iter().filter_map(|key| backend(key)).collect(),
-            widest: widest.iter().filter_map(|key| width(key)).collect(),
         })
     }
 }
@@ -140,11 +148,6 @@ fn backend(key: &[u8]) -> Option<Backend> {
         proto,
         port,
     })
-}
-
-fn width(key: &[u8]) -> Option<([u8; 6], u16)> {
-    let mtu = u16::from_be_bytes(*key.get(8..)?.first_chunk()?);
-    Some((*key.first_chunk()?, mtu))
 }
 
 impl FastTable {
@@ -179,8 +182,10 @@ impl FastTable {
             }
             _ => {}
         }
-        if ground.devices.len() < 2 || !ground.devices.contains_key(VXLAN_CARRIER) {
-            return self.withdraw_unless(domain, None);
+        // Some device of before may be none of this one's.
+        self.withdraw_unless(domain, None)?;
+        if !ground.leads_anywhere() {
+            return Ok(());
         }
         // Forgotten until it is done.
         self.state = State::Unknown;
@@ -221,7 +226,7 @@ impl Domain {
             }
             Ok(())
         })?;
-        self.fast.is_laid.store(false, Ordering::Relaxed);
+        self.fast.led_to().clear();
         Ok(())
     }
 
@@ -253,66 +258,57 @@ impl Domain {
             let put = programs.put(&ns.rtnl, &ground.devices);
             put.doing(|| "put the fast path on its devices".into())
         })?;
-        self.fast.is_laid.store(true, Ordering::Relaxed);
+        let ways = ground.plan.ways.iter().map(|(_, way)| way);
+        let there = ways.filter(|way| ground.devices.contains_key(way.carrier));
+        *self.fast.led_to() = there.map(|way| way.owner.mac).collect();
         Ok(put)
     }
 }
 
-/// Both programs. Their maps are theirs once they are loaded.
+/// All programs. Their maps are theirs once they are loaded.
 struct Programs {
     from_legs: Classifier,
-    from_peers: Classifier,
+    /// By carrier.
+    from_peers: BTreeMap<&'static str, Classifier>,
 }
 
 impl Programs {
-    fn load(Ground { plan, devices }: &Ground, counters: &FastCounters) -> io::Result<Self> {
-        let present = || {
-            let legs = plan.legs.iter();
-            legs.filter_map(|(name, leg)| Some((*devices.get(name)?, *leg)))
-        };
-        let legs = filled(
-            "weft_legs",
-            (WORD, LegValue::LEN),
-            present().map(|(device, leg)| (device.to_ne_bytes().to_vec(), leg.octets())),
-        )?;
-        let homes = filled(
-            "weft_homes",
-            (WORD, HomeValue::LEN),
-            present().map(|(device, leg)| {
-                (leg.ip.octets().to_vec(), HomeValue { device, leg }.octets())
-            }),
-        )?;
-        let owners = Map::new(
-            MapKind::LpmTrie,
-            "weft_owners",
-            (PREFIX_LEN, OwnerValue::LEN),
-            plan.owners.len(),
-        )?;
-        for (net, owner) in &plan.owners {
-            let value = owner.octets(counters.place_of(owner.mac));
-            owners.put(&program::prefix(net.prefix_len(), net.network()), &value)?;
-        }
+    fn load(ground: &Ground, counters: &FastCounters) -> io::Result<Self> {
+        let plan = &ground.plan;
         let translated = &plan.memory.translated;
         let backends = translated.iter();
         let backends = backends.map(|backend| (program::backend(*backend), vec![1]));
         let translated = (!translated.is_empty())
-            .then(|| filled("weft_backends", (BACKEND_LEN, 1), backends))
+            .then(|| filled(MapKind::Hash, "weft_backends", (BACKEND_LEN, 1), backends))
             .transpose()?;
         let setting = Setting {
             ula: plan.ula,
-            carrier: (devices.get(VXLAN_CARRIER).copied().unwrap_or(0), plan.mac),
-            mtu: plan.mtu,
-            maps: Maps {
-                legs: legs.descriptor(),
-                homes: homes.descriptor(),
-                owners: owners.descriptor(),
-                translated: translated.as_ref().map(Map::descriptor),
-                traffic: counters.map()?.descriptor(),
-            },
+            translated: translated.as_ref().map(Map::descriptor),
+            traffic: counters.map()?.descriptor(),
         };
+        let from_legs = from_legs(ground, &setting, counters)?;
+        let homes = filled(
+            MapKind::Hash,
+            "weft_homes",
+            (WORD, HomeValue::LEN),
+            present_legs(ground).map(|(device, leg)| {
+                (leg.ip.octets().to_vec(), HomeValue { device, leg }.octets())
+            }),
+        )?;
+        let mut from_peers = BTreeMap::new();
+        for (carrier, segment) in &plan.carriers {
+            let owners = segment.owners.iter().map(|(net, owner)| {
+                let value = counted(owner, counters).octets();
+                (program::prefix(net.prefix_len(), net.network()), value)
+            });
+            let sizes = (PREFIX_LEN, OwnerValue::LEN);
+            let owners = filled(MapKind::LpmTrie, "weft_owners", sizes, owners)?;
+            let program = program::from_peers(&setting, homes.descriptor(), owners.descriptor());
+            from_peers.insert(*carrier, Classifier::load("weft_from_peers", &program)?);
+        }
         Ok(Self {
-            from_legs: Classifier::load("weft_from_legs", &program::from_legs(&setting))?,
-            from_peers: Classifier::load("weft_from_peers", &program::from_peers(&setting))?,
+            from_legs,
+            from_peers,
         })
     }
 
@@ -320,9 +316,9 @@ impl Programs {
     fn put(&self, rtnl: &Rtnl, devices: &BTreeMap<String, u32>) -> io::Result<BTreeMap<u32, u32>> {
         let mut programs = BTreeMap::new();
         for (name, device) in devices {
-            let (program, shown) = match name == VXLAN_CARRIER {
-                true => (&self.from_peers, "from_peers"),
-                false => (&self.from_legs, "from_legs"),
+            let (program, shown) = match self.from_peers.get(name.as_str()) {
+                Some(program) => (program, "from_peers"),
+                None => (&self.from_legs, "from_legs"),
             };
             rtnl.set_classifier(*device, shown, program.descriptor())?;
             programs.insert(*device, program.id()?);
@@ -331,13 +327,54 @@ impl Programs {
     }
 }
 
+fn from_legs(
+    ground: &Ground,
+    setting: &Setting,
+    counters: &FastCounters,
+) -> io::Result<Classifier> {
+    let legs = filled(
+        MapKind::Hash,
+        "weft_legs",
+        (WORD, LegValue::LEN),
+        present_legs(ground).map(|(device, leg)| (device.to_ne_bytes().to_vec(), leg.octets())),
+    )?;
+    let ways = ground.plan.ways.iter().filter_map(|(net, way)| {
+        let value = WayValue {
+            owner: counted(&way.owner, counters),
+            device: *ground.devices.get(way.carrier)?,
+            mac: ground.plan.carriers.get(way.carrier)?.mac,
+            mtu: way.mtu,
+        };
+        let key = program::prefix(net.prefix_len(), net.network());
+        Some((key, value.octets()))
+    });
+    let sizes = (PREFIX_LEN, WayValue::LEN);
+    let ways = filled(MapKind::LpmTrie, "weft_ways", sizes, ways)?;
+    let program = program::from_legs(setting, legs.descriptor(), ways.descriptor());
+    Classifier::load("weft_from_legs", &program)
+}
+
+fn present_legs(Ground { plan, devices }: &Ground) -> impl Iterator<Item = (u32, LegValue)> {
+    let legs = plan.legs.iter();
+    legs.filter_map(|(name, leg)| Some((*devices.get(name)?, *leg)))
+}
+
+fn counted(owner: &Owner, counters: &FastCounters) -> OwnerValue {
+    OwnerValue {
+        mac: owner.mac,
+        place: owner.place,
+        counter: counters.place_of(owner.mac),
+    }
+}
+
 fn filled(
+    kind: MapKind,
     name: &str,
     sizes: (usize, usize),
     elements: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
 ) -> io::Result<Map> {
     let elements: Vec<_> = elements.collect();
-    let map = Map::new(MapKind::Hash, name, sizes, elements.len())?;
+    let map = Map::new(kind, name, sizes, elements.len())?;
     for (key, value) in &elements {
         map.put(key, value)?;
     }

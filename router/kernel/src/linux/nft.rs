@@ -11,7 +11,7 @@ use super::domain::Domain;
 use super::host::Host;
 use super::nfnetlink::{self, Counted, TableFamily};
 use crate::error::{Doing, NftError, Result};
-use crate::filter::vxlan::{self, VxlanTraffic};
+use crate::filter::vxlan::{self, CarrierTraffic};
 
 /// Only these: `PATH` is whoever's started the daemon.
 const BINARIES: [&str; 4] = [
@@ -109,13 +109,13 @@ pub fn count_vxlan(domain: &Domain, macs: &[[u8; 6]]) -> Result<()> {
 }
 
 /// What was counted. Nothing where nobody counts.
-pub fn vxlan_traffic(domain: &Domain) -> Result<BTreeMap<[u8; 6], VxlanTraffic>> {
+pub fn vxlan_traffic(domain: &Domain) -> Result<BTreeMap<[u8; 6], CarrierTraffic>> {
     let read = |set| nfnetlink::counted(TableFamily::Netdev, NFT_TABLE, set);
     let counted = domain.run(|| Ok((read(vxlan::SENT)?, read(vxlan::RECEIVED)?)))?;
     let (sent, received) = counted
         .map_err(|error: io::Error| error)
         .doing(|| "read the traffic of the vxlan carrier".into())?;
-    let mut traffic: BTreeMap<[u8; 6], VxlanTraffic> = BTreeMap::new();
+    let mut traffic: BTreeMap<[u8; 6], CarrierTraffic> = BTreeMap::new();
     for (key, Counted { packets, octets }) in sent {
         if let Some(mac) = key.first_chunk() {
             let of = traffic.entry(*mac).or_default();

@@ -130,8 +130,8 @@ fn a_peer_s_one_next_hop_says_which_carrier_it_is_and_the_route_its_mtu() {
     };
     assert_eq!(
         (on(UDP_CARRIER), on(VXLAN_CARRIER)),
-        (2, 4),
-        "falling back is one step, and the fast path has its own for IPv4"
+        (2, 2),
+        "falling back is one step"
     );
     assert_eq!(plan.kernel.forwarding.len(), 2);
 }

@@ -1,9 +1,9 @@
-//! The fast path's two programs: one for the containers' legs, one for `wx0`. Each looks at a packet's headers, asks the maps,
-//! and either sends it on to the other device or leaves it as it came.
+//! The fast path's programs: one for the containers' legs, one for each carrier. Each looks at a packet's headers, asks the
+//! maps, and either sends it on to another device or leaves it as it came.
 
 use std::net::Ipv4Addr;
 
-use weft_core::layout::{DEVICE_MTU, GATEWAY_MAC};
+use weft_core::layout::GATEWAY_MAC;
 use weft_core::model::Proto;
 
 use crate::bpf::Reg::{self, Frame, R0, R1, R2, R6, R7, R8, R9};
@@ -11,12 +11,13 @@ use crate::bpf::Size::{self, Byte, Half, Word};
 use crate::bpf::{Assembler, Compare, Context, GO_ON, Helper, Instruction, Label};
 
 use super::Backend;
-use crate::filter::vxlan::VxlanTraffic;
+use crate::filter::vxlan::CarrierTraffic;
 
 /// Octets of an Ethernet header.
 const ETHERNET: i16 = 14;
 /// Of an ICMP header, and the least of any that may be there.
 const LEAST: i16 = 8;
+const UDP_HEADER: i16 = 8;
 const TCP: i32 = 6;
 const UDP: i32 = 17;
 /// RFC 9293: FIN, SYN and RST.
@@ -24,7 +25,7 @@ const ENDS: i32 = 0x07;
 /// Octets of a TCP header without options.
 const TCP_HEADER: i16 = 20;
 
-/// What a map is keyed by, and where in the stack that is put together.
+/// Where in the stack stands what a map is keyed by, and what is kept.
 mod stack {
     /// A device, or a peer's place in the counters.
     pub(super) const INDEX: i16 = -4;
@@ -33,6 +34,8 @@ mod stack {
     /// [`super::Backend`] of source and destination.
     pub(super) const SOURCE: i16 = -24;
     pub(super) const DESTINATION: i16 = -32;
+    /// Octets of all headers, which each segment of a super-packet has.
+    pub(super) const HEADERS: i16 = -36;
 }
 
 /// A network, by a number that its addresses share. Those of IPv6 name the block that they are of, too.
@@ -87,49 +90,76 @@ impl HomeValue {
     }
 }
 
-/// Whose a prefix is. None reaches beyond one block of a network.
+/// Whose a prefix is on one carrier. None reaches beyond one block of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OwnerValue {
-    /// The peer's, on the segment.
+    /// The peer's, on the carrier.
     pub(crate) mac: [u8; 6],
     pub(crate) place: Place,
-    /// May packets be sent there this way?
-    pub(crate) is_led_to: bool,
+    /// The peer's place in the counters.
+    pub(crate) counter: u32,
 }
 
 impl OwnerValue {
-    pub(crate) const LEN: usize = 20;
+    pub(crate) const LEN: usize = 16;
     const BLOCK: i16 = 6;
     const NETWORK: i16 = 8;
-    const LED_TO: i16 = 12;
-    const COUNTER: i16 = 16;
+    const COUNTER: i16 = 12;
 
-    /// With the peer's place in the counters.
-    pub(crate) fn octets(&self, counter: u32) -> Vec<u8> {
+    pub(crate) fn octets(&self) -> Vec<u8> {
         let mut out = self.mac.to_vec();
         out.extend(self.place.block.to_be_bytes());
         out.extend(self.place.network.to_ne_bytes());
-        out.extend(u32::from(self.is_led_to).to_ne_bytes());
-        out.extend(counter.to_ne_bytes());
+        out.extend(self.counter.to_ne_bytes());
         out
     }
 }
 
-/// How a peer's [`VxlanTraffic`] stands in its counter: four numbers of 64 bits.
+/// How packets get to a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WayValue {
+    /// To whom.
+    pub(crate) owner: OwnerValue,
+    /// The index of the carrier's device, and its MAC.
+    pub(crate) device: u32,
+    pub(crate) mac: [u8; 6],
+    /// What is no longer than this fits the path, octets.
+    pub(crate) mtu: u16,
+}
+
+impl WayValue {
+    pub(crate) const LEN: usize = OwnerValue::LEN + 16;
+    const DEVICE: i16 = 16;
+    const MAC: i16 = 20;
+    const LONGEST: i16 = 28;
+
+    pub(crate) fn octets(&self) -> Vec<u8> {
+        let mut out = self.owner.octets();
+        out.extend(self.device.to_ne_bytes());
+        out.extend(self.mac);
+        out.extend([0; 2]);
+        // Of a frame, as the packet's length is that of one.
+        let longest = u32::from(self.mtu) + ETHERNET as u32;
+        out.extend(longest.to_ne_bytes());
+        out
+    }
+}
+
+/// How a peer's [`CarrierTraffic`] stands in its counter: four numbers of 64 bits.
 pub(crate) mod counter {
-    use super::VxlanTraffic;
+    use super::CarrierTraffic;
 
     pub(crate) const LEN: usize = 32;
     /// Packets and octets of each way.
     pub(super) const RECEIVED: i16 = 0;
     pub(super) const SENT: i16 = 16;
 
-    pub(crate) fn read(octets: &[u8]) -> VxlanTraffic {
+    pub(crate) fn read(octets: &[u8]) -> CarrierTraffic {
         let number = |n: usize| {
             let octets = octets.get(n * 8..).and_then(|rest| rest.first_chunk());
             octets.map_or(0, |octets| u64::from_ne_bytes(*octets))
         };
-        VxlanTraffic {
+        CarrierTraffic {
             rx_packets: number(0),
             rx_octets: number(1),
             tx_packets: number(2),
@@ -158,72 +188,52 @@ pub(crate) fn backend(Backend { ip, proto, port }: Backend) -> Vec<u8> {
     [ip.octets(), [0, proto as u8, high, low]].concat()
 }
 
-/// What the programs are made for.
+/// What all programs are made for. Numbers are descriptors of maps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
     /// The first octets of all IPv6 addresses of the cluster; `None` where it has none.
     pub(crate) ula: Option<[u8; 6]>,
-    /// `wx0`: its index and its MAC.
-    pub(crate) carrier: (u32, [u8; 6]),
-    /// What is no longer than this fits every path, octets.
-    pub(crate) mtu: u16,
-    /// Descriptors of maps.
-    pub(crate) maps: Maps,
-}
-
-/// Descriptors of what the programs ask. All are hash maps but two.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Maps {
-    /// By device [`LegValue`].
-    pub(crate) legs: i32,
-    /// By address [`HomeValue`].
-    pub(crate) homes: i32,
-    /// By prefix [`OwnerValue`]: finds the longest one.
-    pub(crate) owners: i32,
     /// What VIPs were turned into, if any was: keys only.
     pub(crate) translated: Option<i32>,
     /// By the peer's place its [`counter`]: an array.
     pub(crate) traffic: i32,
 }
 
-/// For the ingress of a leg.
-pub(crate) fn from_legs(setting: &Setting) -> Vec<Instruction> {
+/// For the ingress of a leg. The maps: by device [`LegValue`], and by the longest prefix [`WayValue`].
+pub(crate) fn from_legs(setting: &Setting, legs: i32, ways: i32) -> Vec<Instruction> {
     program(setting, |program, version, pass| {
-        too_long(program, setting, pass);
         program.load(Word, R0, (R6, Context::Device as i16));
         program.store(Word, (Frame, stack::INDEX), R0);
-        look_up(program, setting.maps.legs, stack::INDEX, pass);
+        look_up(program, legs, stack::INDEX, pass);
         program.copy(R8, R0);
         same_mac(program, (R7, 6), R8, pass);
         let (source, own) = ((Frame, stack::SOURCE), (R8, LegValue::IP));
         same(program, Word, source, own, pass);
         version.in_block(program, version.source, (R8, LegValue::BLOCK), pass);
-        look_up_owner(program, setting, stack::DESTINATION, pass);
+        look_up_prefix(program, ways, stack::DESTINATION, pass);
+        too_long(program, R0, pass);
         program.copy(R9, R0);
         let (own, its) = ((R8, LegValue::NETWORK), (R9, OwnerValue::NETWORK));
         same(program, Word, own, its, pass);
         version.in_block(program, version.destination, (R9, OwnerValue::BLOCK), pass);
-        program.load(Word, R1, (R9, OwnerValue::LED_TO));
-        program.jump_if(R1, Compare::Equal, 0, pass);
         not_translated(program, setting, pass);
         version.hop(program);
         copy_mac(program, (R7, 0), (R9, 0));
-        let (device, mac) = setting.carrier;
-        set_mac(program, (R7, 6), mac);
+        copy_mac(program, (R7, 6), (R9, WayValue::MAC));
         count(program, setting, R9, counter::SENT);
-        program.set(R1, device as i32);
+        program.load(Word, R1, (R9, WayValue::DEVICE));
         send(program, Helper::Redirect);
     })
 }
 
-/// For the ingress of `wx0`.
-pub(crate) fn from_peers(setting: &Setting) -> Vec<Instruction> {
+/// For the ingress of a carrier. The maps: by address [`HomeValue`], and by the longest prefix [`OwnerValue`].
+pub(crate) fn from_peers(setting: &Setting, homes: i32, owners: i32) -> Vec<Instruction> {
     program(setting, |program, version, pass| {
-        look_up_owner(program, setting, stack::SOURCE, pass);
+        look_up_prefix(program, owners, stack::SOURCE, pass);
         program.copy(R8, R0);
         same_mac(program, (R7, 6), R8, pass);
         version.in_block(program, version.source, (R8, OwnerValue::BLOCK), pass);
-        look_up(program, setting.maps.homes, stack::DESTINATION, pass);
+        look_up(program, homes, stack::DESTINATION, pass);
         program.copy(R9, R0);
         let its = (R9, HomeValue::LEG + LegValue::NETWORK);
         same(program, Word, (R8, OwnerValue::NETWORK), its, pass);
@@ -378,12 +388,19 @@ impl IpVersion {
         let at = ETHERNET + self.header;
         let (icmp, ports, known) = (program.label(), program.label(), program.label());
         let (number, request, reply) = self.icmp;
+        program.store_value(Word, (Frame, stack::HEADERS), i32::from(at + UDP_HEADER));
         program.jump_if(R9, Compare::Equal, number, icmp);
         program.jump_if(R9, Compare::Equal, UDP, ports);
         program.jump_if(R9, Compare::Unequal, TCP, pass);
         readable(program, at + TCP_HEADER, pass);
         program.load(Byte, R0, (R7, at + 13));
         program.jump_if(R0, Compare::Common, ENDS, pass);
+        // The upper half of the octet is the header's length in words.
+        program.load(Byte, R0, (R7, at + 12));
+        program.mask(R0, 0xf0);
+        program.shift_right(R0, 2);
+        program.add(R0, at.into());
+        program.store(Word, (Frame, stack::HEADERS), R0);
         program.bind(ports);
         for (port, key) in [(at, stack::SOURCE), (at + 2, stack::DESTINATION)] {
             program.store_value(Byte, (Frame, key + 4), 0);
@@ -443,37 +460,30 @@ fn look_up(program: &mut Assembler, map: i32, key: i16, absent: Label) {
     program.jump_if(R0, Compare::Equal, 0, absent);
 }
 
-/// The owner of an address on the stack, in R0.
-fn look_up_owner(program: &mut Assembler, setting: &Setting, key: i16, absent: Label) {
+/// The value of the longest prefix that has an address on the stack, in R0.
+fn look_up_prefix(program: &mut Assembler, map: i32, key: i16, absent: Label) {
     program.store_value(Word, (Frame, stack::PREFIX), 32);
     program.load(Word, R0, (Frame, key));
     program.store(Word, (Frame, stack::PREFIX + 4), R0);
-    look_up(program, setting.maps.owners, stack::PREFIX, absent);
+    look_up(program, map, stack::PREFIX, absent);
 }
 
-/// What is longer than the paths take is answered by the domain; TCP's super-packets are as long as their SYNs allowed.
-fn too_long(program: &mut Assembler, setting: &Setting, pass: Label) {
-    let fits = program.label();
-    program.load(Word, R0, (R6, Context::Length as i16));
-    program.jump_if(
-        R0,
-        Compare::NotAbove,
-        i32::from(setting.mtu) + i32::from(ETHERNET),
-        fits,
-    );
-    program.jump_if(
-        R0,
-        Compare::NotAbove,
-        DEVICE_MTU as i32 + i32::from(ETHERNET),
-        pass,
-    );
-    program.jump_if(R9, Compare::Unequal, TCP, pass);
-    program.bind(fits);
+/// What is longer than the path takes, of a super-packet each of its segments, is answered by the domain.
+fn too_long(program: &mut Assembler, way: Reg, pass: Label) {
+    let one = program.label();
+    program.load(Word, R1, (R6, Context::Length as i16));
+    program.load(Word, R2, (R6, Context::SegmentSize as i16));
+    program.jump_if(R2, Compare::Equal, 0, one);
+    program.load(Word, R1, (Frame, stack::HEADERS));
+    program.add_both(R1, R2);
+    program.bind(one);
+    program.load(Word, R2, (way, WayValue::LONGEST));
+    program.jump_if_both(R1, Compare::Above, R2, pass);
 }
 
 /// Neither end is what a VIP was turned into: connection tracking must turn it back.
 fn not_translated(program: &mut Assembler, setting: &Setting, pass: Label) {
-    let Some(map) = setting.maps.translated else {
+    let Some(map) = setting.translated else {
         return;
     };
     for key in [stack::SOURCE, stack::DESTINATION] {
@@ -516,12 +526,12 @@ fn word_and_half([a, b, c, d, e, f]: [u8; 6]) -> (i32, i32) {
     (i32::from_ne_bytes([a, b, c, d]), rest.into())
 }
 
-/// One packet more, of the peer that an [`OwnerValue`] is of.
+/// One packet more, of the peer of an [`OwnerValue`], or of a [`WayValue`], which begins with one.
 fn count(program: &mut Assembler, setting: &Setting, owner: Reg, way: i16) {
     let unknown = program.label();
     program.load(Word, R1, (owner, OwnerValue::COUNTER));
     program.store(Word, (Frame, stack::INDEX), R1);
-    look_up(program, setting.maps.traffic, stack::INDEX, unknown);
+    look_up(program, setting.traffic, stack::INDEX, unknown);
     program.set(R1, 1);
     program.add_shared((R0, way), R1);
     program.load(Word, R1, (R6, Context::Length as i16));

@@ -1,6 +1,8 @@
 use weft_core::layout::vxlan_mac;
 use weft_core::model::{ClusterId, EndpointId, Generation, Label, NodeId};
-use weft_core::view::{Endpoint, EndpointKind, Member, NetworkView, PeerNumber, Seal};
+use weft_core::view::{
+    Endpoint, EndpointKind, NetworkView, PeerNumber, Seal, VxlanPeer, VxlanView,
+};
 
 use super::*;
 use crate::plan::LocalLeg;
@@ -103,44 +105,60 @@ fn noted(view: &View, backends: &[Backend]) -> FastMemory {
     memory
 }
 
-/// The prefixes that are led to over it.
-fn led(view: &View, memory: &FastMemory) -> Vec<String> {
-    let plan = plan_fast_path(view, &local(), memory);
-    let owners = plan.map_or_else(Vec::new, |plan| plan.owners);
-    let led = owners.iter().filter(|(_, owner)| owner.is_led_to);
-    led.map(|(net, _)| net.to_string()).collect()
+fn planned(view: &View, memory: &FastMemory) -> FastPath {
+    plan_fast_path(view, &local(), memory, true).unwrap()
+}
+
+/// The prefixes that are led to, and by which carrier.
+fn led(view: &View, by_vxlan: bool) -> Vec<(String, &'static str)> {
+    let plan = plan_fast_path(view, &local(), &FastMemory::default(), by_vxlan);
+    let ways = plan.map_or_else(Vec::new, |plan| plan.ways);
+    let ways = ways.iter().map(|(net, way)| (net.to_string(), way.carrier));
+    ways.collect()
+}
+
+const SECOND: &str = "10.32.128.0/17";
+const THIRD: &str = "10.40.0.0/20";
+
+fn by(carrier: &'static str, nets: &[&str]) -> Vec<(String, &'static str)> {
+    let nets = nets.iter().map(|net| ((*net).to_owned(), carrier));
+    nets.collect()
 }
 
 #[test]
-fn it_leads_to_peers_that_are_alive_and_reached_so() {
+fn it_leads_to_peers_that_are_alive_by_the_carrier_of_each() {
     let mut view = view();
-    let memory = noted(&view, &[]);
-    let (second, third) = ("10.32.128.0/17", "10.40.0.0/20");
-    assert_eq!(led(&view, &memory), [second, third]);
+    assert_eq!(led(&view, true), by(VXLAN_CARRIER, &[SECOND, THIRD]));
+    assert!(led(&view, false).is_empty());
     view.members[2].liveness = Liveness::Down;
-    assert_eq!(led(&view, &memory), [second]);
-    peers_of(&mut view)[0].carries = false;
-    assert!(led(&view, &memory).is_empty());
-    assert_eq!(plan_fast_path(&view, &local(), &memory), None);
+    assert_eq!(led(&view, true), by(VXLAN_CARRIER, &[SECOND]));
     view.vxlan = None;
-    assert_eq!(plan_fast_path(&view, &local(), &memory), None);
+    assert_eq!(led(&view, false), by(UDP_CARRIER, &[SECOND]));
+    view.members[1].mtu = None;
+    assert!(led(&view, false).is_empty());
 }
 
 #[test]
-fn a_path_that_was_wider_is_left_out_until_it_is_that_wide_again() {
+fn both_carriers_stand_side_by_side() {
     let mut view = view();
-    let mut memory = noted(&view, &[]);
-    peers_of(&mut view)[0].mtu = 1300;
-    memory.note(&view, std::iter::empty());
-    assert_eq!(led(&view, &memory), ["10.40.0.0/20"]);
-    peers_of(&mut view)[0].mtu = 1450;
-    memory.note(&view, std::iter::empty());
-    assert_eq!(led(&view, &memory).len(), 2);
-    // Over the sealed carrier meanwhile: that says nothing of this one.
     peers_of(&mut view)[0].carries = false;
-    peers_of(&mut view)[0].mtu = 9000;
-    memory.note(&view, std::iter::empty());
-    assert_eq!(memory.widest[&vxlan_mac(&NodeId([2; 32]))], 1450);
+    let memory = noted(&view, &[]);
+    let both = [by(UDP_CARRIER, &[SECOND]), by(VXLAN_CARRIER, &[THIRD])];
+    assert_eq!(led(&view, true), both.concat());
+    assert_eq!(led(&view, false), both[0]);
+    let plan = planned(&view, &memory);
+    // From everybody packets may come by either.
+    for (carrier, mac) in [
+        (UDP_CARRIER, peer_mac(PeerNumber(1))),
+        (VXLAN_CARRIER, vxlan_mac(&NodeId([2; 32]))),
+    ] {
+        let owners = &plan.carriers[carrier].owners;
+        assert_eq!(owners.len(), 2);
+        assert_eq!(
+            (owners[0].0.to_string(), owners[0].1.mac),
+            (SECOND.into(), mac)
+        );
+    }
 }
 
 #[test]
@@ -149,7 +167,7 @@ fn what_a_service_stood_for_is_remembered_as_long_as_somebody_has_the_address() 
     let mut memory = noted(&view, &[BACKEND]);
     memory.note(&view, std::iter::empty());
     assert!(memory.table().contains("{ 10.32.128.2 . tcp . 80 }"));
-    let plan = plan_fast_path(&view, &local(), &memory).unwrap();
+    let plan = planned(&view, &memory);
     assert_eq!(plan.memory, memory);
     view.endpoints.clear();
     memory.note(&view, std::iter::empty());
@@ -159,10 +177,10 @@ fn what_a_service_stood_for_is_remembered_as_long_as_somebody_has_the_address() 
 #[test]
 fn it_stands_on_devices_that_are_there() {
     let view = view();
-    let plan = plan_fast_path(&view, &local(), &noted(&view, &[])).unwrap();
+    let plan = planned(&view, &noted(&view, &[]));
     let leg = leg_name(&EndpointId([2; 8]));
     assert!(plan.has_device(&leg) && plan.has_device(VXLAN_CARRIER));
-    assert!(!plan.has_device("wu0"));
+    assert!(plan.has_device(UDP_CARRIER) && !plan.has_device("wh0"));
 }
 
 #[test]
@@ -171,11 +189,11 @@ fn addresses_are_in_one_network_if_they_are_in_any_of_its_blocks() {
     view.networks[1].also = vec!["10.41.0.0/19".parse().unwrap()];
     // Not one of its own: it is another network's already.
     view.networks[1].also.push("10.32.4.0/22".parse().unwrap());
-    let plan = plan_fast_path(&view, &local(), &noted(&view, &[])).unwrap();
+    let plan = planned(&view, &noted(&view, &[]));
     let of = |network| {
-        let owners = plan.owners.iter();
-        let owners = owners.filter(move |(_, owner)| owner.place.network == network);
-        let shown = owners.map(|(net, owner)| (net.to_string(), owner.place.block));
+        let owners = plan.ways.iter();
+        let owners = owners.filter(move |(_, way)| way.owner.place.network == network);
+        let shown = owners.map(|(net, way)| (net.to_string(), way.owner.place.block));
         shown.collect::<Vec<_>>()
     };
     let own = plan.legs.values().next().unwrap().place;
@@ -194,10 +212,7 @@ fn what_is_in_no_network_is_nobody_s() {
     let mut view = view();
     view.networks.truncate(1);
     let memory = noted(&view, &[]);
-    assert_eq!(led(&view, &memory), ["10.32.128.0/17"]);
+    assert_eq!(led(&view, true), by(VXLAN_CARRIER, &[SECOND]));
     view.networks.clear();
-    assert_eq!(
-        plan_fast_path(&view, &local(), &memory).unwrap().legs.len(),
-        0
-    );
+    assert_eq!(plan_fast_path(&view, &local(), &memory, true), None);
 }

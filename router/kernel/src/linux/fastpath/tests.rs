@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use weft_core::layout::{GATEWAY_MAC, container_mac};
+use weft_core::layout::{GATEWAY_MAC, UDP_CARRIER, UDP_CARRIER_MAC, VXLAN_CARRIER, container_mac};
 use weft_core::model::{AddressPlan, ClusterId};
 
 use super::*;
 use crate::filter::fastpath::program::Place;
+use crate::filter::fastpath::{Segment, Way};
 
 /// linux/pkt_cls.h.
 const REDIRECT: i32 = 7;
@@ -16,6 +17,8 @@ const PEER: [u8; 6] = [2, 9, 9, 9, 9, 9];
 const CARRIER: [u8; 6] = [2, 8, 8, 8, 8, 8];
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 32, 0, 2);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 32, 128, 7);
+/// By the other carrier.
+const WIDE_FAR: Ipv4Addr = Ipv4Addr::new(10, 32, 64, 7);
 const NETWORK: Place = Place {
     network: 1,
     block: 0,
@@ -27,15 +30,38 @@ fn plan() -> AddressPlan {
     AddressPlan::new(AddressPlan::DEFAULT_RANGE, &ClusterId([7; 16])).unwrap()
 }
 
+/// Wide ways lead by the one carrier, narrow ones by the other.
+const WIDE: u16 = 3000;
+const NARROW: u16 = 1450;
+
 fn ground(translated: &[Backend]) -> Ground {
-    let owner = |place, is_led_to| OwnerValue {
-        mac: PEER,
-        place,
-        is_led_to,
-    };
     let other = Place {
         network: 2,
         block: 16,
+    };
+    let owner = |net: &str, place| (net.parse().unwrap(), Owner { mac: PEER, place });
+    let owners = vec![
+        owner("10.32.128.0/17", NETWORK),
+        owner("10.32.64.0/18", NETWORK),
+        owner("10.33.0.0/20", other),
+    ];
+    let way = |n: usize, carrier, mtu| {
+        let (net, owner) = owners[n];
+        let way = Way {
+            carrier,
+            owner,
+            mtu,
+        };
+        (net, way)
+    };
+    let ways = vec![
+        way(0, VXLAN_CARRIER, NARROW),
+        way(1, UDP_CARRIER, WIDE),
+        way(2, VXLAN_CARRIER, NARROW),
+    ];
+    let segment = |mac| Segment {
+        mac,
+        owners: owners.clone(),
     };
     let plan = FastPath {
         legs: BTreeMap::from([(
@@ -46,21 +72,22 @@ fn ground(translated: &[Backend]) -> Ground {
                 place: NETWORK,
             },
         )]),
-        owners: vec![
-            ("10.32.128.0/17".parse().unwrap(), owner(NETWORK, true)),
-            ("10.32.64.0/18".parse().unwrap(), owner(NETWORK, false)),
-            ("10.33.0.0/20".parse().unwrap(), owner(other, true)),
-        ],
+        carriers: BTreeMap::from([
+            (VXLAN_CARRIER, segment(CARRIER)),
+            (UDP_CARRIER, segment(UDP_CARRIER_MAC)),
+        ]),
+        ways,
         memory: FastMemory {
             translated: translated.iter().copied().collect(),
-            ..FastMemory::default()
         },
-        mtu: 1450,
         ula: Some(plan().ula),
-        mac: CARRIER,
     };
-    let devices = BTreeMap::from([("leg".to_owned(), LEG), (VXLAN_CARRIER.to_owned(), 77)]);
-    Ground { plan, devices }
+    let devices = [("leg", LEG), (VXLAN_CARRIER, 77), (UDP_CARRIER, 78)];
+    let devices = devices.map(|(name, index)| (name.to_owned(), index));
+    Ground {
+        plan,
+        devices: devices.into(),
+    }
 }
 
 struct Laid {
@@ -107,6 +134,13 @@ const IN: Packet = Packet {
 };
 
 impl Packet {
+    fn to(self, ip: Ipv4Addr) -> Self {
+        Self {
+            ends: (self.ends.0, ip),
+            ..self
+        }
+    }
+
     fn v6(self) -> Self {
         Self { v6: true, ..self }
     }
@@ -196,17 +230,30 @@ fn what_it_takes_comes_out_with_other_macs_and_one_hop_less() {
         }
     }
     for packet in [IN, IN.v6()] {
-        let (verdict, out) = programs.from_peers.try_on(&packet.octets());
-        // In a test run there is no other end to go to.
-        assert!(verdict == REDIRECT, "{verdict}");
-        let mut wanted = Packet { hops: 63, ..packet }.octets();
-        wanted[..6].copy_from_slice(&container_mac(OWN));
-        wanted[6..12].copy_from_slice(&GATEWAY_MAC);
-        assert_eq!(out, wanted);
+        for program in programs.from_peers.values() {
+            let (verdict, out) = program.try_on(&packet.octets());
+            assert_eq!(verdict, REDIRECT);
+            let mut wanted = Packet { hops: 63, ..packet }.octets();
+            wanted[..6].copy_from_slice(&container_mac(OWN));
+            wanted[6..12].copy_from_slice(&GATEWAY_MAC);
+            assert_eq!(out, wanted);
+        }
     }
     let traffic = counters.read()[&PEER];
-    assert_eq!((traffic.tx_packets, traffic.rx_packets), (sent, 2));
-    assert_eq!(traffic.rx_octets, 20 + 40 + 2 * 120);
+    assert_eq!((traffic.tx_packets, traffic.rx_packets), (sent, 4));
+    assert_eq!(traffic.rx_octets, 2 * (20 + 40 + 2 * 120));
+}
+
+#[test]
+fn each_carrier_has_its_own_mac() {
+    let programs = laid(&[]).programs;
+    for (ip, mac) in [(FAR, CARRIER), (WIDE_FAR, UDP_CARRIER_MAC)] {
+        let (verdict, out) = programs.from_legs.try_on(&OUT.to(ip).octets());
+        assert_eq!(
+            (verdict, &out[..6], &out[6..12]),
+            (REDIRECT, &PEER[..], &mac[..])
+        );
+    }
 }
 
 fn echo(packet: Packet) -> (u16, u16) {
@@ -222,7 +269,10 @@ fn everything_else_goes_the_long_way_unchanged() {
     };
     let (other, stranger) = (Ipv4Addr::new(10, 33, 0, 9), Ipv4Addr::new(10, 32, 0, 3));
     for v6 in [false, true] {
-        for (program, packet) in [(&programs.from_legs, OUT), (&programs.from_peers, IN)] {
+        for (program, packet) in [
+            (&programs.from_legs, OUT),
+            (&programs.from_peers[VXLAN_CARRIER], IN),
+        ] {
             let packet = Packet { v6, ..packet };
             let (own, far) = packet.ends;
             let with = |ends| Packet { ends, ..packet };
@@ -294,13 +344,10 @@ fn everything_else_goes_the_long_way_unchanged() {
         octets[at] = value;
         goes_on(&programs.from_legs, &octets, "a fragment");
     }
-    let narrow = Packet {
-        ends: (OWN, Ipv4Addr::new(10, 32, 64, 1)),
-        ..OUT
-    };
+    let nowhere = OUT.to(Ipv4Addr::new(10, 32, 32, 1));
     goes_on(
         &programs.from_legs,
-        &narrow.octets(),
+        &nowhere.octets(),
         "to whom nothing is led",
     );
     let mut octets = OUT.octets();
@@ -317,7 +364,7 @@ fn every_octet_of_an_ipv6_address_counts() {
     let programs = laid(&[]).programs;
     let ways = [
         (&programs.from_legs, OUT.v6(), 53),
-        (&programs.from_peers, IN.v6(), 37),
+        (&programs.from_peers[VXLAN_CARRIER], IN.v6(), 37),
     ];
     for (program, packet, neighbour) in ways {
         assert_eq!(program.try_on(&packet.octets()).0, REDIRECT);
@@ -336,23 +383,47 @@ fn what_does_not_fit_the_path_is_left_to_the_domain() {
     let programs = laid(&[]).programs;
     for packet in [OUT, OUT.v6()] {
         let header = if packet.v6 { 60 } else { 40 };
-        let sized = |len: usize, proto| Packet {
-            payload: len - header,
-            proto,
+        for (proto, ip, mtu) in [
+            (6, FAR, NARROW),
+            (17, FAR, NARROW),
+            (6, WIDE_FAR, WIDE),
+            (17, WIDE_FAR, WIDE),
+        ] {
+            let is_taken = |len: u16| {
+                let payload = usize::from(len) - header;
+                let packet = Packet {
+                    payload,
+                    proto,
+                    ..packet
+                };
+                programs.from_legs.try_on(&packet.to(ip).octets()).0 == REDIRECT
+            };
+            assert!(is_taken(mtu) && !is_taken(mtu + 1), "{proto} {mtu}");
+        }
+    }
+}
+
+/// A test run's packet is one page at most.
+#[test]
+fn a_super_packet_is_taken_if_its_segments_fit() {
+    let programs = laid(&[]).programs;
+    for packet in [OUT, OUT.v6()] {
+        let ip_header: u32 = if packet.v6 { 40 } else { 20 };
+        let packet = Packet {
+            payload: 3000,
             ..packet
         };
-        for (len, proto, taken) in [
-            (1450, 6, true),
-            (1451, 6, false),
-            (9000, 6, false),
-            (1450, 17, true),
-            (1451, 17, false),
-        ] {
-            // A test run's packet is one page at most.
-            if len < 3500 {
-                let (verdict, _) = programs.from_legs.try_on(&sized(len, proto).octets());
-                assert_eq!(verdict == REDIRECT, taken, "{len} {proto}");
+        for (proto, header, words) in [(6, 20, 5), (6, 32, 8), (6, 60, 15), (17, 8, 0)] {
+            let mut octets = Packet { proto, ..packet }.octets();
+            if proto == 6 {
+                octets[14 + ip_header as usize + 12] = words << 4 | 0x0f;
             }
+            let is_taken = |segment| {
+                let (verdict, _) = programs.from_legs.try_on_super(&octets, segment);
+                verdict == REDIRECT
+            };
+            let longest = u32::from(NARROW) - ip_header - header;
+            assert!(is_taken(longest) && !is_taken(longest + 1), "{header}");
         }
     }
 }
@@ -367,7 +438,10 @@ fn what_a_virtual_address_was_turned_into_goes_the_long_way_in_both_directions()
         let backend = |ip, port| Backend { ip, proto, port };
         for backends in [[backend(FAR, 80)], [backend(OWN, 4000)]] {
             let programs = laid(&backends).programs;
-            for (program, packet) in [(&programs.from_legs, OUT), (&programs.from_peers, IN)] {
+            for (program, packet) in [
+                (&programs.from_legs, OUT),
+                (&programs.from_peers[VXLAN_CARRIER], IN),
+            ] {
                 for v6 in [false, true] {
                     let packet = Packet {
                         v6,
