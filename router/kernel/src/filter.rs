@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `base_raw` | prerouting, raw - 10 | a leg sends from its own addresses and MAC alone, and so does a peer over VXLAN; no ND from containers or carriers |
 //! | `base_dns` | prerouting, dstnat - 10 | queries to the host's resolvers are turned to weft's DNS |
-//! | `base_mss` | forward, mangle | TCP's segment size fits both ways' routes |
+//! | `base_mss` | forward, mangle | TCP's segment size fits both ways' routes, and IPv6's the paths that have less than its least MTU |
 //! | `base_input` | input, filter | DNS, echo, replies; nothing else |
 //! | `base_forward` | forward, filter | no transit; from peers only what concerns this host; containers reach each other only within a network |
 //!
@@ -32,17 +32,21 @@
 pub(crate) mod fastpath;
 pub(crate) mod vxlan;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use weft_core::layout::{
-    HOST_LEG, HOST_LEG_FAR, LEG_PREFIX, UDP_CARRIER, VXLAN_CARRIER, carriers_text, container_mac,
-    mac_text,
+    HOST_LEG, HOST_LEG_FAR, IPV6_MIN_MTU, LEG_PREFIX, UDP_CARRIER, VXLAN_CARRIER, carriers_text,
+    container_mac, mac_text,
 };
 use weft_core::view::{EndpointKind, View};
 
 use crate::plan::{LocalFacts, leg_name};
+
+/// Octets of an IPv6 header and a TCP header without options, which a segment's size does not count (RFC 9293 §3.7.1).
+const IPV6_AND_TCP_HEADER: u16 = 40 + 20;
 
 /// Forwards that are not weft's are dropped, because nobody but weft wants this host to forward at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +63,7 @@ pub fn domain_filter(view: &View, local: &LocalFacts) -> String {
     domain_sets(&mut out, view, local);
     domain_raw(&mut out, view, local);
     domain_dns(&mut out, view, local);
-    mss(&mut out, "");
+    domain_mss(&mut out, view, local);
     domain_input(&mut out, view);
     domain_forward(&mut out, view, local);
     out
@@ -91,7 +95,7 @@ chain base_egress {{ type nat hook postrouting priority srcnat; policy accept;
   ip6 saddr {range6} oifname != {near} masquerade
 }}"
     );
-    mss(&mut out, &format!("iifname \"{HOST_LEG}\" "));
+    host_mss(&mut out);
     host_input(&mut out);
     host_forward(&mut out, local, guard);
     out
@@ -138,19 +142,58 @@ chain base_to_overlay {{
 }
 
 /// On every SYN, whichever way: the MTU of the route there and of the route back (the kernel takes the lesser).
-fn mss(out: &mut String, only: &str) {
-    let twin = if only.is_empty() {
-        String::new()
-    } else {
-        let other = only.replacen("iifname", "oifname", 1);
-        format!("  {other}tcp flags syn tcp option maxseg size set rt mtu\n")
-    };
+const CLAMP: &str = "tcp flags syn tcp option maxseg size set";
+
+fn host_mss(out: &mut String) {
     let _ = writeln!(
         out,
         "chain base_mss {{ type filter hook forward priority mangle; policy accept;
-  {only}tcp flags syn tcp option maxseg size set rt mtu
-{twin}}}"
+  iifname \"{HOST_LEG}\" {CLAMP} rt mtu
+  oifname \"{HOST_LEG}\" {CLAMP} rt mtu
+}}"
     );
+}
+
+/// No route of IPv6 has less than its least MTU; where a path has, its segments fit it in one piece all the same.
+fn domain_mss(out: &mut String, view: &View, local: &LocalFacts) {
+    let narrow = match local.ipv6 {
+        true => narrow(view),
+        false => BTreeMap::new(),
+    };
+    let mut rules = String::new();
+    for (mtu, nets) in &narrow {
+        let name = format!("base_narrow_{mtu}");
+        let nets: Vec<String> = nets.iter().map(Ipv6Net::to_string).collect();
+        set(out, &name, "type ipv6_addr; flags interval", &nets);
+        let segment = mtu.saturating_sub(IPV6_AND_TCP_HEADER);
+        for end in ["daddr", "saddr"] {
+            let _ = writeln!(rules, "  ip6 {end} @{name} {CLAMP} {segment}");
+        }
+    }
+    let _ = writeln!(
+        out,
+        "chain base_mss {{ type filter hook forward priority mangle; policy accept;
+  {CLAMP} rt mtu
+{rules}}}"
+    );
+}
+
+/// By the path's MTU those whose path is too narrow for IPv6.
+fn narrow(view: &View) -> BTreeMap<u16, Vec<Ipv6Net>> {
+    let mut narrow: BTreeMap<u16, Vec<Ipv6Net>> = BTreeMap::new();
+    for member in &view.members {
+        let by_vxlan = view.vxlan_peer(&member.id).is_some_and(|peer| peer.carries);
+        let mtu = member.mtu.filter(|mtu| *mtu < IPV6_MIN_MTU && !by_vxlan);
+        if let Some(mtu) = mtu {
+            let nets = member.prefixes.iter().map(|net| view.plan.v6_cover(*net));
+            narrow.entry(mtu).or_default().extend(nets);
+        }
+    }
+    // The kernel refuses elements that overlap.
+    for nets in narrow.values_mut() {
+        *nets = Ipv6Net::aggregate(nets);
+    }
+    narrow
 }
 
 fn domain_sets(out: &mut String, view: &View, local: &LocalFacts) {

@@ -155,6 +155,40 @@ fn the_filter_knows_peers_on_vxlan_and_without_trust_nothing_of_them() {
 }
 
 #[test]
+fn segments_fit_the_paths_that_are_too_narrow_for_ipv6() {
+    let mut view = view();
+    let narrow = |view: &View, facts: &LocalFacts| {
+        let filter = crate::filter::domain_filter(view, facts);
+        let lines = filter.lines().map(str::trim);
+        let lines = lines.filter(|line| line.contains("base_narrow"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let facts = LocalFacts {
+        ipv6: true,
+        ..facts()
+    };
+    for member in &mut view.members {
+        member.mtu = Some(1280);
+    }
+    assert!(narrow(&view, &facts).is_empty());
+    view.members[1].mtu = Some(1200);
+    let net = view.plan.v6_cover(view.members[1].prefixes[0]);
+    let wanted = [
+        format!(
+            "set base_narrow_1200 {{ type ipv6_addr; flags interval; elements = {{ {net} }}; }}"
+        ),
+        "ip6 daddr @base_narrow_1200 tcp flags syn tcp option maxseg size set 1140".to_owned(),
+        "ip6 saddr @base_narrow_1200 tcp flags syn tcp option maxseg size set 1140".to_owned(),
+    ];
+    assert_eq!(narrow(&view, &facts), wanted);
+    let without = LocalFacts {
+        ipv6: false,
+        ..facts
+    };
+    assert!(narrow(&view, &without).is_empty());
+}
+
+#[test]
 fn a_down_peers_prefix_is_unreachable_and_it_has_no_next_hop() {
     let plan = plan_domain(&view(), &facts());
     let found = route(&plan, "10.40.0.0/13", METRIC_NOWHERE).unwrap();

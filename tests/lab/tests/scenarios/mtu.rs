@@ -1,6 +1,9 @@
 //! What a path takes in one piece: found where nobody tells, followed where it changes.
 
-use weft_lab::{Container, Host, Lab};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use weft_lab::{Container, Host, Lab, goes_on};
 
 /// What `weft peers` says that the only peer takes.
 fn mtu(host: &Host) -> u64 {
@@ -87,6 +90,15 @@ fn passes_ipv6(a: &Container, b: &Container) -> bool {
     out.is_ok() && out.stdout.contains(" 20 received")
 }
 
+/// What one segment of each of its connections may hold, as its kernel has it.
+fn segment_sizes(a: &Container, to: &str) -> Vec<u64> {
+    let said = a.run(&["ss", "-tinH", "dst", to]).ok();
+    let sizes = said
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("mss:"));
+    sizes.filter_map(|size| size.parse().ok()).collect()
+}
+
 #[test]
 fn ipv6_passes_a_path_that_is_too_small_for_it() {
     let lab = Lab::new("small");
@@ -97,6 +109,15 @@ fn ipv6_passes_a_path_that_is_too_small_for_it() {
         a.fetches(&b, 1_000_000) && mtu(h1) == inner(1280) && mtu(h2) == inner(1280)
     });
     assert!(passes_ipv6(&a, &b) && passes_ipv6(&b, &a));
+    // The segments of a connection go in one piece: headers of 60 octets are around what each holds.
+    let to = SocketAddr::new(b.ip6().into(), 80).to_string();
+    let mut held = a.spawn_tool(h1, "hold", &["hold", &to]);
+    held.wait_for("ok 5 ", Duration::from_secs(15));
+    lab.wait("a connection's segments fit the path", 20, || {
+        let sizes = segment_sizes(&a, &to);
+        !sizes.is_empty() && sizes.iter().all(|size| *size <= inner(1280) - 60)
+    });
+    goes_on(&lab, &held);
     a.pours(c.ip6(), 32);
     let torn = |host: &Host| host.only_peer()["drops"]["malformed"].clone();
     assert!(torn(h1).is_null() && torn(h2).is_null());
