@@ -43,7 +43,7 @@ use weft_core::layout::{
 };
 use weft_core::view::{EndpointKind, View};
 
-use crate::plan::{LocalFacts, leg_name};
+use crate::plan::{LocalFacts, leg_name, path};
 
 /// Octets of an IPv6 header and a TCP header without options, which a segment's size does not count (RFC 9293 §3.7.1).
 const IPV6_AND_TCP_HEADER: u16 = 40 + 20;
@@ -141,9 +141,10 @@ chain base_to_overlay {{
     );
 }
 
-/// On every SYN, whichever way: the MTU of the route there and of the route back (the kernel takes the lesser).
+/// On every SYN, to something less alone: the kernel raises no segment size.
 const CLAMP: &str = "tcp flags syn tcp option maxseg size set";
 
+/// Whichever way: the MTU of the route there and of the route back (the kernel takes the lesser).
 fn host_mss(out: &mut String) {
     let _ = writeln!(
         out,
@@ -154,7 +155,7 @@ fn host_mss(out: &mut String) {
     );
 }
 
-/// No route of IPv6 has less than its least MTU; where a path has, its segments fit it in one piece all the same.
+/// The same of all that the domain forwards. No route of IPv6 has less than its least MTU; where a path has, its segments fit it in one piece all the same.
 fn domain_mss(out: &mut String, view: &View, local: &LocalFacts) {
     let narrow = match local.ipv6 {
         true => narrow(view),
@@ -182,9 +183,8 @@ fn domain_mss(out: &mut String, view: &View, local: &LocalFacts) {
 fn narrow(view: &View) -> BTreeMap<u16, Vec<Ipv6Net>> {
     let mut narrow: BTreeMap<u16, Vec<Ipv6Net>> = BTreeMap::new();
     for member in &view.members {
-        let by_vxlan = view.vxlan_peer(&member.id).is_some_and(|peer| peer.carries);
-        let mtu = member.mtu.filter(|mtu| *mtu < IPV6_MIN_MTU && !by_vxlan);
-        if let Some(mtu) = mtu {
+        let (_, mtu) = path(member, view.vxlan_peer(&member.id));
+        if let Some(mtu) = mtu.filter(|mtu| *mtu < IPV6_MIN_MTU) {
             let nets = member.prefixes.iter().map(|net| view.plan.v6_cover(*net));
             narrow.entry(mtu).or_default().extend(nets);
         }

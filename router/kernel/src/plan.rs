@@ -331,14 +331,13 @@ impl Planner<'_> {
         if let Some(vxlan) = vxlan {
             self.on_vxlan(vxlan);
         }
-        let plain = vxlan.filter(|vxlan| vxlan.carries);
+        let (carrier, mtu) = path(member, vxlan);
         let via = if alive {
-            self.next_hop(number, plain.is_some());
+            self.next_hop(number, carrier);
             Via::NextHop(peer_nexthop(number))
         } else {
             Via::Unreachable
         };
-        let mtu = plain.map_or(member.mtu, |vxlan| Some(vxlan.mtu));
         let mtu = mtu.filter(|_| alive).map(u32::from);
         let metric = if alive { METRIC_ROUTE } else { METRIC_NOWHERE };
         for net in &member.prefixes {
@@ -357,14 +356,13 @@ impl Planner<'_> {
     }
 
     /// The peer is a neighbour on `wu0` in any case: falling back to it is one step then.
-    fn next_hop(&mut self, number: PeerNumber, plain: bool) {
+    fn next_hop(&mut self, number: PeerNumber, carrier: &str) {
         let gateway = self.peer_gateway(number);
         self.neighbour(UDP_CARRIER, gateway, peer_mac(number));
-        let device = if plain { VXLAN_CARRIER } else { UDP_CARRIER };
         self.kernel.next_hops.insert(
             peer_nexthop(number),
             NextHop {
-                device: device.into(),
+                device: carrier.into(),
                 gateway,
             },
         );
@@ -415,6 +413,15 @@ impl Planner<'_> {
             let via = Via::Device(device.into());
             self.route(MAIN_TABLE, IpNet::from(address), METRIC_ROUTE, nowhere(via));
         }
+    }
+}
+
+/// By which carrier packets go to a peer, and how long they may be there, octets, where that is known. `vxlan` is how the peer
+/// is reached by that, if it may be.
+pub(crate) fn path(peer: &Member, vxlan: Option<&VxlanPeer>) -> (&'static str, Option<u16>) {
+    match vxlan.filter(|vxlan| vxlan.carries) {
+        Some(vxlan) => (VXLAN_CARRIER, Some(vxlan.mtu)),
+        None => (UDP_CARRIER, peer.mtu),
     }
 }
 

@@ -35,7 +35,10 @@ impl Shortcut {
 
     /// The first thing of a pass: away with it, unless nothing changes.
     pub(super) fn prepare(&mut self, view: &View, facts: &LocalFacts, balance: &LbPlan) {
-        self.wanted = self.plan(view, facts, balance);
+        if let Err(error) = self.remember(view, balance) {
+            self.tell(Some(error));
+        }
+        self.wanted = self.plan(view, facts);
         self.withdraw_unless_wanted();
     }
 
@@ -48,8 +51,7 @@ impl Shortcut {
     ) {
         if self.by_vxlan != by_vxlan {
             self.by_vxlan = by_vxlan;
-            let memory = self.memory.as_ref();
-            self.wanted = memory.and_then(|memory| plan_fast_path(view, facts, memory, by_vxlan));
+            self.wanted = self.plan(view, facts);
         }
         if !may_stand {
             self.wanted = None;
@@ -63,25 +65,19 @@ impl Shortcut {
         }
     }
 
-    fn plan(&mut self, view: &View, facts: &LocalFacts, balance: &LbPlan) -> Option<FastPath> {
-        let by_vxlan = self.by_vxlan;
-        match self.remember(view, balance) {
-            Ok(memory) => plan_fast_path(view, facts, memory, by_vxlan),
-            Err(error) => {
-                self.tell(Some(error));
-                None
-            }
-        }
+    /// Nothing while it is not known what an earlier daemon's was.
+    fn plan(&self, view: &View, facts: &LocalFacts) -> Option<FastPath> {
+        plan_fast_path(view, facts, self.memory.as_ref()?, self.by_vxlan)
     }
 
-    fn remember(&mut self, view: &View, balance: &LbPlan) -> Result<&FastMemory, String> {
+    fn remember(&mut self, view: &View, balance: &LbPlan) -> Result<(), String> {
         if self.memory.is_none() {
             let memory = self.domain.fast_memory();
             self.memory = Some(memory.map_err(|error| error.to_string())?);
         }
         let memory = self.memory.get_or_insert_default();
         memory.note(view, backends(balance));
-        Ok(memory)
+        Ok(())
     }
 
     fn withdraw_unless_wanted(&mut self) {

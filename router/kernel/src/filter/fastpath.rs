@@ -24,7 +24,7 @@ use weft_core::view::{Liveness, Member, View};
 
 use self::program::{LegValue, Place};
 use super::{collection, networks_apart};
-use crate::plan::{LocalFacts, leg_name};
+use crate::plan::{LocalFacts, leg_name, path};
 
 /// The table in which the next daemon finds what this one knew: family netdev, no rules.
 pub(crate) const TABLE: &str = "weft_fast";
@@ -165,10 +165,11 @@ fn ways(
     blocks: &[(Ipv4Net, Place)],
 ) -> Vec<(Ipv4Net, Way)> {
     let way = |peer| {
-        let (carrier, mtu) = path(view, peer)?;
+        let (carrier, mtu) = path(peer, view.vxlan_peer(&peer.id));
         let mac = mac_of(view, peer, carrier)?;
         let is_there = carriers.contains_key(carrier);
-        is_there.then_some((peer, carrier, mac, mtu))
+        mtu.filter(|_| is_there)
+            .map(|mtu| (peer, carrier, mac, mtu))
     };
     let alive = peers(view).filter(|peer| peer.liveness != Liveness::Down);
     let ways = alive.filter_map(way).flat_map(|(peer, carrier, mac, mtu)| {
@@ -185,14 +186,6 @@ fn ways(
 /// All members but this host.
 fn peers(view: &View) -> impl Iterator<Item = &Member> {
     view.members.iter().filter(|member| member.number.0 != 0)
-}
-
-/// By which carrier packets go to a peer, and how long they may be, octets.
-fn path(view: &View, peer: &Member) -> Option<(&'static str, u16)> {
-    match view.vxlan_peer(&peer.id).filter(|open| open.carries) {
-        Some(open) => Some((VXLAN_CARRIER, open.mtu)),
-        None => Some((UDP_CARRIER, peer.mtu?)),
-    }
 }
 
 fn mac_of(view: &View, peer: &Member, carrier: &str) -> Option<[u8; 6]> {
