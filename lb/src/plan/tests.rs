@@ -258,7 +258,7 @@ fn a_peer_is_told_by_its_mac_on_either_carrier_and_has_one_number() {
     let both = domain_fragment(&plan(&view, &LocalFacts::default()));
     assert!(both.contains("elements = { 02:77:01:00:00:05 : 5, 06:02:00:00:00:00 : 5 }"));
     assert!(both.contains("06:02:00:00:00:00 : goto lb_from_5"));
-    assert!(
-        both.contains("ip saddr != 10.32.0.0/12 iifname { \"wu0\", \"wx0\" } ct original zone set")
-    );
+    assert!(both.contains(
+        "ip saddr != 10.32.0.0/12 iifname { \"wu0\", \"wx0\", \"wx6\" } ct original zone set"
+    ));
 }

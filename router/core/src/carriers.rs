@@ -29,7 +29,7 @@ mod tests;
 mod why;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -78,9 +78,9 @@ pub struct Facts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
     /// This host's address.
-    pub mine: Ipv4Addr,
-    /// The peer's.
-    pub theirs: Ipv4Addr,
+    pub mine: IpAddr,
+    /// The peer's, of the same IP version.
+    pub theirs: IpAddr,
     /// In the clear, or sealed by the kernel.
     pub seal: Seal,
 }
@@ -113,7 +113,7 @@ fn plain_ends(trusted: &[IpNet], facts: &Facts) -> Result<Ends, Why> {
     }
     let ends = pair(facts)?;
     for ip in [ends.mine, ends.theirs] {
-        let is_inside = trusted.iter().any(|net| net.contains(&IpAddr::V4(ip)));
+        let is_inside = trusted.iter().any(|net| net.contains(&ip));
         if !is_inside {
             return Err(Why::OutsideTrusted(ip));
         }
@@ -129,10 +129,13 @@ fn pair(facts: &Facts) -> Result<Ends, Why> {
     let (Some(path), Some(source), Some(_)) = (facts.path, facts.source, facts.path_mtu) else {
         return Err(Why::NoPath);
     };
-    let (IpAddr::V4(theirs), IpAddr::V4(mine)) = (path.ip().to_canonical(), source.to_canonical())
-    else {
-        return Err(Why::NotIpv4);
-    };
+    let (theirs, mine) = (path.ip().to_canonical(), source.to_canonical());
+    if theirs.is_ipv4() != mine.is_ipv4() {
+        return Err(Why::NoPath);
+    }
+    if let Some(ip) = [theirs, mine].into_iter().find(is_of_one_link) {
+        return Err(Why::LinkLocal(ip));
+    }
     Ok(Ends {
         mine,
         theirs,
@@ -140,16 +143,21 @@ fn pair(facts: &Facts) -> Result<Ends, Why> {
     })
 }
 
+/// Such an address says nothing without the device that it belongs to (RFC 4007 §6).
+fn is_of_one_link(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
 /// Whether the two ends mean the same way: between the same addresses, or sealed through a NAT that shows others to each.
 fn is_same_way(ends: Ends, told: Ends, nat: bool) -> bool {
     told == ends || (nat && ends.seal == Seal::Esp && told.seal == Seal::Esp)
 }
 
-/// Which carrier it is, and why: `device` is the carrier's own state, `ends` what [`ends`] says, `told` what the peer told
+/// Which carrier it is, and why: `devices` are the carrier's own, `ends` what [`ends`] says, `told` what the peer told
 /// of itself, `nat` whether a NAT lies between, `sealing` whether the kernel has keys for it (where they are needed),
 /// `reaches` whether probes arrive (`None` before the first).
 pub fn choose(
-    device: &Result<(), String>,
+    devices: &Devices,
     ends: &Result<Ends, Why>,
     told: Option<Ends>,
     nat: bool,
@@ -161,7 +169,7 @@ pub fn choose(
         Ok(ends) => *ends,
         Err(why) => return sealed(why.clone()),
     };
-    if let Err(trouble) = device {
+    if let Err(trouble) = devices.to(ends.theirs) {
         return sealed(Why::Device(trouble.clone()));
     }
     match told {
@@ -181,19 +189,53 @@ pub fn choose(
     }
 }
 
-/// What two hosts say to each other about it.
+/// What one takes, and knows of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Opening<A> {
+    yours: A,
+    mine: A,
+    spi: Option<u32>,
+    /// I know that you do, too,
+    confirmed: bool,
+    /// and under which SPI.
+    knows: Option<u32>,
+}
+
+impl<A> Opening<A> {
+    /// The same between addresses of another kind.
+    fn between<B>(self, yours: B, mine: B) -> Opening<B> {
+        Opening {
+            yours,
+            mine,
+            spi: self.spi,
+            confirmed: self.confirmed,
+            knows: self.knows,
+        }
+    }
+}
+
+impl<A: Copy + Into<IpAddr>> Opening<A> {
+    fn any(self) -> Opening<IpAddr> {
+        self.between(self.yours.into(), self.mine.into())
+    }
+}
+
+impl Opening<IpAddr> {
+    /// The way, as who hears this calls its ends.
+    fn ends(&self) -> Ends {
+        Ends {
+            mine: self.yours,
+            theirs: self.mine,
+            seal: self.spi.map_or(Seal::Plain, |_| Seal::Esp),
+        }
+    }
+}
+
+/// What two hosts say to each other about it. A weft that does not know one of these words does not hear it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Word {
     /// I take VXLAN from you, between your address and mine: in the clear, or under this SPI.
-    Open {
-        yours: Ipv4Addr,
-        mine: Ipv4Addr,
-        spi: Option<u32>,
-        /// I know that you do, too,
-        confirmed: bool,
-        /// and under which SPI.
-        knows: Option<u32>,
-    },
+    Open(Opening<Ipv4Addr>),
     /// I take none from you.
     Shut,
     /// I sent you this over VXLAN; did it come?
@@ -202,6 +244,63 @@ pub(crate) enum Word {
     Came(u64),
     /// This did not.
     Missed(u64),
+    /// As [`Word::Open`].
+    Open6(Opening<Ipv6Addr>),
+}
+
+impl Word {
+    fn open(opening: Opening<IpAddr>) -> Self {
+        match (opening.yours, opening.mine) {
+            (IpAddr::V4(yours), IpAddr::V4(mine)) => Word::Open(opening.between(yours, mine)),
+            (yours, mine) => Word::Open6(opening.between(v6(yours), v6(mine))),
+        }
+    }
+}
+
+fn v6(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    }
+}
+
+/// The carrier's devices, one for each IP version of the hosts' addresses: what there is to say of one that is up behind its
+/// filter, or why it is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Devices<T = ()> {
+    /// `wx0`.
+    pub v4: Result<T, String>,
+    /// `wx6`, which is there while some peer wants it.
+    pub v6: Result<T, String>,
+}
+
+impl<T> Default for Devices<T> {
+    fn default() -> Self {
+        let no = || Err("it is not up yet".to_owned());
+        Self { v4: no(), v6: no() }
+    }
+}
+
+impl<T> Devices<T> {
+    /// That of packets to a host at this address.
+    pub fn to(&self, host: IpAddr) -> &Result<T, String> {
+        match host {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
+        }
+    }
+
+    /// Whether they are up alone.
+    pub fn states(&self) -> Devices {
+        let state = |device: &Result<T, String>| match device {
+            Ok(_) => Ok(()),
+            Err(why) => Err(why.clone()),
+        };
+        Devices {
+            v4: state(&self.v4),
+            v6: state(&self.v6),
+        }
+    }
 }
 
 /// What it wants done, or tells.
@@ -211,6 +310,7 @@ pub(crate) enum Event {
     Say { to: NodeId, word: Word },
     /// Send a probe over VXLAN.
     Probe {
+        host: IpAddr,
         to: [u8; 6],
         nonce: u64,
         length: u16,
@@ -224,16 +324,16 @@ pub(crate) enum Event {
 /// Which peer each address is used for: the kernel's policies tell peers apart by nothing else, and behind one NAT there may
 /// be several. Who has an address keeps it while that is where its path leads.
 #[derive(Debug, Default)]
-struct Holders(BTreeMap<Ipv4Addr, NodeId>);
+struct Holders(BTreeMap<IpAddr, NodeId>);
 
 impl Holders {
     /// True if the address is this peer's, or nobody's until now.
-    fn take(&mut self, address: Ipv4Addr, peer: NodeId) -> bool {
+    fn take(&mut self, address: IpAddr, peer: NodeId) -> bool {
         *self.0.entry(address).or_insert(peer) == peer
     }
 
     /// Addresses that lead to their holders no more are free.
-    fn free(&mut self, leads_to: impl Fn(Ipv4Addr, &NodeId) -> bool) {
+    fn free(&mut self, leads_to: impl Fn(IpAddr, &NodeId) -> bool) {
         self.0.retain(|address, peer| leads_to(*address, peer));
     }
 }
@@ -245,7 +345,7 @@ pub(crate) struct Carriers {
     trusted: Vec<IpNet>,
     esp: Esp,
     esp_state: EspState,
-    device: Result<(), String>,
+    devices: Devices,
     peers: BTreeMap<NodeId, Peer>,
     holders: Holders,
     random: Random,
@@ -261,7 +361,7 @@ impl Carriers {
             trusted,
             esp,
             esp_state: EspState::default(),
-            device: Err("it is not up yet".to_owned()),
+            devices: Devices::default(),
             peers: BTreeMap::new(),
             holders: Holders::default(),
             random,
@@ -294,7 +394,7 @@ impl Carriers {
             };
             return (Carrier::Udp, why, None);
         };
-        let (carrier, why) = peer.choice(&self.device, &self.esp_state);
+        let (carrier, why) = peer.choice(&self.devices, &self.esp_state);
         let mtu = (carrier != Carrier::Udp).then(|| peer.mtu());
         (carrier, why, mtu)
     }
@@ -308,7 +408,7 @@ impl Carriers {
                 mac: peer.mac,
                 addr: ends.theirs,
                 seal: ends.seal,
-                carries: peer.choice(&self.device, &self.esp_state).0 != Carrier::Udp,
+                carries: peer.choice(&self.devices, &self.esp_state).0 != Carrier::Udp,
                 mtu: peer.mtu(),
             })
         });
@@ -354,15 +454,10 @@ impl Carriers {
         self.settle(now, out);
     }
 
-    /// The carrier's device is up behind its filter, or why not.
-    pub(crate) fn set_device(
-        &mut self,
-        now: Now,
-        device: Result<(), String>,
-        out: &mut Vec<Event>,
-    ) {
-        if self.device != device {
-            self.device = device;
+    /// The carrier's devices are up behind their filter, or why not.
+    pub(crate) fn set_devices(&mut self, now: Now, devices: Devices, out: &mut Vec<Event>) {
+        if self.devices != devices {
+            self.devices = devices;
             self.settle(now, out);
         }
     }
@@ -384,7 +479,7 @@ impl Carriers {
         &mut self,
         now: Now,
         number: PeerNumber,
-        from: (Ipv4Addr, u16),
+        from: (IpAddr, u16),
         out: &mut Vec<Event>,
     ) {
         let (address, port) = from;
@@ -404,26 +499,8 @@ impl Carriers {
             return;
         };
         match word {
-            Word::Open {
-                yours,
-                mine,
-                spi,
-                confirmed,
-                knows,
-            } => {
-                let seal = spi.map_or(Seal::Plain, |_| Seal::Esp);
-                let told = Ends {
-                    mine: yours,
-                    theirs: mine,
-                    seal,
-                };
-                peer.on_open(now, told, spi, confirmed.then_some(knows));
-                peer.meet(now, &self.trusted, &self.esp, &mut self.holders);
-                if !confirmed {
-                    // Said once more, this time with the confirmation.
-                    peer.said = None;
-                }
-            }
+            Word::Open(opening) => self.on_open(now, from, opening.any()),
+            Word::Open6(opening) => self.on_open(now, from, opening.any()),
             Word::Shut => {
                 peer.told = None;
                 peer.nat.doubt();
@@ -440,6 +517,18 @@ impl Carriers {
             Word::Missed(nonce) => peer.probing.on_missed(now, nonce),
         }
         self.settle(now, out);
+    }
+
+    fn on_open(&mut self, now: Now, from: NodeId, opening: Opening<IpAddr>) {
+        let Some(peer) = self.peers.get_mut(&from) else {
+            return;
+        };
+        peer.on_open(now, opening);
+        peer.meet(now, &self.trusted, &self.esp, &mut self.holders);
+        if !opening.confirmed {
+            // Said once more, this time with the confirmation.
+            peer.said = None;
+        }
     }
 
     /// A probe came over VXLAN, from this MAC as it says.
@@ -472,23 +561,28 @@ impl Carriers {
         let crowd = self.peers.len();
         for (id, peer) in &mut self.peers {
             peer.look_for_nat(now);
-            if let Some(word) = peer.tell(now, &self.device) {
+            if let Some(word) = peer.tell(now, &self.devices) {
                 out.push(Event::Say { to: *id, word });
             }
             if peer.keys.step(now) {
                 out.push(Event::Renew { peer: *id });
             }
-            if !peer.is_agreed(&self.device) {
+            let Some(ends) = peer.agreed(&self.devices) else {
                 peer.probing = Probing::default();
                 continue;
-            }
+            };
             let step = peer.probing.step(now, crowd, &mut self.random);
             match step {
                 Some(Step::Probe { nonce, whole }) => {
                     // Until it carries, each is as large as the largest packet will be.
                     let length = ETHERNET + if whole { peer.mtu() } else { 0 };
-                    let to = peer.mac;
-                    out.push(Event::Probe { to, nonce, length });
+                    let (host, to) = (ends.theirs, peer.mac);
+                    out.push(Event::Probe {
+                        host,
+                        to,
+                        nonce,
+                        length,
+                    });
                 }
                 Some(Step::Ask(nonce)) => {
                     let (to, word) = (*id, Word::Sent(nonce));

@@ -1,7 +1,7 @@
 //! Fixed names and numbers of the domain and the host, in one place because the kernel, balancer and carrier rooms
 //! must agree on them and never see each other.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::crypto::sha256_parts;
 use crate::model::NodeId;
@@ -13,14 +13,18 @@ pub const HOST_LEG: &str = "weft0";
 pub const HOST_LEG_FAR: &str = "wh0";
 /// The `udp` carrier's TAP, in the domain.
 pub const UDP_CARRIER: &str = "wu0";
-/// The `vxlan` carrier, in the domain; its outer side stays in the host's namespace.
+/// The `vxlan` carrier between IPv4 addresses of hosts, in the domain; its outer side stays in the host's namespace.
 pub const VXLAN_CARRIER: &str = "wx0";
+/// The same between IPv6 addresses: a VXLAN device knows one version alone.
+pub const VXLAN_CARRIER6: &str = "wx6";
+/// Both.
+pub const VXLAN_CARRIERS: [&str; 2] = [VXLAN_CARRIER, VXLAN_CARRIER6];
 /// Its UDP port on the hosts.
 pub const VXLAN_PORT: u16 = 6784;
 /// Its network identifier.
 pub const VXLAN_VNI: u32 = 6783;
-/// What it puts around an inner packet: outer IPv4 and UDP header, its own, the inner Ethernet header (RFC 7348 §5).
-pub const VXLAN_OVERHEAD: u16 = 20 + 8 + 8 + 14;
+/// What it puts around an inner packet behind the outer IP header: UDP's, its own, the inner Ethernet header (RFC 7348 §5).
+pub const VXLAN_OVERHEAD: u16 = 8 + 8 + 14;
 /// The UDP port on the hosts for ESP that has to pass a NAT (RFC 3948); not IKE's 4500, which another program may have.
 pub const ESP_UDP_PORT: u16 = 6785;
 /// What that adds.
@@ -55,6 +59,22 @@ pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x77, 0xfe, 0, 0, 1];
 pub const HOST_LEG_MAC: [u8; 6] = [0x02, 0x77, 0xfe, 0, 0, 2];
 /// MAC of `wu0` itself.
 pub const UDP_CARRIER_MAC: [u8; 6] = [0x02, 0x77, 0, 0, 0, 0];
+
+/// The device of the `vxlan` carrier that leads to a host at this address.
+pub fn vxlan_carrier(host: IpAddr) -> &'static str {
+    match host {
+        IpAddr::V4(_) => VXLAN_CARRIER,
+        IpAddr::V6(_) => VXLAN_CARRIER6,
+    }
+}
+
+/// Octets of the header before what goes to this address: without options, as VXLAN's are.
+pub fn ip_header(to: IpAddr) -> u16 {
+    match to {
+        IpAddr::V4(_) => 20,
+        IpAddr::V6(_) => 40,
+    }
+}
 
 /// The MAC that stands for a peer on the `udp` carrier.
 pub fn peer_mac(number: PeerNumber) -> [u8; 6] {
@@ -109,11 +129,13 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
 }
 
-/// The devices that lead to peers, as nft's `iifname` and `oifname` take them, on a host with the `vxlan` carrier or one
-/// without.
+/// The devices that lead to peers, on a host with the `vxlan` carrier or one without, as nft's `iifname` and `oifname` take
+/// them.
 pub fn carriers_text(with_vxlan: bool) -> String {
     match with_vxlan {
-        true => format!("{{ \"{UDP_CARRIER}\", \"{VXLAN_CARRIER}\" }}"),
+        true => {
+            format!("{{ \"{UDP_CARRIER}\", \"{VXLAN_CARRIER}\", \"{VXLAN_CARRIER6}\" }}")
+        }
         false => format!("\"{UDP_CARRIER}\""),
     }
 }

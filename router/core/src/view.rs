@@ -242,9 +242,9 @@ pub struct EspPeer {
     /// This host's number for it.
     pub number: PeerNumber,
     /// This host's address.
-    pub mine: Ipv4Addr,
-    /// The peer's.
-    pub theirs: Ipv4Addr,
+    pub mine: IpAddr,
+    /// The peer's, of the same version.
+    pub theirs: IpAddr,
     /// There is a NAT on the way, so it goes inside UDP: the peer's port for that, as this host sees it.
     pub udp: Option<u16>,
     /// Each opens what comes under its number.
@@ -264,8 +264,8 @@ pub struct VxlanPeer {
     pub number: PeerNumber,
     /// Its MAC on the carrier.
     pub mac: [u8; 6],
-    /// Its address on the underlay.
-    pub addr: Ipv4Addr,
+    /// Its address on the underlay: the carrier has a device for each IP version.
+    pub addr: IpAddr,
     /// How.
     pub seal: Seal,
     /// Packets to it go this way, too. Otherwise they go by `udp`.

@@ -1,7 +1,7 @@
 //! From what is wanted and what is there to the steps between, in an order the kernel accepts.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use weft_core::layout::mac_text;
@@ -20,7 +20,7 @@ pub enum Op {
     /// Forgets it.
     DelNeighbour(String, IpAddr),
     /// Adds or replaces an entry of a VXLAN device's forwarding database.
-    SetForwarding(String, [u8; 6], Ipv4Addr),
+    SetForwarding(String, [u8; 6], IpAddr),
     /// Deletes it.
     DelForwarding(String, [u8; 6]),
     /// Adds or replaces a next-hop object.

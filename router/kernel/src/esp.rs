@@ -10,7 +10,7 @@
 //! would begin anew, and with it the nonces (threats row 1).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use weft_core::carriers::{EspState, SaId};
 use weft_core::crypto::Secret;
@@ -38,8 +38,8 @@ pub(crate) fn peer_of(request_id: u32) -> Option<PeerNumber> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Policy {
     pub(crate) peer: PeerNumber,
-    pub(crate) from: Ipv4Addr,
-    pub(crate) to: Ipv4Addr,
+    pub(crate) from: IpAddr,
+    pub(crate) to: IpAddr,
     /// Of what this host sends.
     pub(crate) outbound: bool,
 }
@@ -48,8 +48,8 @@ pub(crate) struct Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SaKey {
     pub(crate) peer: PeerNumber,
-    pub(crate) from: Ipv4Addr,
-    pub(crate) to: Ipv4Addr,
+    pub(crate) from: IpAddr,
+    pub(crate) to: IpAddr,
     pub(crate) spi: u32,
 }
 

@@ -38,7 +38,7 @@ use std::net::IpAddr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use weft_core::layout::{
-    HOST_LEG, HOST_LEG_FAR, IPV6_MIN_MTU, LEG_PREFIX, UDP_CARRIER, VXLAN_CARRIER, carriers_text,
+    HOST_LEG, HOST_LEG_FAR, IPV6_MIN_MTU, LEG_PREFIX, UDP_CARRIER, VXLAN_CARRIERS, carriers_text,
     container_mac, mac_text,
 };
 use weft_core::view::{EndpointKind, View};
@@ -305,7 +305,9 @@ fn domain_raw(out: &mut String, view: &View, local: &LocalFacts) {
     let (range, range6) = (view.plan.range, view.plan.range6());
     vxlan::domain_chains(out, view);
     let vxlan = match view.vxlan {
-        Some(_) => format!(", \"{VXLAN_CARRIER}\" : goto base_vxlan"),
+        Some(_) => VXLAN_CARRIERS
+            .map(|device| format!(", \"{device}\" : goto base_vxlan"))
+            .concat(),
         None => String::new(),
     };
     let _ = writeln!(
@@ -402,10 +404,10 @@ fn domain_input(out: &mut String, view: &View) {
 fn domain_forward(out: &mut String, view: &View, local: &LocalFacts) {
     let (range, range6) = (view.plan.range, view.plan.range6());
     let carriers = carriers_text(view.vxlan.is_some());
-    let onward = match view.vxlan {
-        Some(_) => format!("\"{LEG_PREFIX}*\", \"{UDP_CARRIER}\", \"{VXLAN_CARRIER}\""),
-        None => format!("\"{LEG_PREFIX}*\", \"{UDP_CARRIER}\""),
-    };
+    let mut onward = format!("\"{LEG_PREFIX}*\", \"{UDP_CARRIER}\"");
+    if view.vxlan.is_some() {
+        onward.extend(VXLAN_CARRIERS.map(|device| format!(", \"{device}\"")));
+    }
     let _ = writeln!(
         out,
         "chain base_forward {{ type filter hook forward priority filter; policy drop;

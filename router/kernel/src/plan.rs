@@ -1,12 +1,13 @@
 //! From the view and the facts of this host to what its two namespaces should hold. Pure.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use weft_core::layout::{
     GATEWAY_MAC, GATEWAY4, GATEWAY6, HOST_LEG, HOST_LEG_FAR, HOST_LEG_MAC, HOST_TABLE,
-    IPV6_MIN_MTU, LEG_PREFIX, PEER_MARK_MASK, UDP_CARRIER, VXLAN_CARRIER, container_mac,
-    peer_link_local, peer_mac, peer_nexthop, peer_table,
+    IPV6_MIN_MTU, LEG_PREFIX, PEER_MARK_MASK, UDP_CARRIER, VXLAN_CARRIERS, container_mac,
+    peer_link_local, peer_mac, peer_nexthop, peer_table, vxlan_carrier,
 };
 use weft_core::model::{AddressPlan, EndpointId};
 use weft_core::view::{EndpointKind, Liveness, Member, PeerNumber, View, VxlanPeer};
@@ -59,8 +60,8 @@ pub struct LocalFacts {
     pub resolvers: Vec<IpAddr>,
     /// A port is published on this host.
     pub published: bool,
-    /// The `vxlan` carrier is up behind its filter. Until then nothing goes that way.
-    pub vxlan: bool,
+    /// The devices of the `vxlan` carrier that are up behind its filter. By others nothing goes.
+    pub vxlan: BTreeSet<&'static str>,
 }
 
 impl LocalFacts {
@@ -124,7 +125,8 @@ pub fn plan_domain(view: &View, local: &LocalFacts) -> DomainPlan {
         if member.id == view.me {
             plan.own_prefixes(member);
         } else if member.number.0 != 0 {
-            plan.peer(member, view.vxlan_peer(&member.id).filter(|_| local.vxlan));
+            let is_up = |peer: &&VxlanPeer| local.vxlan.contains(vxlan_carrier(peer.addr));
+            plan.peer(member, view.vxlan_peer(&member.id).filter(is_up));
         }
     }
     for leg in &local.legs {
@@ -368,13 +370,14 @@ impl Planner<'_> {
         );
     }
 
-    /// The peer as a neighbour on `wx0`, and where frames to it go, whether or not packets take that way: probes do.
+    /// The peer as a neighbour on `wx0` or `wx6`, and where frames to it go, whether or not packets take that way: probes do.
     fn on_vxlan(&mut self, peer: &VxlanPeer) {
         let gateway = self.peer_gateway(peer.number);
-        self.neighbour(VXLAN_CARRIER, gateway, peer.mac);
+        let device = vxlan_carrier(peer.addr);
+        self.neighbour(device, gateway, peer.mac);
         self.kernel
             .forwarding
-            .insert((VXLAN_CARRIER.into(), peer.mac), peer.addr);
+            .insert((device.into(), peer.mac), peer.addr);
     }
 
     /// Replies to connections that came in through a peer's published ports go back through that peer, or nowhere.
@@ -420,7 +423,7 @@ impl Planner<'_> {
 /// is reached by that, if it may be.
 pub(crate) fn path(peer: &Member, vxlan: Option<&VxlanPeer>) -> (&'static str, Option<u16>) {
     match vxlan.filter(|vxlan| vxlan.carries) {
-        Some(vxlan) => (VXLAN_CARRIER, Some(vxlan.mtu)),
+        Some(vxlan) => (vxlan_carrier(vxlan.addr), Some(vxlan.mtu)),
         None => (UDP_CARRIER, peer.mtu),
     }
 }
@@ -438,7 +441,8 @@ pub(crate) fn domain_sysctls(ipv6: bool) -> Vec<(String, String)> {
     set("net/ipv4/ip_forward".into(), "1");
     // A peer that answers late may look out of window after a path change; it is no attacker, the seal vouched for it.
     set("net/netfilter/nf_conntrack_tcp_be_liberal".into(), "1");
-    for device in ["all", "default", HOST_LEG_FAR, UDP_CARRIER, VXLAN_CARRIER] {
+    let devices = ["all", "default", HOST_LEG_FAR, UDP_CARRIER];
+    for device in devices.into_iter().chain(VXLAN_CARRIERS) {
         let v4 = |name: &str| format!("net/ipv4/conf/{device}/{name}");
         set(v4("rp_filter"), "0");
         // The rules of peers make the kernel look every source up once more. From an address of the domain itself nobody

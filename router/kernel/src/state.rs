@@ -1,7 +1,7 @@
 //! What the kernel holds for weft, as plain comparable data: what a plan wants and what was observed have one shape.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -141,7 +141,7 @@ pub struct Kernel {
     /// Addresses by device.
     pub addresses: BTreeSet<(String, IpNet)>,
     /// Where frames to a MAC on a VXLAN device are sent, by device and MAC.
-    pub forwarding: BTreeMap<ForwardingKey, Ipv4Addr>,
+    pub forwarding: BTreeMap<ForwardingKey, IpAddr>,
 }
 
 impl Kernel {

@@ -2,7 +2,7 @@
 //! runs on it and a node that is late counts as dead.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 use weft_carrier::{Carrier, CarrierEvent, PeerEntry, PeerTable, VxlanProbes};
-use weft_core::carriers::EspState;
+use weft_core::carriers::{Devices, EspState};
 use weft_core::model::{Now, Proto, WallMicros};
 use weft_core::node::{Command, CommandError, Input, JoinFailure, Node, Output, Reply};
 use weft_core::view::{PeerNumber, PeerView, View};
@@ -46,12 +46,12 @@ pub(crate) enum Message {
     Conflicts(Vec<(Proto, u16, String)>),
     /// The host's addresses.
     HostAddrs(Vec<IpAddr>, Vec<SocketAddr>),
-    /// The `vxlan` carrier is up behind its filter, and this sends its probes; or why it is not.
-    Vxlan(Result<Arc<VxlanProbes>, String>),
+    /// The `vxlan` carrier's devices that are up behind their filter, and what sends their probes; or why they are not.
+    Vxlan(Devices<Arc<VxlanProbes>>),
     /// What the kernel has of the keys for ESP.
     Esp(EspState),
     /// ESP of this peer's came inside UDP from another port than was known.
-    EspPort(PeerNumber, (Ipv4Addr, u16)),
+    EspPort(PeerNumber, (IpAddr, u16)),
     /// A probe came over it: whose it says it is, and its nonce.
     VxlanProbe([u8; 6], u64),
     /// What `weft peers` shows.
@@ -171,7 +171,7 @@ impl Core {
             clocks: (clock.now(), Clock::wall()),
             mark: inbox.mark,
             acknowledged: 0,
-            probes: None,
+            probes: Devices::default(),
         };
         let thread = std::thread::Builder::new()
             .name("weft-core".to_owned())
@@ -262,7 +262,7 @@ struct Worker {
     mark: Arc<Mark>,
     /// Batches up to here are known to be durable.
     acknowledged: u64,
-    probes: Option<Arc<VxlanProbes>>,
+    probes: Devices<Arc<VxlanProbes>>,
 }
 
 impl Worker {
@@ -353,9 +353,9 @@ impl Worker {
                 self.node
                     .handle(now, Input::HostAddrs { host, underlay }, out)
             }
-            Message::Vxlan(state) => {
-                let input = Input::VxlanDevice(state.as_ref().map(|_| ()).map_err(Clone::clone));
-                self.probes = state.ok();
+            Message::Vxlan(devices) => {
+                let input = Input::VxlanDevices(devices.states());
+                self.probes = devices;
                 self.node.handle(now, input, out);
             }
             Message::Esp(state) => self.node.handle(now, Input::Esp(state), out),
@@ -479,13 +479,14 @@ impl Worker {
                 // A datagram that the kernel refuses is a lost datagram; the sender's timers deal with it.
                 Output::Send { to, datagram } => drop(self.carrier.send(to, &datagram)),
                 Output::VxlanProbe {
+                    host,
                     to,
                     from,
                     nonce,
                     length,
                 } => {
                     // Like any other: one that can't be sent is lost.
-                    let probes = self.probes.as_ref();
+                    let probes = self.probes.to(host).as_ref();
                     drop(probes.map(|probes| probes.send(to, from, nonce, usize::from(length))));
                 }
                 Output::Persist(id, batch) => self.disk.write(id, batch),

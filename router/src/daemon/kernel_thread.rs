@@ -20,7 +20,7 @@ use weft_lb::Published;
 
 use super::core_thread::Core;
 use super::shortcut::Shortcut;
-use super::vxlan::VxlanDevice;
+use super::vxlan::VxlanDevices;
 
 /// A look at everything although nothing seems to have changed.
 const ROUTINE: Duration = Duration::from_secs(3);
@@ -92,7 +92,7 @@ impl Kernel {
         };
         let ipv6 = weft_kernel::ipv6_available();
         let worker = Worker {
-            vxlan: VxlanDevice::new(domain.clone(), host.clone(), core.clone()),
+            vxlan: VxlanDevices::new(domain.clone(), host.clone(), core.clone()),
             fast: Shortcut::new(domain.clone()),
             _gatherer: domain.gather()?,
             domain,
@@ -184,7 +184,7 @@ struct Worker {
     host: Arc<Host>,
     record: HostRecord,
     core: Core,
-    vxlan: VxlanDevice,
+    vxlan: VxlanDevices,
     fast: Shortcut,
     /// Lets what busy legs send be gathered, as long as the thread runs.
     _gatherer: Gatherer,
@@ -248,10 +248,13 @@ impl Worker {
         facts.vxlan = self.vxlan.keep(&view, rules);
         let domain = self.reconcile_domain(&view, &facts);
         if domain.is_ok() {
-            self.vxlan.remove_stray_keys(&view);
+            self.vxlan.remove_strays(&view);
         }
         let may_be_fast = domain_rules.is_ok() && domain.is_ok();
-        let by_vxlan = facts.vxlan && self.vxlan.is_counted();
+        let by_vxlan = match self.vxlan.is_counted() {
+            true => facts.vxlan.clone(),
+            false => BTreeSet::new(),
+        };
         self.fast.finish(&view, &facts, (may_be_fast, by_vxlan));
         let host = self.reconcile_host(&host_plan);
         domain_rules.and(domain).and(host_rules).and(host)

@@ -16,8 +16,8 @@ pub(super) struct Shortcut {
     /// `None` until it is read from what an earlier daemon left.
     memory: Option<FastMemory>,
     wanted: Option<FastPath>,
-    /// It may lead over `vxlan`, as far as the last pass saw.
-    by_vxlan: bool,
+    /// The devices of the `vxlan` carrier by which it may lead, as far as the last pass saw.
+    by_vxlan: BTreeSet<&'static str>,
     trouble: Option<String>,
 }
 
@@ -28,7 +28,7 @@ impl Shortcut {
             table: FastTable::default(),
             memory: None,
             wanted: None,
-            by_vxlan: false,
+            by_vxlan: BTreeSet::new(),
             trouble: None,
         }
     }
@@ -47,7 +47,7 @@ impl Shortcut {
         &mut self,
         view: &View,
         facts: &LocalFacts,
-        (may_stand, by_vxlan): (bool, bool),
+        (may_stand, by_vxlan): (bool, BTreeSet<&'static str>),
     ) {
         if self.by_vxlan != by_vxlan {
             self.by_vxlan = by_vxlan;
@@ -67,7 +67,7 @@ impl Shortcut {
 
     /// Nothing while it is not known what an earlier daemon's was.
     fn plan(&self, view: &View, facts: &LocalFacts) -> Option<FastPath> {
-        plan_fast_path(view, facts, self.memory.as_ref()?, self.by_vxlan)
+        plan_fast_path(view, facts, self.memory.as_ref()?, &self.by_vxlan)
     }
 
     fn remember(&mut self, view: &View, balance: &LbPlan) -> Result<(), String> {

@@ -1,12 +1,14 @@
-//! The `vxlan` carrier of this host: its device is up while its filter stands and no longer, and the core knows.
+//! The `vxlan` carrier of this host: its devices are up while their filter stands and no longer, and the core knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
 use weft_carrier::{CarrierEvent, VxlanProbes};
-use weft_core::carriers::EspState;
+use weft_core::carriers::{Devices, EspState};
+use weft_core::layout::{VXLAN_CARRIER, VXLAN_CARRIER6, VXLAN_CARRIERS};
 use weft_core::view::{View, VxlanView};
 use weft_kernel::{Domain, EspMemory, EspPlan, EspPort, Host, KernelError, nft, plan_esp};
 
@@ -16,7 +18,7 @@ use super::{Daemon, service_manager};
 /// How often traffic over the carrier is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Without its filter the device is down: also told by who hears first that somebody changed the host's rules, because a
+/// Without their filter the devices are down: also told by who hears first that somebody changed the host's rules, because a
 /// pass of the kernel's thread may be under way.
 pub(super) fn close_unguarded(domain: &Domain, host: &Host) {
     if let Err(error) = domain.close_unguarded_vxlan(host) {
@@ -51,24 +53,40 @@ pub(super) async fn follow_traffic(daemon: Arc<Daemon>) {
     }
 }
 
-impl Drop for VxlanDevice {
+impl Drop for VxlanDevices {
     /// This one no longer holds it up: who was given its socket, a successor or the service manager, does from now on.
     fn drop(&mut self) {
         self.host.lower_shield();
     }
 }
 
+/// That of IPv6 while some peer is reached so. The other one stands ready.
+fn is_wanted(device: &str, vxlan: Option<&VxlanView>) -> bool {
+    let Some(vxlan) = vxlan else { return false };
+    let mut addresses = vxlan.peers.iter().map(|peer| peer.addr);
+    device == VXLAN_CARRIER || addresses.any(|host: IpAddr| host.is_ipv6())
+}
+
+/// What is counted.
+#[derive(PartialEq, Eq)]
+struct Counts {
+    /// On these devices, by their indices,
+    devices: BTreeMap<&'static str, u32>,
+    /// for these.
+    macs: Vec<[u8; 6]>,
+}
+
 /// What the kernel's thread keeps of it.
-pub(super) struct VxlanDevice {
+pub(super) struct VxlanDevices {
     domain: Arc<Domain>,
     host: Arc<Host>,
     core: Core,
-    /// The device's index, and what sends probes over it.
-    probes: Option<(u32, Arc<VxlanProbes>)>,
-    /// An earlier daemon's device was looked for, on a host without trusted subnets.
-    is_swept: bool,
-    /// What is counted: on which device, and for whom.
-    counts: Option<(u32, Vec<[u8; 6]>)>,
+    /// The devices that are up: the index, and what sends probes over it.
+    up: BTreeMap<&'static str, (u32, Arc<VxlanProbes>)>,
+    /// Devices that are not there: an earlier daemon's was looked for.
+    absent: BTreeSet<&'static str>,
+    /// What is counted: on which devices, and for whom.
+    counts: Option<Counts>,
     is_counted: bool,
     /// The kernel has no tables that belong to one process, and that was logged.
     is_bare: bool,
@@ -81,14 +99,14 @@ pub(super) struct VxlanDevice {
     sealed: Option<EspPlan>,
 }
 
-impl VxlanDevice {
+impl VxlanDevices {
     pub(super) fn new(domain: Arc<Domain>, host: Arc<Host>, core: Core) -> Self {
         Self {
             domain,
             host,
             core,
-            probes: None,
-            is_swept: false,
+            up: BTreeMap::new(),
+            absent: BTreeSet::new(),
             counts: None,
             is_counted: false,
             is_bare: false,
@@ -135,8 +153,21 @@ impl VxlanDevice {
         Ok(())
     }
 
-    /// Once nothing leads to them any more: what is not wanted.
-    pub(super) fn remove_stray_keys(&mut self, view: &View) {
+    /// Once nothing leads there any more: devices and keys that are not wanted.
+    pub(super) fn remove_strays(&mut self, view: &View) {
+        self.remove_stray_devices(view);
+        self.remove_stray_keys(view);
+    }
+
+    fn remove_stray_devices(&mut self, view: &View) {
+        for device in VXLAN_CARRIERS {
+            if !is_wanted(device, view.vxlan.as_ref()) {
+                self.remove(device);
+            }
+        }
+    }
+
+    fn remove_stray_keys(&mut self, view: &View) {
         let plan = plan_esp(view);
         let was_empty = self.sealed.as_ref().is_some_and(EspPlan::is_empty);
         if was_empty && plan.is_empty() {
@@ -148,6 +179,17 @@ impl VxlanDevice {
         }
     }
 
+    fn remove(&mut self, device: &'static str) {
+        self.up.remove(device);
+        if self.absent.contains(device) {
+            return;
+        }
+        match self.domain.remove_vxlan(device) {
+            Ok(()) => drop(self.absent.insert(device)),
+            Err(error) => warn!(%error, "a device of the vxlan carrier can't be removed"),
+        }
+    }
+
     /// The first thing of a pass: without its filter the device is down, before anything is done that takes time.
     pub(super) fn guard(&mut self, view: &View) {
         if view.vxlan.is_some() {
@@ -155,36 +197,59 @@ impl VxlanDevice {
         }
     }
 
-    /// Once the rules of both namespaces are in place, or were refused: the device up or down. True if it is up.
-    pub(super) fn keep(&mut self, view: &View, rules: Result<(), String>) -> bool {
+    /// Once the rules of both namespaces are in place, or were refused: the devices up or down. Those that are up.
+    pub(super) fn keep(
+        &mut self,
+        view: &View,
+        rules: Result<(), String>,
+    ) -> BTreeSet<&'static str> {
         let Some(vxlan) = &view.vxlan else {
-            self.sweep();
-            return false;
+            // An earlier daemon's: nothing guards them any more.
+            self.remove_stray_devices(view);
+            self.lower_shield();
+            return BTreeSet::new();
         };
-        let state = rules
-            .and_then(|()| match self.is_guarded() {
-                true => {
-                    self.raise_shield(vxlan);
-                    Ok(())
-                }
-                false => Err("its filter does not stand".to_owned()),
-            })
-            .and_then(|()| {
-                let index = self.domain.ensure_vxlan(&self.host, vxlan.mac);
-                index.map_err(|error| error.to_string())
-            })
-            .and_then(|index| {
-                self.count(index, vxlan);
-                self.probes_on(index)
-            });
-        if state.is_err() {
-            self.close();
+        let guarded = rules.and_then(|()| match self.is_guarded() {
+            true => Ok(()),
+            false => Err("its filter does not stand".to_owned()),
+        });
+        if guarded.is_ok() {
+            self.raise_shield(vxlan);
         }
-        self.remember(state.as_ref().err().cloned());
-        let is_up = state.is_ok();
+        let devices = Devices {
+            v4: self.keep_device(VXLAN_CARRIER, vxlan, &guarded),
+            v6: self.keep_device(VXLAN_CARRIER6, vxlan, &guarded),
+        };
+        self.count(vxlan);
+        let trouble = |device, state: &Result<_, String>| {
+            let trouble = state.as_ref().err().cloned();
+            trouble.filter(|_| is_wanted(device, Some(vxlan)))
+        };
+        let v6 = trouble(VXLAN_CARRIER6, &devices.v6);
+        self.remember(trouble(VXLAN_CARRIER, &devices.v4).or(v6));
         // Every time: a message may be lost while the core is very busy.
-        self.core.tell(Message::Vxlan(state));
-        is_up
+        self.core.tell(Message::Vxlan(devices));
+        self.up.keys().copied().collect()
+    }
+
+    fn keep_device(
+        &mut self,
+        device: &'static str,
+        vxlan: &VxlanView,
+        guarded: &Result<(), String>,
+    ) -> Result<Arc<VxlanProbes>, String> {
+        if !is_wanted(device, Some(vxlan)) {
+            return Err("nobody asked for it yet".to_owned());
+        }
+        self.absent.remove(device);
+        let state = guarded.clone().and_then(|()| {
+            let index = self.domain.ensure_vxlan(&self.host, device, vxlan.mac);
+            self.probes_on(device, index.map_err(|error| error.to_string())?)
+        });
+        if state.is_err() {
+            self.close(device);
+        }
+        state
     }
 
     /// Why the device is not up, for `weft status`.
@@ -206,21 +271,23 @@ impl VxlanDevice {
     }
 
     /// For `weft peers`. Without it all is well, but nobody sees how much.
-    fn count(&mut self, index: u32, vxlan: &VxlanView) {
-        let macs: Vec<[u8; 6]> = vxlan.peers.iter().map(|peer| peer.mac).collect();
-        let wanted = Some((index, macs));
-        if self.counts == wanted {
+    fn count(&mut self, vxlan: &VxlanView) {
+        let devices = self.up.iter().map(|(device, (index, _))| (*device, *index));
+        let wanted = Counts {
+            devices: devices.collect(),
+            macs: vxlan.peers.iter().map(|peer| peer.mac).collect(),
+        };
+        if wanted.devices.is_empty() || self.counts.as_ref() == Some(&wanted) {
             return;
         }
-        let macs = wanted.iter().flat_map(|(_, macs)| macs);
-        let macs: Vec<[u8; 6]> = macs.copied().collect();
-        let counting = nft::count_vxlan(&self.domain, &macs);
+        let devices = wanted.devices.keys().copied().collect();
+        let counting = nft::count_vxlan(&self.domain, &devices, &wanted.macs);
         self.is_counted = counting.is_ok();
         if let Err(error) = counting {
             info!(%error, "traffic over the vxlan carrier is not counted");
         }
         // Not again before something changes: a kernel that can't will not.
-        self.counts = wanted;
+        self.counts = Some(wanted);
     }
 
     /// Without it a flush of the host's rules lets forged packets in until the device is down: some milliseconds.
@@ -247,24 +314,15 @@ impl VxlanDevice {
         }
     }
 
-    fn close(&mut self) {
-        if let Err(error) = self.domain.close_vxlan() {
+    fn close(&mut self, device: &str) {
+        self.up.remove(device);
+        if let Err(error) = self.domain.close_vxlan(device) {
             warn!(%error, "the vxlan carrier can't be closed");
         }
     }
 
-    fn sweep(&mut self) {
-        self.lower_shield();
-        if !self.is_swept {
-            match self.domain.remove_vxlan() {
-                Ok(()) => self.is_swept = true,
-                Err(error) => warn!(%error, "the vxlan carrier can't be removed"),
-            }
-        }
-    }
-
-    fn probes_on(&mut self, index: u32) -> Result<Arc<VxlanProbes>, String> {
-        if let Some((of, probes)) = &self.probes
+    fn probes_on(&mut self, device: &'static str, index: u32) -> Result<Arc<VxlanProbes>, String> {
+        if let Some((of, probes)) = self.up.get(device)
             && *of == index
         {
             return Ok(probes.clone());
@@ -274,7 +332,7 @@ impl VxlanDevice {
         let domain = self.domain.fd().map_err(|error| error.to_string())?;
         let probes = VxlanProbes::start(&domain, index, heard);
         let probes = Arc::new(probes.map_err(|error| format!("can't send probes: {error}"))?);
-        self.probes = Some((index, probes.clone()));
+        self.up.insert(device, (index, probes.clone()));
         Ok(probes)
     }
 

@@ -118,6 +118,12 @@ impl Host {
         self.space().sysctl("net.ipv6.conf.eth0.disable_ipv6", "1");
     }
 
+    /// No IPv4 on its card from now on.
+    pub fn use_ipv6_alone(&self) {
+        let flush = ["-4", "addr", "flush", "dev", "eth0"];
+        self.space().ip(&flush).ok();
+    }
+
     /// A black hole: what is longer is not sent on to this host's subnet, and nobody is told ("packet too big" messages
     /// don't leave the router).
     pub fn swallow(&self, longer_than: u16) {

@@ -1,6 +1,6 @@
 //! Forged VXLAN: what somebody who is no peer could send.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::host::Host;
 use crate::lab::Lab;
@@ -10,6 +10,11 @@ const VXLAN: u16 = 6784;
 /// Where forged datagrams go in a container.
 const PORT: u16 = 80;
 
+const UDP: u8 = 17;
+/// IPv6's extension headers.
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
 /// How often a file holds each packet.
 pub const TIMES: usize = 20;
 
@@ -17,9 +22,9 @@ pub const TIMES: usize = 20;
 #[derive(Debug, Clone)]
 pub struct Forged<'a> {
     /// Outer source.
-    pub from: Ipv4Addr,
-    /// Outer destination.
-    pub to: Ipv4Addr,
+    pub from: IpAddr,
+    /// Outer destination, of the same version.
+    pub to: IpAddr,
     /// Inner source and destination.
     pub macs: ([u8; 6], [u8; 6]),
     /// Inner source and destination.
@@ -43,25 +48,69 @@ impl Forged<'_> {
 
     /// The whole packet.
     pub fn packet(&self) -> Vec<u8> {
-        ipv4(self.from, self.to, &udp(50_000, VXLAN, &self.payload()), 0)
+        let datagram = self.datagram();
+        match (self.from, self.to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => ipv4(from, to, &datagram, 0),
+            (from, to) => ipv6(v6(from), v6(to), UDP, &datagram),
+        }
     }
 
     /// The packet in two fragments, the first with so many octets.
     pub fn fragments(&self, first: usize) -> Vec<Vec<u8>> {
-        let datagram = udp(50_000, VXLAN, &self.payload());
-        let (head, tail) = datagram.split_at(first);
-        let more = 0x2000;
+        self.pieces(UDP, &self.datagram(), first)
+    }
+
+    /// The IPv6 packet in two fragments, the first of which ends before the UDP header begins (which RFC 7112 forbids): it
+    /// holds destination options that say nothing (RFC 8200 §4.6).
+    pub fn behind_options(&self) -> Vec<Vec<u8>> {
+        let padding = [UDP, 0, 1, 4, 0, 0, 0, 0];
+        let rest = [&padding[..], &self.datagram()].concat();
+        self.pieces(DESTINATION_OPTIONS, &rest, padding.len())
+    }
+
+    fn pieces(&self, proto: u8, whole: &[u8], first: usize) -> Vec<Vec<u8>> {
+        let (head, tail) = whole.split_at(first);
         let behind = u16::try_from(first / 8).expect("a short packet");
-        vec![
-            ipv4(self.from, self.to, head, more),
-            ipv4(self.from, self.to, tail, behind),
-        ]
+        match (self.from, self.to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                vec![ipv4(from, to, head, 0x2000), ipv4(from, to, tail, behind)]
+            }
+            (from, to) => {
+                let piece = |offset: u16, more: u16, part: &[u8]| {
+                    let mut body = vec![proto, 0];
+                    body.extend((offset << 3 | more).to_be_bytes());
+                    body.extend(0x7766_7766u32.to_be_bytes());
+                    body.extend(part);
+                    ipv6(v6(from), v6(to), FRAGMENT, &body)
+                };
+                vec![piece(0, 1, head), piece(behind, 0, tail)]
+            }
+        }
+    }
+
+    /// IPv4's goes without a checksum (RFC 768).
+    fn datagram(&self) -> Vec<u8> {
+        let mut datagram = udp(50_000, VXLAN, &self.payload());
+        if self.to.is_ipv6() {
+            let length = u32::try_from(datagram.len()).expect("a short packet");
+            let ends = [v6(self.from).octets(), v6(self.to).octets()].concat();
+            let rest = [length.to_be_bytes(), u32::from(UDP).to_be_bytes()].concat();
+            let sum = checksum(&[ends, rest, datagram.clone()].concat());
+            datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+        }
+        datagram
+    }
+}
+
+fn v6(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
     }
 }
 
 fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + payload.len()).expect("a short packet");
-    // No checksum (RFC 768).
     let mut bytes: Vec<u8> = [from, to, length, 0].map(u16::to_be_bytes).concat();
     bytes.extend(payload);
     bytes
@@ -76,15 +125,30 @@ fn ipv4(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8], fragment: u16) -> Vec<u8> 
     header.extend([64, 17, 0, 0]);
     header.extend(from.octets());
     header.extend(to.octets());
-    let sum: u32 = header
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("a folded sum");
-    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
     header.extend(payload);
     header
+}
+
+fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).expect("a short packet");
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(length.to_be_bytes());
+    packet.extend([next, 64]);
+    packet.extend([from.octets(), to.octets()].concat());
+    packet.extend(payload);
+    packet
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|word| [word[0], *word.get(1).unwrap_or(&0)]);
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(word))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("a folded sum")
 }
 
 /// A file of packets behind their lengths, [`TIMES`] over, as `lab-tool replay` reads them.
@@ -103,7 +167,7 @@ pub fn forged_file(lab: &Lab, name: &str, packets: &[Vec<u8>]) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// The host's MAC on VXLAN.
+/// The host's MAC on VXLAN, the same by either version.
 pub fn vxlan_mac(host: &Host) -> [u8; 6] {
     let link = ["exec", "--", "ip", "-j", "link", "show", "wx0"];
     let link = host.weft(&link).json();

@@ -1,6 +1,6 @@
 //! One peer: what is known and was said of the way to it, and how the way is.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -8,10 +8,12 @@ use ipnet::IpNet;
 use super::esp::Keyring;
 use super::nat::Nat;
 use super::probing::Probing;
-use super::{Ends, Esp, EspState, Facts, Holders, Why, Word, choose, ends, is_same_way};
+use super::{
+    Devices, Ends, Esp, EspState, Facts, Holders, Opening, Why, Word, choose, ends, is_same_way,
+};
 use crate::layout::{
     DEVICE_MTU, ESP_HEADERS, ESP_TAG, ESP_TRAILER, IPV6_MIN_MTU, UDP_HEADER, VXLAN_OVERHEAD,
-    vxlan_mac,
+    ip_header, vxlan_mac,
 };
 use crate::model::Now;
 use crate::view::{Carrier, Seal};
@@ -20,8 +22,6 @@ use crate::view::{Carrier, Seal};
 /// peer may not be ready for it yet, or list no such subnet.
 const TELL_FIRST: Duration = Duration::from_secs(2);
 const TELL_LAST: Duration = Duration::from_secs(60);
-/// An IPv4 header.
-const IPV4: u16 = 20;
 /// A peer's probes are answered at most this often: whoever can send on a trusted network can forge them.
 const ANSWER_GAP: Duration = Duration::from_millis(20);
 /// Probes remembered of a peer, for when it asks after one.
@@ -86,37 +86,44 @@ impl Peer {
     }
 
     pub(super) fn mtu(&self) -> u16 {
+        let Ok(ends) = &self.ends else { return 0 };
         let path = self.facts.path_mtu.unwrap_or(0);
-        let outer = match self.is_sealed() {
-            true if self.nat.is_between() => within_esp(path.saturating_sub(UDP_HEADER)),
-            true => within_esp(path),
-            false => path,
+        let behind_ip = path.saturating_sub(ip_header(ends.theirs));
+        let outer = match ends.seal {
+            Seal::Esp if self.nat.is_between() => within_esp(behind_ip.saturating_sub(UDP_HEADER)),
+            Seal::Esp => within_esp(behind_ip),
+            Seal::Plain => behind_ip,
         };
         outer
             .saturating_sub(VXLAN_OVERHEAD)
             .min(u16::try_from(DEVICE_MTU).unwrap_or(u16::MAX))
     }
 
-    /// Both ends are open for the same two addresses, and the kernel has keys where they are needed.
-    pub(super) fn is_agreed(&self, device: &Result<(), String>) -> bool {
-        let (Ok(()), Ok(ends), Some(told)) = (device, &self.ends, self.told) else {
-            return false;
-        };
-        let is_open = is_same_way(*ends, told, self.nat.is_between());
-        is_open && (!self.is_sealed() || self.is_keyed())
+    /// The ends, if both are open for the same two addresses, and the kernel has keys where they are needed.
+    pub(super) fn agreed(&self, devices: &Devices) -> Option<Ends> {
+        let (ends, told) = (self.open(devices)?, self.told?);
+        let is_same = is_same_way(ends, told, self.nat.is_between());
+        let is_open = is_same && (ends.seal == Seal::Plain || self.is_keyed());
+        is_open.then_some(ends)
+    }
+
+    /// The ends between which this host would take packets now.
+    fn open(&self, devices: &Devices) -> Option<Ends> {
+        let ends = *self.ends.as_ref().ok()?;
+        devices.to(ends.theirs).is_ok().then_some(ends)
     }
 
     /// Does its path lead to this address?
-    pub(super) fn is_at(&self, address: Ipv4Addr) -> bool {
+    pub(super) fn is_at(&self, address: IpAddr) -> bool {
         let path = self.facts.path.map(|path| path.ip().to_canonical());
-        path == Some(IpAddr::V4(address))
+        path == Some(address)
     }
 
     fn is_keyed(&self) -> bool {
         self.keys.takes().is_some() && self.keys.seals()
     }
 
-    pub(super) fn choice(&self, device: &Result<(), String>, esp: &EspState) -> (Carrier, Why) {
+    pub(super) fn choice(&self, devices: &Devices, esp: &EspState) -> (Carrier, Why) {
         // Userspace sends what IPv6 asks for in two pieces, the kernel does not.
         if self.ends.is_ok() && self.mtu() < IPV6_MIN_MTU {
             return (Carrier::Udp, Why::SmallPath(self.mtu()));
@@ -128,7 +135,7 @@ impl Peer {
         };
         let reaches = self.probing.reaches();
         let nat = self.nat.is_between();
-        choose(device, &self.ends, self.told, nat, sealing, reaches)
+        choose(devices, &self.ends, self.told, nat, sealing, reaches)
     }
 
     /// What is known of it changed: between which addresses, and with which keys.
@@ -185,16 +192,11 @@ impl Peer {
         }
     }
 
-    /// It takes VXLAN from this host; `knows`: and has heard what this host takes, under which SPI.
-    pub(super) fn on_open(
-        &mut self,
-        now: Now,
-        told: Ends,
-        spi: Option<u32>,
-        knows: Option<Option<u32>>,
-    ) {
-        self.told = Some(told);
-        self.told_spi = spi;
+    /// It takes VXLAN from this host, and may have heard what this host takes.
+    pub(super) fn on_open(&mut self, now: Now, opening: Opening<IpAddr>) {
+        self.told = Some(opening.ends());
+        self.told_spi = opening.spi;
+        let knows = opening.confirmed.then_some(opening.knows);
         let said = self.said.map(|said| said.spi);
         self.confirmed = knows.is_some() && knows == said;
         if let (true, Some(Some(spi))) = (self.confirmed, said) {
@@ -216,8 +218,8 @@ impl Peer {
     }
 
     /// What to tell it of what this host takes from it, when that is another thing than was told, or was not confirmed.
-    pub(super) fn tell(&mut self, now: Now, device: &Result<(), String>) -> Option<Word> {
-        let open = self.ends.as_ref().ok().filter(|_| device.is_ok()).copied();
+    pub(super) fn tell(&mut self, now: Now, devices: &Devices) -> Option<Word> {
+        let open = self.open(devices);
         let spi = self.keys.takes().filter(|_| self.is_sealed());
         let open = open.filter(|open| open.seal == Seal::Plain || spi.is_some());
         let Some(ends) = open else {
@@ -246,21 +248,21 @@ impl Peer {
         };
         self.said = Some(say);
         self.tell_again = (!self.confirmed).then(|| (now.plus(wait), wait));
-        Some(Word::Open {
+        Some(Word::open(Opening {
             yours: ends.theirs,
             mine: ends.mine,
             spi,
             confirmed: say.confirmed,
             knows: say.knows,
-        })
+        }))
     }
 }
 
-/// The largest UDP packet, IP header included, that ESP makes into one of `path` octets: it pads what it seals, trailer and
+/// The most that ESP makes into no more than so many octets, both behind the IP header: it pads what it seals, trailer and
 /// all, to a multiple of four (RFC 4303 §2.4).
-fn within_esp(path: u16) -> u16 {
-    let sealed = path.saturating_sub(IPV4 + ESP_HEADERS + ESP_TAG) & !3;
-    (IPV4 + sealed).saturating_sub(ESP_TRAILER)
+fn within_esp(room: u16) -> u16 {
+    let sealed = room.saturating_sub(ESP_HEADERS + ESP_TAG) & !3;
+    sealed.saturating_sub(ESP_TRAILER)
 }
 
 #[cfg(test)]
@@ -269,11 +271,10 @@ mod tests {
 
     #[test]
     fn a_sealed_packet_is_never_longer_than_the_path_takes() {
-        for path in 100..9100 {
-            let inside = within_esp(path) - IPV4;
-            let padded = (inside + ESP_TRAILER).next_multiple_of(4);
-            let whole = IPV4 + ESP_HEADERS + padded + ESP_TAG;
-            assert!(whole <= path && path - whole < 4, "{path} {whole}");
+        for room in 100..9100 {
+            let padded = (within_esp(room) + ESP_TRAILER).next_multiple_of(4);
+            let whole = ESP_HEADERS + padded + ESP_TAG;
+            assert!(whole <= room && room - whole < 4, "{room} {whole}");
         }
     }
 }

@@ -15,6 +15,14 @@ fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
+/// As it is written before a port.
+fn host(ip: &str) -> String {
+    match ip.contains(':') {
+        true => format!("[{ip}]"),
+        false => ip.to_owned(),
+    }
+}
+
 fn facts(peer: NodeId, theirs: &str, mine: &str) -> Facts {
     Facts {
         peer,
@@ -23,7 +31,7 @@ fn facts(peer: NodeId, theirs: &str, mine: &str) -> Facts {
         consents: true,
         esp: false,
         keys: None,
-        path: Some(format!("{theirs}:6783").parse().unwrap()),
+        path: Some(format!("{}:6783", host(theirs)).parse().unwrap()),
         source: Some(mine.parse().unwrap()),
         path_mtu: Some(1500),
         mac_taken: false,
@@ -33,6 +41,8 @@ fn facts(peer: NodeId, theirs: &str, mine: &str) -> Facts {
 /// Both ends and what is between them.
 struct Pair {
     ends: [Carriers; 2],
+    /// Where they are, each as the other one sees it.
+    at: [&'static str; 2],
     now: Now,
     /// Probes pass.
     open: bool,
@@ -44,12 +54,17 @@ struct Pair {
 
 impl Pair {
     fn new(trusted: [&[&str]; 2]) -> Self {
+        Self::at(["192.0.2.1", "192.0.2.2"], trusted)
+    }
+
+    fn at(at: [&'static str; 2], trusted: [&[&str]; 2]) -> Self {
         let end = |id: NodeId, nets: &[&str]| {
             let nets = nets.iter().map(|text| net(text)).collect();
             Carriers::new(id, nets, Esp::Unasked, Random::from_seed(id.0))
         };
         let mut pair = Self {
             ends: [end(A, trusted[0]), end(B, trusted[1])],
+            at,
             now: Now(Duration::from_secs(100)),
             open: true,
             deaf: false,
@@ -64,10 +79,11 @@ impl Pair {
     /// Sessions are there, in this start of the second one.
     fn meet(&mut self, generation: u64) {
         let consents = |end: &Carriers| end.is_on();
-        let mut of_b = facts(B, "192.0.2.2", "192.0.2.1");
+        let [a, b] = self.at;
+        let mut of_b = facts(B, b, a);
         of_b.consents = consents(&self.ends[1]);
         of_b.generation = Generation(generation);
-        let mut of_a = facts(A, "192.0.2.1", "192.0.2.2");
+        let mut of_a = facts(A, a, b);
         of_a.consents = consents(&self.ends[0]);
         self.set(0, vec![of_b]);
         self.set(1, vec![of_a]);
@@ -79,9 +95,15 @@ impl Pair {
         self.deliver(end, out);
     }
 
+    /// The device that leads to the other one; there is no other.
     fn device(&mut self, end: usize, state: Result<(), String>) {
+        let mut devices = Devices::default();
+        match self.at[end].contains(':') {
+            false => devices.v4 = state,
+            true => devices.v6 = state,
+        }
         let mut out = Vec::new();
-        self.ends[end].set_device(self.now, state, &mut out);
+        self.ends[end].set_devices(self.now, devices, &mut out);
         self.deliver(end, out);
     }
 
@@ -94,8 +116,14 @@ impl Pair {
                     let word = wire::encode(&word);
                     self.ends[to].on_word(self.now, sender, &word, &mut answers);
                 }
-                Event::Probe { to: mac, nonce, .. } => {
+                Event::Probe {
+                    host,
+                    to: mac,
+                    nonce,
+                    ..
+                } => {
                     assert_eq!(mac, vxlan_mac(&[A, B][to]));
+                    assert_eq!(host.to_string(), self.at[to]);
                     self.probes += 1;
                     if self.open {
                         let mac = vxlan_mac(&sender);
@@ -284,13 +312,44 @@ fn probes_of_a_stranger_and_a_flood_get_no_answer() {
 }
 
 #[test]
-fn a_path_over_ipv6_or_without_a_known_source_is_sealed() {
+fn ipv6_between_hosts_has_a_device_of_its_own() {
+    const NET6: &[&str] = &["2001:db8::/64"];
+    let mut pair = Pair::at(["2001:db8::1", "2001:db8::2"], [NET6, NET6]);
+    pair.pass(Duration::from_millis(1));
+    assert_eq!(pair.carriers(), BOTH_PLAIN);
+    let of = |pair: &Pair| pair.ends[0].view().unwrap().peers[0];
+    assert_eq!(of(&pair).addr.to_string(), "2001:db8::2");
+    assert_eq!((pair.ends[0].of(&B).2, of(&pair).mtu), (Some(1430), 1430));
+    // The other version's is not asked.
+    let devices = Devices {
+        v4: Ok(()),
+        ..Devices::default()
+    };
+    pair.ends[0].set_devices(pair.now, devices, &mut Vec::new());
+    assert!(matches!(pair.why(0), Why::Device(_)));
+    assert!(!of(&pair).carries);
+}
+
+#[test]
+fn a_link_s_own_addresses_and_a_path_without_a_known_source_are_sealed() {
     let good = facts(B, "192.0.2.2", "192.0.2.1");
-    let v6 = Facts {
-        path: Some("[2001:db8::2]:6783".parse().unwrap()),
-        source: Some("2001:db8::1".parse().unwrap()),
+    let ends6 = |theirs: &str, mine: &str| Facts {
+        path: Some(format!("[{theirs}]:6783").parse().unwrap()),
+        source: Some(mine.parse().unwrap()),
         ..good.clone()
     };
+    let link = ends6("fe80::2", "fe80::1");
+    assert_eq!(
+        ends(&[net("fe80::/10")], &Esp::Unasked, &link, None),
+        Err(Why::LinkLocal("fe80::2".parse().unwrap()))
+    );
+    assert!(plain(&ends6("2001:db8::2", "2001:db8::1")).is_ok());
+    let stranger = "2002:db8::2";
+    assert_eq!(
+        plain(&ends6(stranger, "2001:db8::1")),
+        Err(Why::OutsideTrusted(stranger.parse().unwrap()))
+    );
+    assert_eq!(plain(&ends6("2001:db8::2", "192.0.2.1")), Err(Why::NoPath));
     let unknown = Facts {
         source: None,
         ..good.clone()
@@ -303,7 +362,6 @@ fn a_path_over_ipv6_or_without_a_known_source_is_sealed() {
         path: Some("[::ffff:192.0.2.2]:6783".parse().unwrap()),
         ..good.clone()
     };
-    assert_eq!(plain(&v6), Err(Why::NotIpv4));
     assert_eq!(plain(&unknown), Err(Why::NoPath));
     assert_eq!(plain(&taken), Err(Why::MacTaken));
     assert_eq!(plain(&mapped), plain(&good));
@@ -324,6 +382,24 @@ fn what_leaves_too_little_for_ipv6_is_left_to_userspace() {
     assert_eq!(pair.carriers(), [Carrier::Udp, Carrier::Vxlan]);
     assert!(!pair.ends[0].view().unwrap().peers[0].carries);
     assert_eq!(takes(&mut pair, 1500), Why::BothTrust);
+}
+
+/// What an older weft says and hears of an opening, octet for octet.
+#[test]
+fn words_are_as_they_ever_were() {
+    let opening = Opening {
+        yours: [192, 0, 2, 1].into(),
+        mine: [192, 0, 2, 2].into(),
+        spi: Some(5),
+        confirmed: true,
+        knows: None,
+    };
+    let said = wire::encode(&Word::open(opening));
+    assert_eq!(said, [0, 192, 0, 2, 1, 192, 0, 2, 2, 1, 5, 1, 0]);
+    assert_eq!(wire::encode(&Word::Shut), [1]);
+    let six = "2001:db8::1".parse().unwrap();
+    let said = wire::encode(&Word::open(opening.between(six, six)));
+    assert_eq!((said[0], said.len()), (5, 1 + 16 + 16 + 4));
 }
 
 fn plain(facts: &Facts) -> Result<Ends, Why> {
@@ -380,8 +456,8 @@ proptest! {
             }
             for end in &pair.ends {
                 for peer in end.peers.values() {
-                    let carries = peer.choice(&end.device, &end.esp_state).0 == Carrier::Vxlan;
-                    let agreed = end.device.is_ok() && peer.ends.is_ok() && peer.told == peer.ends.clone().ok();
+                    let carries = peer.choice(&end.devices, &end.esp_state).0 == Carrier::Vxlan;
+                    let agreed = end.devices.v4.is_ok() && peer.ends.is_ok() && peer.told == peer.ends.clone().ok();
                     prop_assert!(!carries || agreed);
                 }
             }
@@ -404,11 +480,12 @@ proptest! {
     ) {
         let here = Ends { mine: [192, 0, 2, 1].into(), theirs: [192, 0, 2, 2].into(), seal: Seal::Plain };
         let other = Ends { mine: [192, 0, 2, 9].into(), ..here };
-        let device = if device { Ok(()) } else { Err("down".to_owned()) };
-        let ends = if own { Ok(here) } else { Err(Why::NotIpv4) };
+        let mut devices = Devices { v6: Ok(()), ..Devices::default() };
+        if device { devices.v4 = Ok(()) }
+        let ends = if own { Ok(here) } else { Err(Why::NoPath) };
         let told = [None, Some(here), Some(other)][usize::from(told)];
-        let (carrier, why) = choose(&device, &ends, told, false, Ok(()), reaches);
-        let plain = device.is_ok() && own && told == Some(here) && reaches == Some(true);
+        let (carrier, why) = choose(&devices, &ends, told, false, Ok(()), reaches);
+        let plain = device && own && told == Some(here) && reaches == Some(true);
         prop_assert_eq!(carrier == Carrier::Vxlan, plain);
         prop_assert_eq!(why == Why::BothTrust, plain);
     }

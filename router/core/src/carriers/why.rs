@@ -1,7 +1,7 @@
 //! Why a peer is reached by the carrier that it is, in words for people.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,14 +22,14 @@ pub enum Why {
     NoTrustedSubnet,
     /// The peer lists none.
     PeerListsNone,
-    /// One device serves IPv4 pairs alone.
-    NotIpv4,
+    /// This address of the pair is good on one link alone (IPv6's fe80::/10).
+    LinkLocal(IpAddr),
     /// This address of the pair lies in none of this host's.
-    OutsideTrusted(Ipv4Addr),
+    OutsideTrusted(IpAddr),
     /// Another node, known here for longer, has its MAC.
     MacTaken,
     /// Another peer is reached under this address, and has the kernel's policies for it: both are behind one NAT.
-    AddressTaken(Ipv4Addr),
+    AddressTaken(IpAddr),
     /// Inside the kernel's tunnel there would be less than the 1,280 octets that IPv6 asks for (RFC 8200 §5): this many.
     SmallPath(u16),
     /// The peer has not said that it takes VXLAN from this host.
@@ -70,7 +70,10 @@ impl fmt::Display for Why {
             Why::NoPath => write!(f, "no session yet"),
             Why::NoTrustedSubnet => write!(f, "this host lists no trusted subnet"),
             Why::PeerListsNone => write!(f, "the peer lists no trusted subnet"),
-            Why::NotIpv4 => write!(f, "the path is not IPv4"),
+            Why::LinkLocal(ip) => write!(
+                f,
+                "{ip} is a link's own address, and VXLAN is not told of links"
+            ),
             Why::OutsideTrusted(ip) => write!(f, "{ip} is in no trusted subnet of this host"),
             Why::MacTaken => write!(f, "another node has the same MAC on VXLAN"),
             Why::AddressTaken(ip) => write!(

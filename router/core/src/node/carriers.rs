@@ -60,7 +60,13 @@ impl Cluster {
             Event::Say { to, word } => {
                 self.send(now, &to, &Message::Carrier(wire::encode(&word)));
             }
-            Event::Probe { to, nonce, length } => out.push(Output::VxlanProbe {
+            Event::Probe {
+                host,
+                to,
+                nonce,
+                length,
+            } => out.push(Output::VxlanProbe {
+                host,
                 to,
                 from: vxlan_mac(&self.me),
                 nonce,

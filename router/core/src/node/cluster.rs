@@ -345,9 +345,9 @@ impl Cluster {
                     .lose_connection(now, with, &mut self.buffers.sessions)
             }
             Input::PathSource { addr, source } => self.set_path_source(addr, source),
-            Input::VxlanDevice(state) => {
+            Input::VxlanDevices(devices) => {
                 self.carriers
-                    .set_device(now, state, &mut self.buffers.carriers)
+                    .set_devices(now, devices, &mut self.buffers.carriers)
             }
             Input::Esp(state) => self
                 .carriers

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::carriers::{Esp, EspState};
+use crate::carriers::{Devices, Esp, EspState};
 use crate::control::{ErrorKind, NameSpec, NetworkSpec, ServiceSpec, TokenRequest};
 use crate::crypto::Cipher;
 use crate::model::{
@@ -119,8 +119,8 @@ pub enum Input<'a> {
         /// The host's.
         source: IpAddr,
     },
-    /// The `vxlan` carrier is up behind its filter, or why it is not.
-    VxlanDevice(Result<(), String>),
+    /// The `vxlan` carrier's devices are up behind their filter, or why not.
+    VxlanDevices(Devices),
     /// What the kernel has of the keys for ESP.
     Esp(EspState),
     /// The kernel opened ESP of this peer's that a NAT sent from another port than was known.
@@ -128,7 +128,7 @@ pub enum Input<'a> {
         /// Whose.
         peer: PeerNumber,
         /// From where it came.
-        from: (Ipv4Addr, u16),
+        from: (IpAddr, u16),
     },
     /// A probe came over it.
     VxlanProbe {
@@ -166,6 +166,8 @@ pub enum Output {
     Persist(u64, Batch),
     /// Send a probe over the `vxlan` carrier.
     VxlanProbe {
+        /// The peer's address, whose version says by which device.
+        host: IpAddr,
         /// The peer's MAC there.
         to: [u8; 6],
         /// This host's.

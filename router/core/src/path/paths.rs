@@ -87,8 +87,6 @@ pub(crate) struct Mood {
 pub(crate) struct Paths {
     /// Networks that this host trusts.
     trusted: Arc<[IpNet]>,
-    /// Of two alike it takes the one over IPv4: the kernel's ESP goes there alone.
-    prefers_v4: bool,
     known: Vec<Known>,
     current: Option<Path>,
     /// Since when the peer sends from elsewhere and the present path has not answered.
@@ -140,20 +138,16 @@ impl Known {
 }
 
 impl Paths {
-    /// None yet, of a host that trusts these networks, and of two paths alike takes the one over IPv4 or any.
-    pub(crate) fn new(trusted: Arc<[IpNet]>, prefers_v4: bool) -> Self {
+    /// None yet, of a host that trusts these networks.
+    pub(crate) fn new(trusted: Arc<[IpNet]>) -> Self {
         Self {
             trusted,
-            prefers_v4,
             ..Self::default()
         }
     }
 
-    fn class(&self, path: Path) -> (Class, bool) {
-        let is_v4 = path
-            .direct()
-            .is_some_and(|addr| addr.ip().to_canonical().is_ipv4());
-        (path.class(&self.trusted), self.prefers_v4 && !is_v4)
+    fn class(&self, path: Path) -> Class {
+        path.class(&self.trusted)
     }
 
     /// The path that is taken.
@@ -386,7 +380,7 @@ impl Paths {
     /// A connection costs both ends something as long as it is open, so none is opened, nor kept from falling asleep, only to
     /// know whether it would work: neither beside a path by UDP that answers, nor beside another connection.
     fn wants_tcp(&self, present: Path) -> bool {
-        self.class(present).0 > Class::Tcp
+        self.class(present) > Class::Tcp
     }
 
     /// The kernel sends IP packets of so many octets along `path` in one piece. True when that changes what the present

@@ -23,19 +23,16 @@ pub(super) struct Desk {
     pub(super) drops: Drops,
     /// Networks that this host trusts.
     pub(super) trusted: Arc<[IpNet]>,
-    /// It does ESP, which goes over IPv4.
-    pub(super) esp: bool,
     indices: BTreeMap<u32, NodeId>,
 }
 
 impl Desk {
-    pub(super) fn new(me: NodeId, random: Random, trusted: Arc<[IpNet]>, esp: bool) -> Self {
+    pub(super) fn new(me: NodeId, random: Random, trusted: Arc<[IpNet]>) -> Self {
         Self {
             me,
             random,
             drops: Drops::default(),
             trusted,
-            esp,
             indices: BTreeMap::new(),
         }
     }

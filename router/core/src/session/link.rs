@@ -146,7 +146,7 @@ impl Link {
     pub(super) fn new(peer: NodeId, desk: &Desk, now: Now) -> Self {
         Self {
             peer,
-            paths: Paths::new(desk.trusted.clone(), desk.esp),
+            paths: Paths::new(desk.trusted.clone()),
             current: None,
             former: Vec::new(),
             pending: Vec::new(),

@@ -84,12 +84,7 @@ impl Sessions {
             gate: Gate::new(&mut random, now),
             instance: random.u64(),
             counter: 0,
-            desk: Desk::new(
-                me,
-                random,
-                config.trusted_subnets.as_slice().into(),
-                config.esp,
-            ),
+            desk: Desk::new(me, random, config.trusted_subnets.as_slice().into()),
             links: BTreeMap::new(),
             refused: Refused::default(),
             next_poll: now,

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use weft_core::layout::{UDP_CARRIER, UDP_CARRIER_MAC, VXLAN_CARRIER, container_mac, peer_mac};
+use weft_core::layout::{UDP_CARRIER, UDP_CARRIER_MAC, container_mac, peer_mac, vxlan_carrier};
 use weft_core::model::{AddressPlan, Proto};
 use weft_core::view::{Liveness, Member, View};
 
@@ -117,12 +117,12 @@ pub struct FastPath {
     pub(crate) ula: Option<[u8; 6]>,
 }
 
-/// `None` where nothing could take it. Without `by_vxlan` nothing but the sealed carrier's does.
+/// `None` where nothing could take it. `by_vxlan`: those devices of the `vxlan` carrier by which it may lead.
 pub fn plan_fast_path(
     view: &View,
     local: &LocalFacts,
     memory: &FastMemory,
-    by_vxlan: bool,
+    by_vxlan: &BTreeSet<&'static str>,
 ) -> Option<FastPath> {
     let blocks = blocks(view);
     let carriers = carriers(view, by_vxlan, &blocks);
@@ -141,7 +141,7 @@ pub fn plan_fast_path(
 
 fn carriers(
     view: &View,
-    by_vxlan: bool,
+    by_vxlan: &BTreeSet<&'static str>,
     blocks: &[(Ipv4Net, Place)],
 ) -> BTreeMap<&'static str, Segment> {
     let segment = |carrier, mac| {
@@ -152,8 +152,10 @@ fn carriers(
         let owners = owners.collect();
         (carrier, Segment { mac, owners })
     };
-    let vxlan = view.vxlan.as_ref().filter(|_| by_vxlan);
-    let vxlan = vxlan.map(|vxlan| segment(VXLAN_CARRIER, vxlan.mac));
+    let vxlan = view.vxlan.iter().flat_map(|vxlan| {
+        let devices = by_vxlan.iter();
+        devices.map(|device| segment(*device, vxlan.mac))
+    });
     let sealed = segment(UDP_CARRIER, UDP_CARRIER_MAC);
     [sealed].into_iter().chain(vxlan).collect()
 }
@@ -190,8 +192,12 @@ fn peers(view: &View) -> impl Iterator<Item = &Member> {
 
 fn mac_of(view: &View, peer: &Member, carrier: &str) -> Option<[u8; 6]> {
     match carrier {
-        VXLAN_CARRIER => view.vxlan_peer(&peer.id).map(|open| open.mac),
-        _ => Some(peer_mac(peer.number)),
+        UDP_CARRIER => Some(peer_mac(peer.number)),
+        _ => {
+            let open = view.vxlan_peer(&peer.id);
+            let open = open.filter(|open| vxlan_carrier(open.addr) == carrier);
+            open.map(|open| open.mac)
+        }
     }
 }
 

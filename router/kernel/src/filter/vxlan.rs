@@ -9,24 +9,24 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use weft_core::layout::{NFT_TABLE, VXLAN_CARRIER, VXLAN_PORT, mac_text};
-use weft_core::view::{Seal, View, VxlanView};
+use weft_core::layout::{NFT_TABLE, VXLAN_CARRIER, VXLAN_CARRIER6, VXLAN_PORT, mac_text};
+use weft_core::view::{Seal, View, VxlanPeer, VxlanView};
 
 use super::set;
 
 /// The host's chains, and how many rules stand in each while nobody has touched them.
 pub(crate) const HOST_CHAINS: [(&str, usize); 5] = [
     ("base_raw", 5),
-    ("base_vxlan_in", 3),
+    ("base_vxlan_in", 5),
     ("base_vxlan_out", 1),
-    ("base_vxlan_sent", 4),
+    ("base_vxlan_sent", 6),
     ("base_vxlan_through", 1),
 ];
 
-/// The domain's set of the MACs that come over `wx0`. It counts what comes from each.
+/// The domain's set of the MACs that come over the carrier. It counts what comes from each.
 pub(crate) const PEERS: &str = "base_vxlan_macs";
 
-/// What was sent to each MAC over `wx0`, and what came from it, in the table `netdev weft`.
+/// What was sent to each MAC over the carrier, and what came from it, in the table `netdev weft`.
 pub(crate) const SENT: &str = "vxlan_sent";
 pub(crate) const RECEIVED: &str = "vxlan_received";
 
@@ -45,20 +45,30 @@ pub struct CarrierTraffic {
 
 /// Commands, not a table: what is there stays and goes on counting, for these and for those of before. Only at the device's
 /// own hooks has a packet that it sends its MACs already.
-pub(crate) fn counting(macs: &[[u8; 6]]) -> String {
+pub(crate) fn counting(devices: &BTreeSet<&str>, macs: &[[u8; 6]]) -> String {
     let mut out = format!("add table netdev {NFT_TABLE}\n");
     let macs: Vec<String> = macs.iter().map(|mac| mac_text(*mac)).collect();
-    for (set, chain, hook, end) in [
-        (SENT, "vxlan_out", "egress", "daddr"),
-        (RECEIVED, "vxlan_in", "ingress", "saddr"),
+    for (set, direction, hook, end) in [
+        (SENT, "out", "egress", "daddr"),
+        (RECEIVED, "in", "ingress", "saddr"),
     ] {
         let _ = writeln!(
             out,
-            "add set netdev {NFT_TABLE} {set} {{ type ether_addr; counter; }}
-add chain netdev {NFT_TABLE} {chain} {{ type filter hook {hook} device \"{VXLAN_CARRIER}\" priority 0; policy accept; }}
+            "add set netdev {NFT_TABLE} {set} {{ type ether_addr; counter; }}"
+        );
+        for device in devices {
+            // A chain has one device for as long as it is there.
+            let chain = match *device {
+                VXLAN_CARRIER => format!("vxlan_{direction}"),
+                other => format!("{other}_{direction}"),
+            };
+            let _ = writeln!(
+                out,
+                "add chain netdev {NFT_TABLE} {chain} {{ type filter hook {hook} device \"{device}\" priority 0; policy accept; }}
 flush chain netdev {NFT_TABLE} {chain}
 add rule netdev {NFT_TABLE} {chain} ether {end} @{set}"
-        );
+            );
+        }
         if !macs.is_empty() {
             let _ = writeln!(
                 out,
@@ -86,22 +96,37 @@ pub(super) fn host(out: &mut String, view: &View) {
         (Seal::Plain, "base_vxlan_peers", "base_vxlan_to"),
         (Seal::Esp, "base_vxlan_sealed", "base_vxlan_sealed_to"),
     ] {
-        let peers = || vxlan.peers.iter().filter(|peer| peer.seal == seal);
-        let pairs = peers().map(|peer| {
-            let mac: String = peer.mac.map(|octet| format!("{octet:02x}")).concat();
-            format!("{} . 0x{mac}", peer.addr)
-        });
-        // Behind the UDP header (64 bits), VXLAN's (64) and the inner destination (48).
-        let kind = "typeof ip saddr . @th,176,48";
-        set(out, senders, kind, &pairs.collect::<Vec<_>>());
-        let to: BTreeSet<String> = peers().map(|peer| peer.addr.to_string()).collect();
-        set(out, addresses, "type ipv4_addr", &Vec::from_iter(to));
+        for (is_v4, version, ip, address) in [
+            (true, "", "ip", "ipv4_addr"),
+            (false, "6", "ip6", "ipv6_addr"),
+        ] {
+            let is_among = |peer: &&VxlanPeer| peer.seal == seal && peer.addr.is_ipv4() == is_v4;
+            let peers = || vxlan.peers.iter().filter(is_among);
+            let pairs = peers().map(|peer| {
+                let mac: String = peer.mac.map(|octet| format!("{octet:02x}")).concat();
+                format!("{} . 0x{mac}", peer.addr)
+            });
+            // Behind the UDP header (64 bits), VXLAN's (64) and the inner destination (48).
+            let kind = format!("typeof {ip} saddr . @th,176,48");
+            let pairs = pairs.collect::<Vec<_>>();
+            set(out, &format!("{senders}{version}"), &kind, &pairs);
+            let to: BTreeSet<String> = peers().map(|peer| peer.addr.to_string()).collect();
+            let kind = format!("type {address}");
+            set(
+                out,
+                &format!("{addresses}{version}"),
+                &kind,
+                &Vec::from_iter(to),
+            );
+        }
     }
     let _ = writeln!(
         out,
         "chain base_vxlan_in {{
   ip saddr . @th,176,48 @base_vxlan_peers notrack accept
   meta secpath exists ip saddr . @th,176,48 @base_vxlan_sealed notrack accept
+  ip6 saddr . @th,176,48 @base_vxlan_peers6 notrack accept
+  meta secpath exists ip6 saddr . @th,176,48 @base_vxlan_sealed6 notrack accept
   counter drop
 }}
 chain base_vxlan_out {{ type filter hook output priority raw; policy accept;
@@ -111,6 +136,8 @@ chain base_vxlan_sent {{
   meta skuid >= 0 counter drop
   ip daddr @base_vxlan_to notrack accept
   ip daddr @base_vxlan_sealed_to rt ipsec exists notrack accept
+  ip6 daddr @base_vxlan_to6 notrack accept
+  ip6 daddr @base_vxlan_sealed_to6 rt ipsec exists notrack accept
   counter drop
 }}
 chain base_vxlan_through {{ type filter hook forward priority filter - 10; policy accept;
@@ -119,7 +146,7 @@ chain base_vxlan_through {{ type filter hook forward priority filter - 10; polic
     );
 }
 
-/// The domain's sets: who may come over `wx0`, and with which addresses of the overlay.
+/// The domain's sets: who may come over the carrier, and with which addresses of the overlay.
 pub(super) fn domain_sets(out: &mut String, view: &View) {
     let Some(vxlan) = &view.vxlan else { return };
     let macs: Vec<String> = vxlan.peers.iter().map(|peer| mac_text(peer.mac)).collect();
@@ -168,7 +195,7 @@ chain base_vxlan_peer {{
   goto base_carrier
 }}
 chain base_unmark {{ type filter hook postrouting priority mangle; policy accept;
-  meta mark != 0 oifname \"{VXLAN_CARRIER}\" meta mark set 0
+  meta mark != 0 oifname {{ \"{VXLAN_CARRIER}\", \"{VXLAN_CARRIER6}\" }} meta mark set 0
 }}"
     );
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nix::sys::socket::SockProtocol;
-use weft_core::layout::{HOST_LEG, HOST_TABLE, LEG_PREFIX, VXLAN_CARRIER};
+use weft_core::layout::{HOST_LEG, HOST_TABLE, LEG_PREFIX, VXLAN_CARRIERS};
 
 use super::raw::RawSocket;
 use super::rtnl::{Link, Rtnl};
@@ -173,7 +173,11 @@ impl Namespace {
                 kernel.neighbours.insert(key, mac);
             }
         }
-        if place == Place::Domain && links.iter().any(|link| link.name == VXLAN_CARRIER) {
+        if place == Place::Domain
+            && links
+                .iter()
+                .any(|link| VXLAN_CARRIERS.contains(&link.name.as_str()))
+        {
             let entries = self.rtnl.forwarding()?.into_iter();
             let named = entries
                 .filter_map(|(index, mac, to)| Some(((names.get(&index)?.clone(), mac), to)));

@@ -1,7 +1,7 @@
 //! Sealed VXLAN in the host's namespace: whether the kernel can do it, and its tables brought to the plan.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use nix::sched::{CloneFlags, unshare};
 use weft_core::carriers::EspState;
@@ -14,13 +14,15 @@ use super::xfrm::Xfrm;
 use crate::error::{Doing, Result};
 use crate::esp::{EspMemory, EspPlan, Policy, Sa, SaKey};
 
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 /// Tries it with a key that nothing uses, in a namespace that nobody else sees and that ends with this. Loads the kernel's
 /// modules where it has them.
 pub fn esp_available() -> io::Result<()> {
     alone(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let xfrm = Xfrm::open()?;
-        let (peer, from, to) = (PeerNumber(0), Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST);
+        let (peer, from, to) = (PeerNumber(0), HERE, HERE);
         let key = SaKey {
             peer,
             from,

@@ -1,20 +1,20 @@
 //! The UDP port by which ESP comes through NATs: the kernel takes out by itself what comes there (RFC 3948).
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use weft_core::layout::ESP_UDP_PORT;
 
 use super::host::Host;
-use super::sys;
+use super::{sys, sysctl};
 use crate::error::{Doing, Result};
 
 /// It is open while this is there.
 #[derive(Debug)]
 pub struct EspPort {
-    _socket: OwnedFd,
+    _sockets: Vec<OwnedFd>,
 }
 
 impl Host {
@@ -23,20 +23,34 @@ impl Host {
     /// # Errors
     /// Another program has it.
     pub fn open_esp_port(&self) -> Result<EspPort> {
-        let socket = self.run(open)?;
-        let socket = socket.doing(|| format!("open UDP port {ESP_UDP_PORT} for ESP"))?;
-        Ok(EspPort { _socket: socket })
+        let sockets = self.run(open_all)?;
+        let sockets = sockets.doing(|| format!("open UDP port {ESP_UDP_PORT} for ESP"))?;
+        Ok(EspPort { _sockets: sockets })
     }
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+/// One for each IP version that the kernel has.
+fn open_all() -> io::Result<Vec<OwnedFd>> {
+    let (v4, v6) = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
+    let v6 = sysctl::ipv6_available().then_some(v6.into());
+    [Some(v4.into()), v6]
+        .into_iter()
+        .flatten()
+        .map(open)
+        .collect()
+}
+
+fn open(any: IpAddr) -> io::Result<OwnedFd> {
+    let any = SocketAddr::new(any, ESP_UDP_PORT);
+    let socket = Socket::new(Domain::for_address(any), Type::DGRAM, Some(Protocol::UDP))?;
+    if any.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     // Of the same user alone (socket(7)).
     socket.set_reuse_port(true)?;
     // Nobody reads what is not ESP.
     socket.set_recv_buffer_size(0)?;
     sys::encapsulate_esp(socket.as_fd())?;
-    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, ESP_UDP_PORT);
     socket.bind(&SockAddr::from(any))?;
     Ok(socket.into())
 }

@@ -12,7 +12,7 @@ use weft_core::layout::{GATEWAY_MAC, HOST_LEG_MAC, VXLAN_CARRIER, VXLAN_PORT, VX
 use weft_core::view::PeerNumber;
 
 use super::netns::{OWN, alone, inside};
-use super::rtnl::{Rtnl, VethEnd, Vxlan};
+use super::rtnl::{Outer, Rtnl, VethEnd, Vxlan};
 use super::xfrm::Xfrm;
 use crate::error::{Doing, Result};
 use crate::esp::{Policy, Sa, SaKey};
@@ -90,10 +90,11 @@ fn lay_sealed_vxlan(
         learns: false,
     };
     end.with(|rtnl| {
-        rtnl.add_vxlan(VXLAN_CARRIER, end.mac, mtu, wanted, end.namespace())?;
+        let (mac, namespace) = (end.mac, end.namespace());
+        rtnl.add_vxlan(VXLAN_CARRIER, mac, mtu, (wanted, Outer::V4), namespace)?;
         let device = put(rtnl, VXLAN_CARRIER, own)?;
         rtnl.set_neighbour(device, theirs.addr().into(), other.mac)?;
-        rtnl.set_forwarding(device, other.mac, other.underlay)
+        rtnl.set_forwarding(device, other.mac, other.underlay.into())
     })
 }
 
@@ -152,6 +153,7 @@ fn seal(own: Ipv4Addr, other: Ipv4Addr) -> io::Result<()> {
     for (from, to, outbound) in [(own, other, true), (other, own, false)] {
         // Both ends name and make a direction's key alike: of its sender's address.
         let [.., sender] = from.octets();
+        let (from, to) = (from.into(), to.into());
         let key = SaKey {
             peer,
             from,

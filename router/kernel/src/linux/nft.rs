@@ -1,6 +1,6 @@
 //! Runs nft: text on its standard input, no shell, no environment, whole tables in one transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -102,9 +102,13 @@ pub fn vxlan_received(domain: &Domain) -> Result<BTreeMap<[u8; 6], u64>> {
 }
 
 /// Counts from now on what passes over the `vxlan` carrier to and from these MACs; what was counted for them stays. The
-/// device must be there. Wants a kernel that lets rules see what a device sends: Linux 5.16.
-pub fn count_vxlan(domain: &Domain, macs: &[[u8; 6]]) -> Result<()> {
-    domain.run(|| feed(&vxlan::counting(macs)))??;
+/// devices must be there. Wants a kernel that lets rules see what a device sends: Linux 5.16.
+pub fn count_vxlan(
+    domain: &Domain,
+    devices: &BTreeSet<&'static str>,
+    macs: &[[u8; 6]],
+) -> Result<()> {
+    domain.run(|| feed(&vxlan::counting(devices, macs)))??;
     Ok(())
 }
 

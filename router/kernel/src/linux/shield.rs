@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use weft_core::layout::VXLAN_PORT;
@@ -48,18 +48,49 @@ const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 const META_SECPATH: u32 = 25;
 const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 /// `NFT_REG_VERDICT`, `NFT_REG_1`, and the first of the registers of four octets.
 const REG_VERDICT: u32 = 0;
 const REG: u32 = 1;
 const REG32: u32 = 8;
-/// An address, a MAC and two octets of zero: registers are filled in words.
-const KEY: usize = 12;
-/// How nft(8) is to show the keys: `ipv4_addr . ether_addr`, its types 7 and 9.
-const SHOWN_AS: u32 = 7 << 6 | 9;
+/// A MAC in a key, and two octets of zero: registers are filled in words.
+const MAC: usize = 8;
 /// Elements in one message: an attribute is not longer than 64 KiB.
 const ELEMENTS: usize = 1024;
+
+/// A version of the outer header: its number, where the sender's address is in it and how long that is, and nft(8)'s type
+/// for such addresses.
+#[derive(Clone, Copy)]
+struct Version {
+    nfproto: u8,
+    source: u32,
+    length: usize,
+    shown_as: u32,
+}
+
+const V4: Version = Version {
+    nfproto: NFPROTO_IPV4,
+    source: 12,
+    length: 4,
+    shown_as: 7,
+};
+const V6: Version = Version {
+    nfproto: NFPROTO_IPV6,
+    source: 8,
+    length: 16,
+    shown_as: 8,
+};
+/// nft(8)'s type for MACs.
+const ETHER_ADDR: u32 = 9;
+
+impl Version {
+    /// An address and a MAC.
+    fn key(self) -> usize {
+        self.length + MAC
+    }
+}
 
 /// Peers whose packets come alike. Rules of the same transaction call a set by its number.
 #[derive(Clone, Copy)]
@@ -67,24 +98,28 @@ struct Set {
     name: &'static str,
     id: u32,
     seal: Seal,
+    version: Version,
 }
 
-const SETS: [Set; 2] = [
-    Set {
-        name: "peers",
-        id: 1,
-        seal: Seal::Plain,
-    },
-    Set {
-        name: "sealed",
-        id: 2,
-        seal: Seal::Esp,
-    },
+const SETS: [Set; 4] = [
+    set("peers", 1, Seal::Plain, V4),
+    set("sealed", 2, Seal::Esp, V4),
+    set("peers6", 3, Seal::Plain, V6),
+    set("sealed6", 4, Seal::Esp, V6),
 ];
+
+const fn set(name: &'static str, id: u32, seal: Seal, version: Version) -> Set {
+    Set {
+        name,
+        id,
+        seal,
+        version,
+    }
+}
 
 /// The outer addresses of peers and their MACs, and whether ESP is around what they send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Senders(BTreeSet<(bool, Ipv4Addr, [u8; 6])>);
+pub(crate) struct Senders(BTreeSet<(bool, IpAddr, [u8; 6])>);
 
 impl Senders {
     /// Those with which VXLAN is agreed.
@@ -98,11 +133,15 @@ impl Senders {
     fn keys(&self, set: Set) -> impl Iterator<Item = Vec<u8>> {
         let is_sealed = set.seal == Seal::Esp;
         let own = self.0.iter().filter(move |sender| sender.0 == is_sealed);
-        own.map(|(_, address, mac)| {
-            let mut key = address.octets().to_vec();
+        own.filter_map(move |(_, address, mac)| {
+            let mut key = match address {
+                IpAddr::V4(address) => address.octets().to_vec(),
+                IpAddr::V6(address) => address.octets().to_vec(),
+            };
+            let is_of_set = key.len() == set.version.length;
             key.extend(mac);
-            key.resize(KEY, 0);
-            key
+            key.resize(set.version.key(), 0);
+            is_of_set.then_some(key)
         })
     }
 }
@@ -184,8 +223,9 @@ fn new_set(body: &mut Vec<u8>, table: &str, set: Set) {
     push(body, 1, &terminated(table));
     push(body, 2, &terminated(set.name));
     push(body, 3, &0u32.to_be_bytes());
-    push(body, 4, &SHOWN_AS.to_be_bytes());
-    push(body, 5, &(KEY as u32).to_be_bytes());
+    let shown_as = set.version.shown_as << 6 | ETHER_ADDR;
+    push(body, 4, &shown_as.to_be_bytes());
+    push(body, 5, &(set.version.key() as u32).to_be_bytes());
     push(body, 10, &set.id.to_be_bytes());
 }
 
@@ -221,29 +261,39 @@ fn new_chain(body: &mut Vec<u8>, table: &str, (name, hook, priority): (&str, u32
 
 /// Which chain, and what a packet goes through there. A fragment that ends before the inner header does not get past the
 /// first rules of `in`, and the last drops it; those behind it are nothing without it.
-fn rules() -> [(&'static str, Vec<u8>); 5] {
+fn rules() -> Vec<(&'static str, Vec<u8>)> {
     let vxlan = || [is_meta(META_L4PROTO, &[17]), is_to_port()].concat();
     let drop = || [expression("counter", &[]), verdict(DROP)].concat();
-    let [plain, sealed] = SETS.map(|set| {
-        [
-            is_meta(META_NFPROTO, &[NFPROTO_IPV4]),
-            payload(NETWORK_HEADER, 12, 4, REG32),
+    let accepting = SETS.map(|set| {
+        let out_of_esp = match set.seal {
+            Seal::Plain => Vec::new(),
+            Seal::Esp => is_meta(META_SECPATH, &[1]),
+        };
+        let Version {
+            nfproto,
+            source,
+            length,
+            ..
+        } = set.version;
+        let rule = [
+            vxlan(),
+            out_of_esp,
+            is_meta(META_NFPROTO, &[nfproto]),
+            payload(NETWORK_HEADER, source, length as u32, REG32),
             // Behind the headers of UDP and VXLAN and the inner destination.
-            payload(TRANSPORT_HEADER, 8 + 8 + 6, 6, REG32 + 1),
+            payload(TRANSPORT_HEADER, 8 + 8 + 6, 6, REG32 + length as u32 / 4),
             is_listed(REG32, set),
             verdict(ACCEPT),
-        ]
-        .concat()
+        ];
+        ("in", rule.concat())
     });
-    let out_of_esp = is_meta(META_SECPATH, &[1]);
-    [
-        ("in", [vxlan(), plain].concat()),
-        ("in", [vxlan(), out_of_esp, sealed].concat()),
+    let others = [
         ("in", [vxlan(), drop()].concat()),
         // A packet without a socket has no user, and goes on.
         ("out", [vxlan(), meta(META_SKUID), drop()].concat()),
         ("through", [vxlan(), drop()].concat()),
-    ]
+    ];
+    accepting.into_iter().chain(others).collect()
 }
 
 fn nested(kind: u16, value: &[u8]) -> Vec<u8> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
@@ -51,7 +51,7 @@ pub enum KernelEvent {
     /// The host's nft tables changed, weft's or another's.
     HostRules,
     /// The kernel opened ESP of this peer's that came inside UDP by another port than it was told: from there.
-    EspPort(PeerNumber, (Ipv4Addr, u16)),
+    EspPort(PeerNumber, (IpAddr, u16)),
 }
 
 /// Watches until it is dropped.

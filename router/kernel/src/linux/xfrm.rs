@@ -2,12 +2,12 @@
 //! hand, so that it stands in memory that is wiped.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm::constants::{
-    AF_INET, UDP_ENCAP_ESPINUDP, XFRM_MODE_TRANSPORT, XFRM_MSG_DELPOLICY, XFRM_MSG_DELSA,
+    AF_INET, AF_INET6, UDP_ENCAP_ESPINUDP, XFRM_MODE_TRANSPORT, XFRM_MSG_DELPOLICY, XFRM_MSG_DELSA,
     XFRM_MSG_GETPOLICY, XFRM_MSG_GETSA, XFRM_MSG_MAPPING, XFRM_MSG_NEWSA, XFRM_MSG_UPDPOLICY,
     XFRM_MSG_UPDSA, XFRM_POLICY_ALLOW, XFRM_POLICY_IN, XFRM_POLICY_OUT, XFRM_STATE_ESN,
     XFRMA_ALG_AEAD, XFRMA_ENCAP, XFRMA_REPLAY_ESN_VAL, XFRMA_TMPL, XFRMNLGRP_MAPPING,
@@ -60,7 +60,7 @@ impl Xfrm {
             selector: selector(at.from, at.to),
             saddr: address(at.from),
             reqid: request_id(at.peer),
-            family: AF_INET,
+            family: family(at.to),
             mode: XFRM_MODE_TRANSPORT,
             flags: XFRM_STATE_ESN,
             ..UserSaInfo::default()
@@ -92,7 +92,7 @@ impl Xfrm {
         let id = UserSaId {
             daddr: address(at.to),
             spi: at.spi,
-            family: AF_INET,
+            family: family(at.to),
             proto: ESP,
         };
         gone_is_fine(self.0.request(XFRM_MSG_DELSA, ACK, &emitted(&id)))
@@ -165,20 +165,44 @@ fn gone_is_fine<T>(result: io::Result<T>) -> io::Result<()> {
     }
 }
 
-fn address(ip: Ipv4Addr) -> Address {
-    Address::from_ip(&IpAddr::V4(ip))
+fn address(ip: IpAddr) -> Address {
+    Address::from_ip(&ip)
+}
+
+fn family(ip: IpAddr) -> u16 {
+    match ip {
+        IpAddr::V4(_) => AF_INET,
+        IpAddr::V6(_) => AF_INET6,
+    }
+}
+
+/// An address of this family.
+fn ip(family: u16, address: &Address) -> Option<IpAddr> {
+    match family {
+        AF_INET => Some(address.to_ipv4().into()),
+        AF_INET6 => Some(address.to_ipv6().into()),
+        _ => None,
+    }
+}
+
+/// The whole of an address as a prefix.
+fn whole(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
 }
 
 /// VXLAN from one address to another. In transport mode nothing else ties a key to addresses (CVE-2018-16758).
-fn selector(from: Ipv4Addr, to: Ipv4Addr) -> Selector {
+fn selector(from: IpAddr, to: IpAddr) -> Selector {
     let mut selector = Selector {
         dport: VXLAN_PORT,
         dport_mask: u16::MAX,
         proto: UDP,
         ..Selector::default()
     };
-    selector.source_prefix(&from.into(), 32);
-    selector.destination_prefix(&to.into(), 32);
+    selector.source_prefix(&from, whole(from));
+    selector.destination_prefix(&to, whole(to));
     selector
 }
 
@@ -192,7 +216,7 @@ fn direction(policy: &Policy) -> u8 {
 /// Required, between the two hosts themselves.
 fn template(policy: &Policy) -> UserTemplate {
     let mut template = UserTemplate {
-        family: AF_INET,
+        family: family(policy.to),
         saddr: address(policy.from),
         reqid: request_id(policy.peer),
         mode: XFRM_MODE_TRANSPORT,
@@ -228,12 +252,12 @@ fn algorithm(key: &[u8]) -> Zeroizing<Vec<u8>> {
 /// A key of weft's that is there. One that the kernel made as a placeholder has no number.
 fn read_key(body: &[u8]) -> Option<(SaKey, Standing)> {
     let info = UserSaInfo::parse(body).ok()?;
-    let is_ours = info.family == AF_INET && info.id.proto == ESP && info.id.spi != 0;
+    let is_ours = info.id.proto == ESP && info.id.spi != 0;
     let peer = peer_of(info.reqid).filter(|_| is_ours)?;
     let key = SaKey {
         peer,
-        from: info.saddr.to_ipv4(),
-        to: info.id.daddr.to_ipv4(),
+        from: ip(info.family, &info.saddr)?,
+        to: ip(info.family, &info.id.daddr)?,
         spi: info.id.spi,
     };
     let encapsulation = attribute(body.get(XFRM_USER_SA_INFO_LEN..)?, XFRMA_ENCAP);
@@ -250,14 +274,14 @@ fn read_key(body: &[u8]) -> Option<(SaKey, Standing)> {
 
 /// What the kernel tells when it opened something of a peer's that came from another port than it knew: who, and from
 /// where.
-pub(crate) fn read_mapping(message: &Message) -> Option<(PeerNumber, (Ipv4Addr, u16))> {
+pub(crate) fn read_mapping(message: &Message) -> Option<(PeerNumber, (IpAddr, u16))> {
     if message.kind != XFRM_MSG_MAPPING {
         return None;
     }
     let mapping = UserMapping::parse(&message.body).ok()?;
-    let is_ours = mapping.id.family == AF_INET && mapping.id.proto == ESP;
-    let peer = peer_of(mapping.reqid).filter(|_| is_ours)?;
-    Some((peer, (mapping.new_saddr.to_ipv4(), mapping.new_sport)))
+    let peer = peer_of(mapping.reqid).filter(|_| mapping.id.proto == ESP)?;
+    let from = ip(mapping.id.family, &mapping.new_saddr)?;
+    Some((peer, (from, mapping.new_sport)))
 }
 
 /// A policy of weft's, if it is exactly as weft would make it. Another one in its place is replaced.
@@ -270,8 +294,8 @@ fn read_policy(body: &[u8]) -> Option<Policy> {
     let found = UserTemplate::parse(found).ok()?;
     let policy = Policy {
         peer: peer_of(found.reqid)?,
-        from: info.selector.saddr.to_ipv4(),
-        to: info.selector.daddr.to_ipv4(),
+        from: ip(info.selector.family, &info.selector.saddr)?,
+        to: ip(info.selector.family, &info.selector.daddr)?,
         outbound: info.direction == XFRM_POLICY_OUT,
     };
     let same = info.selector == selector(policy.from, policy.to)
@@ -285,13 +309,17 @@ fn read_policy(body: &[u8]) -> Option<Policy> {
 mod tests {
     use super::*;
 
-    fn policy() -> Policy {
-        Policy {
+    fn policies() -> [Policy; 2] {
+        let policy = |from: &str, to: &str| Policy {
             peer: PeerNumber(9),
-            from: [192, 0, 2, 1].into(),
-            to: [192, 0, 2, 2].into(),
+            from: from.parse().unwrap(),
+            to: to.parse().unwrap(),
             outbound: true,
-        }
+        };
+        [
+            policy("192.0.2.1", "192.0.2.2"),
+            policy("2001:db8::1", "2001:db8::2"),
+        ]
     }
 
     fn laid(policy: &Policy, change: impl FnOnce(&mut UserTemplate)) -> Vec<u8> {
@@ -309,10 +337,11 @@ mod tests {
 
     #[test]
     fn a_policy_is_read_back_and_a_changed_one_is_not_taken_for_it() {
-        let policy = policy();
-        assert_eq!(read_policy(&laid(&policy, |_| {})), Some(policy));
-        assert_eq!(read_policy(&laid(&policy, |t| t.optional = 1)), None);
-        assert_eq!(read_policy(&laid(&policy, |t| t.reqid = 5)), None);
+        for policy in policies() {
+            assert_eq!(read_policy(&laid(&policy, |_| {})), Some(policy));
+            assert_eq!(read_policy(&laid(&policy, |t| t.optional = 1)), None);
+            assert_eq!(read_policy(&laid(&policy, |t| t.reqid = 5)), None);
+        }
         assert_eq!(read_policy(&[0; 20]), None);
     }
 

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use weft_core::layout::{VXLAN_CARRIER, VXLAN_CARRIER6};
 use weft_core::model::{ClusterId, Generation, Label, NodeId};
 use weft_core::view::{Endpoint, Seal, VxlanView};
 
@@ -106,24 +107,23 @@ fn on_vxlan() -> View {
 
 #[test]
 fn a_peer_s_one_next_hop_says_which_carrier_it_is_and_the_route_its_mtu() {
-    let hop = |up: bool, number: u16| {
-        let local = LocalFacts {
-            vxlan: up,
-            ..facts()
-        };
-        let plan = plan_domain(&on_vxlan(), &local);
+    let with = |devices: &[&'static str]| LocalFacts {
+        vxlan: devices.iter().copied().collect(),
+        ..facts()
+    };
+    let hop = |devices: &[&'static str], number: u16| {
+        let plan = plan_domain(&on_vxlan(), &with(devices));
         let id = peer_nexthop(PeerNumber(number));
         let route = route(&plan, "10.32.128.0/17", METRIC_ROUTE).unwrap();
         (plan.kernel.next_hops[&id].device.clone(), route.mtu)
     };
-    assert_eq!(hop(true, 1), (VXLAN_CARRIER.to_owned(), Some(1450)));
-    assert_eq!(hop(true, 2).0, UDP_CARRIER);
-    assert_eq!(hop(false, 1), (UDP_CARRIER.to_owned(), Some(1200)));
-    let local = LocalFacts {
-        vxlan: true,
-        ..facts()
-    };
-    let plan = plan_domain(&on_vxlan(), &local);
+    const UP: &[&str] = &[VXLAN_CARRIER];
+    assert_eq!(hop(UP, 1), (VXLAN_CARRIER.to_owned(), Some(1450)));
+    assert_eq!(hop(UP, 2).0, UDP_CARRIER);
+    for without in [&[][..], &[VXLAN_CARRIER6]] {
+        assert_eq!(hop(without, 1), (UDP_CARRIER.to_owned(), Some(1200)));
+    }
+    let plan = plan_domain(&on_vxlan(), &with(UP));
     let on = |device: &str| {
         let keys = plan.kernel.neighbours.keys();
         keys.filter(|key| key.0 == device).count()
@@ -134,6 +134,26 @@ fn a_peer_s_one_next_hop_says_which_carrier_it_is_and_the_route_its_mtu() {
         "falling back is one step"
     );
     assert_eq!(plan.kernel.forwarding.len(), 2);
+}
+
+#[test]
+fn a_peer_that_is_reached_by_ipv6_is_on_the_device_for_that() {
+    let mut view = on_vxlan();
+    let addr = "2001:db8::2".parse().unwrap();
+    view.vxlan.as_mut().unwrap().peers[0].addr = addr;
+    let local = LocalFacts {
+        vxlan: [VXLAN_CARRIER6].into(),
+        ..facts()
+    };
+    let plan = plan_domain(&view, &local);
+    let hop = &plan.kernel.next_hops[&peer_nexthop(PeerNumber(1))];
+    assert_eq!(hop.device, VXLAN_CARRIER6);
+    let mac = view.vxlan.as_ref().unwrap().peers[0].mac;
+    let leads = [((VXLAN_CARRIER6.to_owned(), mac), addr)];
+    assert_eq!(plan.kernel.forwarding, leads.into());
+    let host = crate::filter::host_filter(&view, &facts(), Default::default());
+    assert!(host.contains("elements = { 2001:db8::2 . 0x060200000000 }"));
+    assert!(host.contains("elements = { 192.0.2.3 . 0x060300000000 }"));
 }
 
 #[test]

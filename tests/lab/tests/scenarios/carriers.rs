@@ -2,6 +2,7 @@
 
 mod fast;
 mod forged;
+mod ipv6;
 
 use std::time::Duration;
 

@@ -31,7 +31,13 @@ fn wait_carrier(lab: &Lab, hosts: &[Host; 2], carrier: &str) {
 }
 
 fn is_esp(frame: &Frame) -> bool {
-    frame.packet().first() == Some(&0x45) && frame.packet().get(9) == Some(&50)
+    let packet = frame.packet();
+    packet.first() == Some(&0x45) && packet.get(9) == Some(&50)
+}
+
+fn is_esp6(frame: &Frame) -> bool {
+    let packet = frame.packet();
+    packet.first().is_some_and(|first| first >> 4 == 6) && packet.get(6) == Some(&50)
 }
 
 /// Nothing that a container said, and no VXLAN at all, is seen outside ESP.
@@ -95,8 +101,8 @@ fn hosts_that_both_ask_for_it_are_sealed_by_the_kernel_and_forged_vxlan_gets_not
     }
     // The perfect forgery: the peer's own address and MAC, from within the subnet.
     let perfect = Forged {
-        from: hosts[0].v4(),
-        to: hosts[1].v4(),
+        from: hosts[0].v4().into(),
+        to: hosts[1].v4().into(),
         macs: (vxlan_mac(&hosts[0]), vxlan_mac(&hosts[1])),
         inner: (pair[0].ip(), pair[1].ip()),
         text: "forged",
@@ -284,6 +290,87 @@ fn through_a_nat_the_kernel_seals_inside_udp_and_follows_the_port_that_the_nat_p
             !is_open && keys(host).is_empty() && policies(host).is_empty()
         })
     });
+}
+
+#[test]
+fn hosts_without_ipv4_are_sealed_by_the_kernel_as_well() {
+    let lab = Lab::new("esp6");
+    let subnet = lab.subnet("a");
+    let hosts = ["h1", "h2"].map(|name| lab.host(name, &subnet));
+    hosts.iter().for_each(Host::use_ipv6_alone);
+    lab.cluster_with(&hosts, [&ESP, &ESP]);
+    wait_carrier(&lab, &hosts, "esp");
+    let pair = containers(&lab, &hosts);
+    let frames = overheard(&lab, &hosts[0], &pair, is_esp6);
+    nothing_in_the_clear(&frames);
+    assert_eq!(hosts[0].only_peer()["mtu"], 1396);
+    let to = pair[1].ip().to_string();
+    let big = ["ping", "-c3", "-w15", "-Mdo", "-s1368", &to];
+    assert!(pair[0].run(&big).is_ok(), "{}", pair[0].run(&big));
+    assert!(pair[0].fetches(&pair[1], 3_000_000));
+    let hold = hold(&hosts[0], &pair);
+    let perfect = Forged {
+        from: hosts[0].v6().into(),
+        to: hosts[1].v6().into(),
+        macs: (vxlan_mac(&hosts[0]), vxlan_mac(&hosts[1])),
+        inner: (pair[0].ip(), pair[1].ip()),
+        text: "forged",
+    };
+    let mut packets = vec![perfect.packet()];
+    packets.extend(perfect.fragments(24));
+    packets.extend(perfect.behind_options());
+    let file = forged_file(&lab, "perfect", &packets);
+    let tool = Host::binary("lab-tool");
+    let sent = lab.router().run(&[&tool, "replay", &file, "--exact"]).ok();
+    assert_eq!(sent, (TIMES * packets.len()).to_string());
+    // Neither lost keys nor lost policies send anything in the clear.
+    let capture = hosts[0].capture("flush");
+    let before = keys(&hosts[0]);
+    hosts[0].run(&["ip", "xfrm", "state", "flush"]).ok();
+    hosts[0].run(&["ip", "xfrm", "policy", "flush"]).ok();
+    goes_on(&lab, &hold);
+    lab.wait("there are other keys", 60, || {
+        let now = keys(&hosts[0]);
+        now.len() >= 2 && now.is_disjoint(&before)
+    });
+    wait_carrier(&lab, &hosts, "esp");
+    goes_on(&lab, &hold);
+    assert!(!pair[1].heard().contains("forged"));
+    nothing_in_the_clear(&capture.stop());
+    hosts[1].kill9();
+    hosts[1].up(&[]);
+    wait_carrier(&lab, &hosts, "udp");
+    lab.wait("nothing of it is left on either", 30, || {
+        hosts
+            .iter()
+            .all(|host| keys(host).is_empty() && policies(host).is_empty())
+    });
+}
+
+/// Networks that translate IPv6 are rare, and exist.
+#[test]
+fn through_a_nat_of_ipv6_the_kernel_seals_inside_udp_as_well() {
+    let lab = Lab::new("esp6nat");
+    let hosts = lab.two();
+    hosts.iter().for_each(Host::use_ipv6_alone);
+    lab.router().nft(
+        "table ip6 lab {
+            chain post { type nat hook postrouting priority srcnat; oifname br-a masquerade random; }
+            chain in { type filter hook forward priority 0; iifname br-a ct state new drop; }
+        }
+        ",
+    );
+    lab.cluster_with(&hosts, [&ESP, &ESP]);
+    wait_carrier(&lab, &hosts, "esp");
+    let pair = containers(&lab, &hosts);
+    let frames = overheard(&lab, &hosts[0], &pair, |f| f.is_udp(NAT_TRAVERSAL));
+    nothing_in_the_clear(&frames);
+    assert!(!frames.iter().any(is_esp6), "no NAT knows whose that is");
+    assert_eq!(hosts[0].only_peer()["mtu"], 1388);
+    let to = pair[0].ip().to_string();
+    let big = ["ping", "-c3", "-w15", "-Mdo", "-s1360", &to];
+    assert!(pair[1].run(&big).is_ok(), "{}", pair[1].run(&big));
+    assert!(pair[0].fetches(&pair[1], 3_000_000));
 }
 
 /// What was measured; `kernel` octets a second instead, if that is given.

@@ -60,7 +60,8 @@ impl Sealed {
         };
         for at in [0, 1] {
             sealed.act(at, |carriers, now, out| {
-                carriers.set_device(now, Ok(()), out)
+                let (v4, v6) = (Ok(()), Ok(()));
+                carriers.set_devices(now, Devices { v4, v6 }, out)
             });
         }
         sealed.agree();
@@ -304,26 +305,26 @@ fn lost_keys_are_never_used_again_and_a_new_session_brings_new_ones() {
 
 #[test]
 fn between_other_addresses_other_keys_are_used() {
-    let mut pair = Sealed::new([&[], &[]]);
-    pair.pass(5);
-    for at in [0, 1] {
-        let facts = pair.facts(at, "198.51.100.");
-        pair.act(at, |carriers, now, out| {
-            carriers.set_peers(now, vec![facts], out)
-        });
+    for (elsewhere, mtu) in [("198.51.100.", 1416), ("2001:db8::", 1396)] {
+        let mut pair = Sealed::new([&[], &[]]);
+        pair.pass(5);
+        let is_there = |pair: &mut Sealed| {
+            for at in [0, 1] {
+                let facts = pair.facts(at, elsewhere);
+                pair.act(at, |carriers, now, out| {
+                    carriers.set_peers(now, vec![facts], out)
+                });
+            }
+            pair.pass(5);
+        };
+        is_there(&mut pair);
+        assert_eq!(pair.carriers(), [Carrier::Udp; 2]);
+        assert!(pair.renewals >= 2);
+        pair.session += 1;
+        is_there(&mut pair);
+        assert_eq!(pair.carriers(), BOTH);
+        assert_eq!(pair.ends[0].carriers.of(&B).2, Some(mtu));
     }
-    pair.pass(5);
-    assert_eq!(pair.carriers(), [Carrier::Udp; 2]);
-    assert!(pair.renewals >= 2);
-    pair.session += 1;
-    for at in [0, 1] {
-        let facts = pair.facts(at, "198.51.100.");
-        pair.act(at, |carriers, now, out| {
-            carriers.set_peers(now, vec![facts], out)
-        });
-    }
-    pair.pass(5);
-    assert_eq!(pair.carriers(), BOTH);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use weft_core::layout::vxlan_mac;
+use weft_core::layout::{VXLAN_CARRIER, VXLAN_CARRIER6, VXLAN_CARRIERS, vxlan_mac};
 use weft_core::model::{ClusterId, EndpointId, Generation, Label, NodeId};
 use weft_core::view::{
     Endpoint, EndpointKind, NetworkView, PeerNumber, Seal, VxlanPeer, VxlanView,
@@ -106,12 +106,13 @@ fn noted(view: &View, backends: &[Backend]) -> FastMemory {
 }
 
 fn planned(view: &View, memory: &FastMemory) -> FastPath {
-    plan_fast_path(view, &local(), memory, true).unwrap()
+    plan_fast_path(view, &local(), memory, &VXLAN_CARRIERS.into()).unwrap()
 }
 
 /// The prefixes that are led to, and by which carrier.
-fn led(view: &View, by_vxlan: bool) -> Vec<(String, &'static str)> {
-    let plan = plan_fast_path(view, &local(), &FastMemory::default(), by_vxlan);
+fn led(view: &View, by_vxlan: &[&'static str]) -> Vec<(String, &'static str)> {
+    let by_vxlan = by_vxlan.iter().copied().collect();
+    let plan = plan_fast_path(view, &local(), &FastMemory::default(), &by_vxlan);
     let ways = plan.map_or_else(Vec::new, |plan| plan.ways);
     let ways = ways.iter().map(|(net, way)| (net.to_string(), way.carrier));
     ways.collect()
@@ -128,14 +129,36 @@ fn by(carrier: &'static str, nets: &[&str]) -> Vec<(String, &'static str)> {
 #[test]
 fn it_leads_to_peers_that_are_alive_by_the_carrier_of_each() {
     let mut view = view();
-    assert_eq!(led(&view, true), by(VXLAN_CARRIER, &[SECOND, THIRD]));
-    assert!(led(&view, false).is_empty());
+    assert_eq!(
+        led(&view, &VXLAN_CARRIERS),
+        by(VXLAN_CARRIER, &[SECOND, THIRD])
+    );
+    assert!(led(&view, &[]).is_empty());
     view.members[2].liveness = Liveness::Down;
-    assert_eq!(led(&view, true), by(VXLAN_CARRIER, &[SECOND]));
+    assert_eq!(led(&view, &VXLAN_CARRIERS), by(VXLAN_CARRIER, &[SECOND]));
     view.vxlan = None;
-    assert_eq!(led(&view, false), by(UDP_CARRIER, &[SECOND]));
+    assert_eq!(led(&view, &[]), by(UDP_CARRIER, &[SECOND]));
     view.members[1].mtu = None;
-    assert!(led(&view, false).is_empty());
+    assert!(led(&view, &[]).is_empty());
+}
+
+#[test]
+fn each_version_of_the_underlay_has_its_device() {
+    let mut view = view();
+    peers_of(&mut view)[1].addr = "2001:db8::3".parse().unwrap();
+    let second = by(VXLAN_CARRIER, &[SECOND]);
+    let third = by(VXLAN_CARRIER6, &[THIRD]);
+    assert_eq!(
+        led(&view, &VXLAN_CARRIERS),
+        [second, third.clone()].concat()
+    );
+    assert_eq!(led(&view, &[VXLAN_CARRIER6]), third);
+    let plan = planned(&view, &noted(&view, &[]));
+    let from = |device| &plan.carriers[device].owners;
+    // From nobody packets come by another one than theirs.
+    assert_eq!(from(VXLAN_CARRIER).len(), 1);
+    assert_eq!(from(VXLAN_CARRIER6)[0].1.mac, vxlan_mac(&NodeId([3; 32])));
+    assert_eq!(from(VXLAN_CARRIER6).len(), 1);
 }
 
 #[test]
@@ -144,8 +167,8 @@ fn both_carriers_stand_side_by_side() {
     peers_of(&mut view)[0].carries = false;
     let memory = noted(&view, &[]);
     let both = [by(UDP_CARRIER, &[SECOND]), by(VXLAN_CARRIER, &[THIRD])];
-    assert_eq!(led(&view, true), both.concat());
-    assert_eq!(led(&view, false), both[0]);
+    assert_eq!(led(&view, &VXLAN_CARRIERS), both.concat());
+    assert_eq!(led(&view, &[]), both[0]);
     let plan = planned(&view, &memory);
     // From everybody packets may come by either.
     for (carrier, mac) in [
@@ -212,7 +235,10 @@ fn what_is_in_no_network_is_nobody_s() {
     let mut view = view();
     view.networks.truncate(1);
     let memory = noted(&view, &[]);
-    assert_eq!(led(&view, true), by(VXLAN_CARRIER, &[SECOND]));
+    assert_eq!(led(&view, &VXLAN_CARRIERS), by(VXLAN_CARRIER, &[SECOND]));
     view.networks.clear();
-    assert_eq!(plan_fast_path(&view, &local(), &memory, true), None);
+    assert_eq!(
+        plan_fast_path(&view, &local(), &memory, &VXLAN_CARRIERS.into()),
+        None
+    );
 }

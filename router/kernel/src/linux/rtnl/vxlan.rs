@@ -1,7 +1,7 @@
 //! VXLAN devices and their forwarding databases.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::NLM_F_DUMP;
@@ -26,6 +26,14 @@ pub(crate) struct Vxlan {
     pub(crate) learns: bool,
 }
 
+/// Between which addresses of hosts. The kernel does not tell of a device that is there, but has no two of one version for
+/// the same network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outer {
+    V4,
+    V6,
+}
+
 impl Rtnl {
     /// Makes a VXLAN device whose outer side is in this socket's namespace and which itself is born in `namespace`, with its
     /// final name and MAC. It knows nobody and learns nothing; its outer packets are never cut into fragments.
@@ -34,15 +42,18 @@ impl Rtnl {
         name: &str,
         mac: [u8; 6],
         mtu: u32,
-        vxlan: Vxlan,
+        (vxlan, outer): (Vxlan, Outer),
         namespace: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        let data = vec![
+        let mut data = vec![
             InfoVxlan::Id(vxlan.vni),
             InfoVxlan::Port(vxlan.port),
             InfoVxlan::Learning(vxlan.learns),
             InfoVxlan::Df(VxlanDf::Set),
         ];
+        if outer == Outer::V6 {
+            data.push(InfoVxlan::Local6(Ipv6Addr::UNSPECIFIED));
+        }
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
@@ -57,8 +68,8 @@ impl Rtnl {
         self.act(RouteNetlinkMessage::NewLink(message), ADD)
     }
 
-    /// Entries of VXLAN devices' forwarding databases that lead to an IPv4 host, as (device, MAC, host).
-    pub(crate) fn forwarding(&self) -> io::Result<Vec<(u32, [u8; 6], Ipv4Addr)>> {
+    /// Entries of VXLAN devices' forwarding databases that lead to a host, as (device, MAC, host).
+    pub(crate) fn forwarding(&self) -> io::Result<Vec<(u32, [u8; 6], IpAddr)>> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         let answers = self.talk(RouteNetlinkMessage::GetNeighbour(message), NLM_F_DUMP)?;
@@ -71,12 +82,14 @@ impl Rtnl {
             .collect())
     }
 
-    pub(crate) fn set_forwarding(&self, device: u32, mac: [u8; 6], to: Ipv4Addr) -> io::Result<()> {
+    pub(crate) fn set_forwarding(&self, device: u32, mac: [u8; 6], to: IpAddr) -> io::Result<()> {
         let mut message = entry(device, mac);
         message.header.state = NeighbourState::Permanent;
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(to)));
+        let to = match to {
+            IpAddr::V4(to) => NeighbourAddress::Inet(to),
+            IpAddr::V6(to) => NeighbourAddress::Inet6(to),
+        };
+        message.attributes.push(NeighbourAttribute::Destination(to));
         self.act(RouteNetlinkMessage::NewNeighbour(message), SET)
     }
 
@@ -100,12 +113,12 @@ fn entry(device: u32, mac: [u8; 6]) -> NeighbourMessage {
     message
 }
 
-fn read_entry(message: &NeighbourMessage) -> Option<(u32, [u8; 6], Ipv4Addr)> {
+fn read_entry(message: &NeighbourMessage) -> Option<(u32, [u8; 6], IpAddr)> {
     let (mut mac, mut to) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::LinkLayerAddress(octets) => mac = octets.as_slice().try_into().ok(),
-            NeighbourAttribute::Destination(address) => to = ipv4(address),
+            NeighbourAttribute::Destination(address) => to = ip(address),
             _ => {}
         }
     }
@@ -113,12 +126,14 @@ fn read_entry(message: &NeighbourMessage) -> Option<(u32, [u8; 6], Ipv4Addr)> {
 }
 
 /// In this family the library leaves addresses as they are.
-fn ipv4(address: &NeighbourAddress) -> Option<Ipv4Addr> {
+fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
-        NeighbourAddress::Inet(ip) => Some(*ip),
-        NeighbourAddress::Other(octets) => {
-            <[u8; 4]>::try_from(octets.as_slice()).ok().map(Into::into)
-        }
+        NeighbourAddress::Inet(ip) => Some((*ip).into()),
+        NeighbourAddress::Inet6(ip) => Some((*ip).into()),
+        NeighbourAddress::Other(octets) => match octets.as_slice() {
+            v4 @ [_, _, _, _] => <[u8; 4]>::try_from(v4).ok().map(IpAddr::from),
+            v6 => <[u8; 16]>::try_from(v6).ok().map(IpAddr::from),
+        },
         _ => None,
     }
 }

@@ -41,7 +41,7 @@ const USAGE: &str = "usage:
   lab-tool strangers ADDR:PORT N idle|junk|slow TCP connections; says when they are open and when all are closed
   lab-tool manage SOCKET CMD...                 runs CMD as systemd runs a service that is told of and keeps descriptors
   lab-tool garbage ADDR:PORT N SEED             N random datagrams; prints how many answers came back
-  lab-tool replay FILE [--flip|--exact]         sends recorded IPv4 packets again without their UDP checksums, with one bit
+  lab-tool replay FILE [--flip|--exact]         sends recorded IPv4 packets (with --exact IPv6, too) again without their UDP checksums, with one bit
                                                 changed, or to the last octet as they are
   lab-tool payload FILE ADDR:PORT N             the file's octets in one datagram, N times, as any user may
   lab-tool dns ADDR:PORT                        a resolver: nx* does not exist, all else is 198.18.0.1";
@@ -471,7 +471,8 @@ fn answers(socket: &UdpSocket, wait: Duration) -> Result<u32> {
 fn replay(file: &str, flags: &[&str]) -> Result<()> {
     let mut bytes = Vec::new();
     std::fs::File::open(file)?.read_to_end(&mut bytes)?;
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255)))?;
+    let raw = Some(Protocol::from(255));
+    let socket = Socket::new(Domain::IPV4, Type::RAW, raw)?;
     socket.set_header_included_v4(true)?;
     let mut dice = Dice(7);
     let (mut rest, mut sent) = (&bytes[..], 0);
@@ -487,8 +488,15 @@ fn replay(file: &str, flags: &[&str]) -> Result<()> {
         if flags.contains(&"--flip") {
             flip_one_bit(&mut packet, &mut dice)?;
         }
-        let to: [u8; 4] = packet.get(16..20).ok_or("a short packet")?.try_into()?;
-        socket.send_to(&packet, &SockAddr::from(SocketAddr::from((to, 0))))?;
+        if packet.first().is_some_and(|first| first >> 4 == 6) {
+            let to: [u8; 16] = packet.get(24..40).ok_or("a short packet")?.try_into()?;
+            // The header is in the packet on a socket of this protocol (RFC 3542 §3 leaves that to the system).
+            let socket = Socket::new(Domain::IPV6, Type::RAW, raw)?;
+            socket.send_to(&packet, &SockAddr::from(SocketAddr::from((to, 0))))?;
+        } else {
+            let to: [u8; 4] = packet.get(16..20).ok_or("a short packet")?.try_into()?;
+            socket.send_to(&packet, &SockAddr::from(SocketAddr::from((to, 0))))?;
+        }
         sent += 1;
     }
     say(&sent.to_string());

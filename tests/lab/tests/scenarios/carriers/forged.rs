@@ -50,8 +50,8 @@ fn scene(name: &str) -> Scene {
 impl Scene {
     fn perfect<'a>(&self, text: &'a str) -> Forged<'a> {
         Forged {
-            from: self.hosts[0].v4(),
-            to: self.hosts[1].v4(),
+            from: self.hosts[0].v4().into(),
+            to: self.hosts[1].v4().into(),
             macs: (mac(&self.hosts[0]), mac(&self.hosts[1])),
             inner: (self.a.ip(), self.b.ip()),
             text,
@@ -68,7 +68,7 @@ impl Scene {
     /// The neighbour forges a thousand a second from its own address, until this is dropped.
     fn forges_all_the_time(&self, text: &str) -> Spawned {
         let own = Forged {
-            from: self.neighbour.v4(),
+            from: self.neighbour.v4().into(),
             ..self.perfect(text)
         };
         let path = self.lab.dir().join("forged-stream");
@@ -112,7 +112,7 @@ fn forged_vxlan_gets_nothing_through() {
     });
     for (sender, name) in [(&s.neighbour, "neighbour"), (&s.outside, "outside")] {
         let own = Forged {
-            from: sender.v4(),
+            from: sender.v4().into(),
             ..s.perfect(name)
         };
         s.send(sender, name, &[own.packet()]);
@@ -226,8 +226,8 @@ fn what_a_host_forwards_for_others_is_no_vxlan() {
     let mut server = h2.spawn_tool("server", &["serve", "--name", "server", "--port", "7000"]);
     server.wait_for("ready", Duration::from_secs(5));
     let forged = Forged {
-        from: h1.v4(),
-        to: h2.v4(),
+        from: h1.v4().into(),
+        to: h2.v4().into(),
         macs: (mac(h1), mac(h2)),
         inner: (a.ip(), b.ip()),
         text: "forwarded",
