@@ -277,7 +277,7 @@ fn somebody_who_flushes_the_host_s_rules_lets_nothing_in() {
             };
             let rules = chain("base_vxlan_in");
             let leads_there = chain("base_raw").contains("goto base_vxlan_in");
-            leads_there && rules.contains("drop") && rules.matches("accept").count() == 2
+            leads_there && rules.contains("drop") && rules.matches("accept").count() == 4
         });
         let took = begun.elapsed();
         goes_on(&s.lab, &hold);
