@@ -14,6 +14,11 @@ pub(crate) const GO_ON: i32 = -1;
 pub(crate) enum Helper {
     /// `bpf_map_lookup_elem(map, key)`: a pointer to the value, or 0.
     MapLookup = 1,
+    /// `bpf_skb_store_bytes(context, offset, from, length, flags)`. What was known of the packet is void then.
+    StoreBytes = 9,
+    /// `bpf_l4_csum_replace(context, offset, old, new, size)`: as far as the checksum there is not the card's. As
+    /// [`Helper::StoreBytes`].
+    ReplaceInChecksum = 11,
     /// `bpf_redirect(ifindex, flags)`: out by that device.
     Redirect = 23,
     /// `bpf_redirect_peer(ifindex, flags)`: in at the other end of that veth pair, in another namespace. Since Linux 5.10.

@@ -8,6 +8,7 @@
 //! | domain, chain | hook, priority | what |
 //! |---|---|---|
 //! | `base_raw` | prerouting, raw - 10 | a leg sends from its own addresses and MAC alone, and so does a peer over VXLAN; no ND from containers or carriers |
+//! | `base_plain` | from `base_raw` | TCP between two of one network is not tracked, unless a virtual address was turned into one of them |
 //! | `base_dns` | prerouting, dstnat - 10 | queries to the host's resolvers are turned to weft's DNS |
 //! | `base_mss` | forward, mangle | TCP's segment size fits both ways' routes, and IPv6's the paths that have less than its least MTU |
 //! | `base_input` | input, filter | DNS, echo, replies; nothing else |
@@ -41,8 +42,10 @@ use weft_core::layout::{
     HOST_LEG, HOST_LEG_FAR, IPV6_MIN_MTU, LEG_PREFIX, UDP_CARRIER, VXLAN_CARRIERS, carriers_text,
     container_mac, mac_text,
 };
+use weft_core::model::Proto;
 use weft_core::view::{EndpointKind, View};
 
+use self::fastpath::{Backend, FastMemory};
 use crate::plan::{LocalFacts, leg_name, path};
 
 /// Octets of an IPv6 header and a TCP header without options, which a segment's size does not count (RFC 9293 §3.7.1).
@@ -57,10 +60,11 @@ pub struct Guard {
     pub v6: bool,
 }
 
-/// The domain's part.
-pub fn domain_filter(view: &View, local: &LocalFacts) -> String {
+/// The domain's part. `memory`: what virtual addresses were ever turned into, if that is known.
+pub fn domain_filter(view: &View, local: &LocalFacts, memory: Option<&FastMemory>) -> String {
     let mut out = String::with_capacity(4096);
     domain_sets(&mut out, view, local);
+    domain_plain(&mut out, view, memory);
     domain_raw(&mut out, view, local);
     domain_dns(&mut out, view, local);
     domain_mss(&mut out, view, local);
@@ -299,6 +303,37 @@ fn collection(out: &mut String, block: &str, name: &str, kind: &str, elements: &
 const ND: &str =
     "{ nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }";
 
+/// TCP between two of one network is not tracked, on the fast path or on the long way: the one does not see what the other
+/// does, and an entry whose end nobody sees would stay for days. Nothing needs one, but what belongs to a virtual address:
+/// that is tracked, in both directions.
+fn domain_plain(out: &mut String, view: &View, memory: Option<&FastMemory>) {
+    let backends = memory.into_iter().flat_map(|memory| &memory.translated);
+    let tcp = backends.filter(|backend| backend.proto == Proto::Tcp);
+    let (translated4, translated6) = tcp
+        .map(|Backend { ip, port, .. }| {
+            let ip6 = view.plan.v6(*ip);
+            (format!("{ip} . {port}"), format!("{ip6} . {port}"))
+        })
+        .unzip::<_, _, Vec<_>, Vec<_>>();
+    let kind = |address: &str| format!("type {address} . inet_service");
+    set(out, "base_translated4", &kind("ipv4_addr"), &translated4);
+    set(out, "base_translated6", &kind("ipv6_addr"), &translated6);
+    let rules = match memory {
+        None => "",
+        Some(_) => {
+            "  meta l4proto != tcp return
+  ip saddr . tcp sport @base_translated4 return
+  ip daddr . tcp dport @base_translated4 return
+  ip6 saddr . tcp sport @base_translated6 return
+  ip6 daddr . tcp dport @base_translated6 return
+  ip saddr . ip daddr @base_nets4 notrack
+  ip6 saddr . ip6 daddr @base_nets6 notrack
+"
+        }
+    };
+    let _ = writeln!(out, "chain base_plain {{\n{rules}}}");
+}
+
 /// Neighbours are permanent on both sides, so nobody needs ND: none is let in, and neither is anything else from an
 /// address that is not the leg's own (RFC 4861 advertisements and redirects could steer others).
 fn domain_raw(out: &mut String, view: &View, local: &LocalFacts) {
@@ -317,16 +352,17 @@ fn domain_raw(out: &mut String, view: &View, local: &LocalFacts) {
   iifname vmap {{ \"{UDP_CARRIER}\" : goto base_carrier, \"{HOST_LEG_FAR}\" : goto base_host{vxlan} }}
 }}
 chain base_legs {{
-  iifname . ip saddr . ether saddr @base_legs4 return
+  iifname . ip saddr . ether saddr @base_legs4 goto base_plain
   icmpv6 type {ND} drop
-  iifname . ip6 saddr . ether saddr @base_legs6 return
+  iifname . ip6 saddr . ether saddr @base_legs6 goto base_plain
   counter drop
 }}
 chain base_carrier {{
-  ip saddr {range} return
+  ip saddr {range} goto base_plain
   ip saddr {{ 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3 }} counter drop
   icmpv6 type {ND} drop
   ip6 saddr {{ ::, ::1, fe80::/10, ff00::/8 }} counter drop
+  ip6 saddr {range6} goto base_plain
 }}
 chain base_host {{
   icmpv6 type {ND} drop"
@@ -335,8 +371,8 @@ chain base_host {{
         let ip6 = view.plan.v6(ip);
         let _ = writeln!(
             out,
-            "  ip saddr {ip} return
-  ip6 saddr {ip6} return"
+            "  ip saddr {ip} goto base_plain
+  ip6 saddr {ip6} goto base_plain"
         );
     }
     let _ = writeln!(

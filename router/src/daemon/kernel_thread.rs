@@ -304,7 +304,7 @@ impl Worker {
         balance: &weft_lb::LbPlan,
     ) -> Result<(), String> {
         let text = [
-            filter::domain_filter(view, facts),
+            filter::domain_filter(view, facts, self.fast.memory()),
             weft_lb::domain_fragment(balance),
         ];
         self.domain_table

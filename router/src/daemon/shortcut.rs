@@ -15,6 +15,8 @@ pub(super) struct Shortcut {
     table: FastTable,
     /// `None` until it is read from what an earlier daemon left.
     memory: Option<FastMemory>,
+    /// The next daemon will find it.
+    is_kept: bool,
     wanted: Option<FastPath>,
     /// The devices of the `vxlan` carrier by which it may lead, as far as the last pass saw.
     by_vxlan: BTreeSet<&'static str>,
@@ -27,6 +29,7 @@ impl Shortcut {
             domain,
             table: FastTable::default(),
             memory: None,
+            is_kept: false,
             wanted: None,
             by_vxlan: BTreeSet::new(),
             trouble: None,
@@ -40,6 +43,10 @@ impl Shortcut {
         }
         self.wanted = self.plan(view, facts);
         self.withdraw_unless_wanted();
+        // Behind that, which takes away what an older weft kept there.
+        if let Err(error) = self.keep() {
+            self.tell(Some(error));
+        }
     }
 
     /// The last thing of a pass. All that it stands on is in place, or is not, and so is the `vxlan` carrier with its filter.
@@ -53,7 +60,7 @@ impl Shortcut {
             self.by_vxlan = by_vxlan;
             self.wanted = self.plan(view, facts);
         }
-        if !may_stand {
+        if !may_stand || !self.is_kept {
             self.wanted = None;
         }
         match &self.wanted {
@@ -68,6 +75,20 @@ impl Shortcut {
     /// Nothing while it is not known what an earlier daemon's was.
     fn plan(&self, view: &View, facts: &LocalFacts) -> Option<FastPath> {
         plan_fast_path(view, facts, self.memory.as_ref()?, &self.by_vxlan)
+    }
+
+    /// What is known of virtual addresses, as of [`Self::prepare`]. Nothing, while the next daemon would not know it.
+    pub(super) fn memory(&self) -> Option<&FastMemory> {
+        self.memory.as_ref().filter(|_| self.is_kept)
+    }
+
+    fn keep(&mut self) -> Result<(), String> {
+        let kept = match &self.memory {
+            Some(memory) => self.domain.keep_fast_memory(memory),
+            None => return Ok(()),
+        };
+        self.is_kept = kept.is_ok();
+        kept.map_err(|error| error.to_string())
     }
 
     fn remember(&mut self, view: &View, balance: &LbPlan) -> Result<(), String> {

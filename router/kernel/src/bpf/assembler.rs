@@ -12,6 +12,9 @@ pub(crate) enum Reg {
     R0 = 0,
     R1 = 1,
     R2 = 2,
+    R3 = 3,
+    R4 = 4,
+    R5 = 5,
     R6 = 6,
     R7 = 7,
     R8 = 8,
@@ -60,6 +63,7 @@ const LD_IMM: u8 = 0x00;
 const LDX: u8 = 0x01;
 const ST: u8 = 0x02;
 const STX: u8 = 0x03;
+const ALU: u8 = 0x04;
 const JMP: u8 = 0x05;
 const JMP32: u8 = 0x06;
 const ALU64: u8 = 0x07;
@@ -71,6 +75,7 @@ const ADD: u8 = 0x00;
 const AND: u8 = 0x50;
 const RSH: u8 = 0x70;
 const MOV: u8 = 0xb0;
+const END_TO_BE: u8 = 0xd8;
 const ALWAYS: u8 = 0x00;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
@@ -118,6 +123,11 @@ impl Assembler {
 
     pub(crate) fn shift_right(&mut self, to: Reg, bits: i32) {
         self.put(ALU64 | RSH, (to as u8, 0), 0, bits);
+    }
+
+    /// The lower 16 bits from this machine's order of octets to a packet's, or back.
+    pub(crate) fn swap_half(&mut self, register: Reg) {
+        self.put(ALU | END_TO_BE, (register as u8, 0), 0, 16);
     }
 
     /// What stands `offset` behind where `base` points.

@@ -6,8 +6,8 @@
 //!
 //! * a leg's own addresses and MAC, a peer's own MAC and addresses, and two addresses of one network;
 //! * nothing that a VIP may have been turned into, in either direction: translation needs connection tracking;
-//! * the segments in the middle of a TCP connection: connection tracking sees the others, SYNs are clamped, and a
-//!   connection that takes the long way again is known or picked up (`nf_conntrack_tcp_be_liberal`);
+//! * a TCP connection from its first segment to its last: who begins one is told which segments fit the path, as the domain's
+//!   filter tells it, and the long way does not track it either (`base_plain`), so that any part of it may go there;
 //! * nothing that is too long for the path, nor a super-packet whose segments would be: the long way tells its sender.
 //!
 //! What they do not take goes on as if they were not there, so that they may be taken away at any moment.

@@ -132,6 +132,17 @@ impl Domain {
             translated: translated.iter().filter_map(|key| backend(key)).collect(),
         })
     }
+
+    /// Keeps it for the next daemon. Call it before anything goes untracked for it, on the fast path or beside it.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn keep_fast_memory(&self, memory: &FastMemory) -> Result<()> {
+        if self.fast_memory()? != *memory {
+            self.run(|| feed(&replacing(&format!("netdev {TABLE}"), &memory.table())))??;
+        }
+        Ok(())
+    }
 }
 
 /// Each part of a key begins at a multiple of four octets.
@@ -178,7 +189,7 @@ impl FastTable {
         match &self.state {
             State::Refused(before) if *before == ground => return Ok(()),
             State::Laid(laid) if laid.ground == ground && domain.fast_path_stands(laid)? => {
-                return domain.keep_fast_memory(&wanted.memory);
+                return Ok(());
             }
             _ => {}
         }
@@ -242,16 +253,7 @@ impl Domain {
         })
     }
 
-    /// For the next daemon. It stands before anything takes the fast path.
-    fn keep_fast_memory(&self, memory: &FastMemory) -> Result<()> {
-        if self.fast_memory()? != *memory {
-            self.run(|| feed(&replacing(&format!("netdev {TABLE}"), &memory.table())))??;
-        }
-        Ok(())
-    }
-
     fn lay_fast_path(&self, ground: &Ground) -> Result<BTreeMap<u32, u32>> {
-        self.keep_fast_memory(&ground.plan.memory)?;
         let programs = Programs::load(ground, &self.fast);
         let programs = programs.doing(|| "load the fast path".into())?;
         let put = self.with(|ns| {

@@ -161,14 +161,14 @@ fn the_filter_knows_peers_on_vxlan_and_without_trust_nothing_of_them() {
     let view = on_vxlan();
     let host = crate::filter::host_filter(&view, &facts(), Default::default());
     assert!(host.contains("192.0.2.2 . 0x060200000000, 192.0.2.3 . 0x060300000000"));
-    let domain = crate::filter::domain_filter(&view, &facts());
+    let domain = crate::filter::domain_filter(&view, &facts(), None);
     assert!(domain.contains("06:02:00:00:00:00 . 10.32.128.0/17"));
     let plain = View {
         vxlan: None,
         ..view
     };
     let host = crate::filter::host_filter(&plain, &facts(), Default::default());
-    let domain = crate::filter::domain_filter(&plain, &facts());
+    let domain = crate::filter::domain_filter(&plain, &facts(), None);
     for text in [host, domain] {
         assert!(!text.contains("wx0") && !text.contains("vxlan") && !text.contains("6784"));
     }
@@ -178,7 +178,7 @@ fn the_filter_knows_peers_on_vxlan_and_without_trust_nothing_of_them() {
 fn segments_fit_the_paths_that_are_too_narrow_for_ipv6() {
     let mut view = view();
     let narrow = |view: &View, facts: &LocalFacts| {
-        let filter = crate::filter::domain_filter(view, facts);
+        let filter = crate::filter::domain_filter(view, facts, None);
         let lines = filter.lines().map(str::trim);
         let lines = lines.filter(|line| line.contains("base_narrow"));
         lines.map(str::to_owned).collect::<Vec<_>>()

@@ -154,7 +154,7 @@ fn containers_reach_each_other_only_within_a_network_but_for_services_and_hosts(
         );
         sh(&format!("ping -n -c1 -W2 {}", b.ip));
         sh(&format!("ping -n -c1 -W2 {}", v6(b.ip)));
-        let base = weft_kernel::filter::domain_filter(&lab.view, &lab.local);
+        let base = weft_kernel::filter::domain_filter(&lab.view, &lab.local, None);
         let service = "set published4 { type ipv4_addr . inet_proto . inet_service; }
 set published6 { type ipv6_addr . inet_proto . inet_service; }
 chain lb_test { type nat hook prerouting priority dstnat; ip daddr 10.47.0.9 dnat ip to 10.33.0.2; }";
@@ -625,7 +625,7 @@ fn a_strangers_source_reaches_published_targets_and_nothing_else() {
         lab.bring_up();
         let published = "set published4 { type ipv4_addr . inet_proto . inet_service; elements = { 10.32.0.2 . udp . 7 }; }
 set published6 { type ipv6_addr . inet_proto . inet_service; }";
-        let base = weft_kernel::filter::domain_filter(&lab.view, &lab.local);
+        let base = weft_kernel::filter::domain_filter(&lab.view, &lab.local, None);
         nft::apply(Where::Domain(lab.domain()), &[published, &base]).unwrap();
         let open = |port: u16| a_udp_socket(&a, port);
         let (seven, eight) = (open(7), open(8));

@@ -17,8 +17,8 @@ use weft_core::view::{Endpoint, EndpointKind, Liveness, Member, NetworkView, Pee
 use weft_kernel::filter::{domain_filter, host_filter};
 use weft_kernel::nft::{self, Where};
 use weft_kernel::{
-    AttachedLeg, Domain, Host, HostReport, HostState, KernelError, LegSpec, LocalFacts, LocalLeg,
-    Report, inside, open_netns, plan_domain, plan_host,
+    AttachedLeg, Domain, FastMemory, Host, HostReport, HostState, KernelError, LegSpec, LocalFacts,
+    LocalLeg, Report, inside, open_netns, plan_domain, plan_host,
 };
 
 /// What the balancer's fragment declares.
@@ -53,6 +53,7 @@ pub(crate) struct Lab {
     pub(crate) domain: Option<Domain>,
     pub(crate) view: View,
     pub(crate) local: LocalFacts,
+    pub(crate) memory: FastMemory,
     pub(crate) state: HostState,
     pub(crate) saved: Vec<HostState>,
     namespaces: Vec<String>,
@@ -81,6 +82,7 @@ impl Lab {
             domain: Some(domain),
             view,
             local,
+            memory: FastMemory::default(),
             state: HostState::default(),
             saved: vec![],
             namespaces: vec![],
@@ -94,7 +96,7 @@ impl Lab {
     /// As the daemon does it, in its order.
     pub(crate) fn bring_up(&mut self) -> (Report, HostReport) {
         self.domain().ensure_host_leg(&self.host).unwrap();
-        let text = domain_filter(&self.view, &self.local);
+        let text = domain_filter(&self.view, &self.local, Some(&self.memory));
         nft::apply(Where::Domain(self.domain()), &[SETS, &text]).unwrap();
         let report = self
             .domain()

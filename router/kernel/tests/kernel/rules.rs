@@ -139,7 +139,7 @@ fn keep(lab: &Lab, [domain, host]: &mut [Rules; 2]) -> [String; 2] {
         ..weft_lb::LocalFacts::default()
     };
     let balance = weft_lb::plan(&lab.view, &facts);
-    let filter = domain_filter(&lab.view, &lab.local);
+    let filter = domain_filter(&lab.view, &lab.local, None);
     let services = weft_lb::domain_fragment(&balance);
     let place = Where::Domain(lab.domain());
     domain.keep(place, &[&filter, &services]).unwrap();

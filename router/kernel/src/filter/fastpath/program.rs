@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use weft_core::layout::GATEWAY_MAC;
 use weft_core::model::Proto;
 
-use crate::bpf::Reg::{self, Frame, R0, R1, R2, R6, R7, R8, R9};
+use crate::bpf::Reg::{self, Frame, R0, R1, R2, R3, R4, R5, R6, R7, R8, R9};
 use crate::bpf::Size::{self, Byte, Half, Word};
 use crate::bpf::{Assembler, Compare, Context, GO_ON, Helper, Instruction, Label};
 
@@ -20,10 +20,15 @@ const LEAST: i16 = 8;
 const UDP_HEADER: i16 = 8;
 const TCP: i32 = 6;
 const UDP: i32 = 17;
-/// RFC 9293: FIN, SYN and RST.
-const ENDS: i32 = 0x07;
 /// Octets of a TCP header without options.
 const TCP_HEADER: i16 = 20;
+/// RFC 9293 §3.1: where the flags are, and the checksum.
+const FLAGS: i16 = 13;
+const CHECKSUM: i16 = 16;
+const SYN: i32 = 0x02;
+/// Kind and length of the option that says how long segments may be, and its length (RFC 9293 §3.2).
+const MAXIMUM_SEGMENT_SIZE: u16 = 0x0204;
+const OPTION: i16 = 4;
 
 /// Where in the stack stands what a map is keyed by, and what is kept.
 mod stack {
@@ -36,6 +41,10 @@ mod stack {
     pub(super) const DESTINATION: i16 = -32;
     /// Octets of all headers, which each segment of a super-packet has.
     pub(super) const HEADERS: i16 = -36;
+    /// Not 0 if it begins a TCP connection.
+    pub(super) const BEGINS: i16 = -40;
+    /// The segment size that it is to say.
+    pub(super) const SEGMENT: i16 = -42;
 }
 
 /// A network, by a number that its addresses share. Those of IPv6 name the block that they are of, too.
@@ -217,6 +226,7 @@ pub(crate) fn from_legs(setting: &Setting, legs: i32, ways: i32) -> Vec<Instruct
         same(program, Word, own, its, pass);
         version.in_block(program, version.destination, (R9, OwnerValue::BLOCK), pass);
         not_translated(program, setting, pass);
+        version.clamp(program, R9, pass);
         version.hop(program);
         copy_mac(program, (R7, 0), (R9, 0));
         copy_mac(program, (R7, 6), (R9, WayValue::MAC));
@@ -389,12 +399,14 @@ impl IpVersion {
         let (icmp, ports, known) = (program.label(), program.label(), program.label());
         let (number, request, reply) = self.icmp;
         program.store_value(Word, (Frame, stack::HEADERS), i32::from(at + UDP_HEADER));
+        program.store_value(Word, (Frame, stack::BEGINS), 0);
         program.jump_if(R9, Compare::Equal, number, icmp);
         program.jump_if(R9, Compare::Equal, UDP, ports);
         program.jump_if(R9, Compare::Unequal, TCP, pass);
         readable(program, at + TCP_HEADER, pass);
-        program.load(Byte, R0, (R7, at + 13));
-        program.jump_if(R0, Compare::Common, ENDS, pass);
+        program.load(Byte, R0, (R7, at + FLAGS));
+        program.mask(R0, SYN);
+        program.store(Word, (Frame, stack::BEGINS), R0);
         // The upper half of the octet is the header's length in words.
         program.load(Byte, R0, (R7, at + 12));
         program.mask(R0, 0xf0);
@@ -419,6 +431,52 @@ impl IpVersion {
             program.store_value(Word, (Frame, key + 4), 0);
         }
         program.bind(known);
+    }
+
+    /// Who begins a connection says how long the segments may be that it is sent: no longer than the path takes. That is
+    /// the first of its options, or it goes the long way. R8 is not what it was then, and all that may be read of the
+    /// packet is its headers up to the ports.
+    fn clamp(&self, program: &mut Assembler, way: Reg, pass: Label) {
+        let (at, done) = (ETHERNET + self.header, program.label());
+        let size = at + TCP_HEADER + 2;
+        program.load(Word, R0, (Frame, stack::BEGINS));
+        program.jump_if(R0, Compare::Equal, 0, done);
+        program.load(Word, R8, (R6, Context::DataEnd as i16));
+        readable(program, at + TCP_HEADER + OPTION, pass);
+        // The upper half of the octet is the header's length in words.
+        program.load(Byte, R0, (R7, at + 12));
+        program.jump_if(
+            R0,
+            Compare::Below,
+            i32::from(TCP_HEADER + OPTION) << 2,
+            pass,
+        );
+        program.load(Half, R0, (R7, at + TCP_HEADER));
+        program.jump_if(R0, Compare::Unequal, half(MAXIMUM_SEGMENT_SIZE), pass);
+        program.load(Half, R3, (R7, size));
+        program.copy(R0, R3);
+        program.swap_half(R0);
+        program.load(Word, R4, (way, WayValue::LONGEST));
+        program.add(R4, -i32::from(at + TCP_HEADER));
+        program.jump_if_both(R4, Compare::Above, R0, done);
+        program.swap_half(R4);
+        program.store(Half, (Frame, stack::SEGMENT), R4);
+        program.copy(R1, R6);
+        program.set(R2, i32::from(at + CHECKSUM));
+        program.set(R5, 2);
+        program.call(Helper::ReplaceInChecksum);
+        program.jump_if(R0, Compare::Unequal, 0, pass);
+        program.copy(R1, R6);
+        program.set(R2, i32::from(size));
+        program.copy(R3, Frame);
+        program.add(R3, stack::SEGMENT.into());
+        program.set(R4, 2);
+        program.set(R5, 0);
+        program.call(Helper::StoreBytes);
+        program.load(Word, R7, (R6, Context::Data as i16));
+        program.load(Word, R8, (R6, Context::DataEnd as i16));
+        readable(program, at + LEAST, pass);
+        program.bind(done);
     }
 
     /// One hop less is left.

@@ -286,27 +286,6 @@ fn everything_else_goes_the_long_way_unchanged() {
                 ),
                 ("no hop left", Packet { hops: 1, ..packet }),
                 (
-                    "a SYN",
-                    Packet {
-                        tcp_flags: 0x02,
-                        ..packet
-                    },
-                ),
-                (
-                    "a FIN",
-                    Packet {
-                        tcp_flags: 0x11,
-                        ..packet
-                    },
-                ),
-                (
-                    "a reset",
-                    Packet {
-                        tcp_flags: 0x04,
-                        ..packet
-                    },
-                ),
-                (
                     "GRE",
                     Packet {
                         proto: 47,
@@ -356,6 +335,78 @@ fn everything_else_goes_the_long_way_unchanged() {
     let mut octets = OUT.octets();
     octets[..6].copy_from_slice(&PEER);
     goes_on(&programs.from_legs, &octets, "another host's");
+}
+
+/// With a TCP header of so many words, in which these options stand.
+fn beginning(packet: Packet, flags: u8, words: u8, options: &[u8]) -> Vec<u8> {
+    let mut octets = packet.octets();
+    let at = if packet.v6 { 54 } else { 34 };
+    octets[at + 12..at + 14].copy_from_slice(&[words << 4, flags]);
+    octets[at + 20..at + 20 + options.len()].copy_from_slice(options);
+    octets
+}
+
+#[test]
+fn connections_begin_and_end_on_it_with_segments_that_fit_the_path() {
+    let programs = laid(&[]).programs;
+    for packet in [OUT, OUT.v6()] {
+        let (at, fits) = if packet.v6 {
+            (54, NARROW - 60)
+        } else {
+            (34, NARROW - 40)
+        };
+        for (said, wanted) in [
+            (8960, fits),
+            (fits + 1, fits),
+            (fits, fits),
+            (fits - 1, fits - 1),
+            (536, 536),
+        ] {
+            for flags in [0x02, 0x12, 0xc2] {
+                let [high, low] = u16::to_be_bytes(said);
+                let options = [
+                    2, 4, high, low, 4, 2, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 3, 3, 7,
+                ];
+                let octets = beginning(packet, flags, 10, &options);
+                let (verdict, out) = programs.from_legs.try_on(&octets);
+                assert_eq!(verdict, REDIRECT, "{said}");
+                assert_eq!(out[at + 22..at + 24], wanted.to_be_bytes(), "{said}");
+                // With its own checksum a header sums up to what it did.
+                assert_eq!(checksum(&out[at..]), checksum(&octets[at..]), "{said}");
+                assert_eq!(out[at + 24..], octets[at + 24..]);
+                assert_eq!(out[at..at + 16], octets[at..at + 16]);
+            }
+        }
+        // Of any other option it knows nothing, nor of one that is cut off.
+        for (words, options) in [
+            (5, [2, 4, 35, 0]),
+            (10, [1, 2, 4, 35]),
+            (10, [4, 2, 2, 4]),
+            (10, [2, 5, 35, 0]),
+        ] {
+            let octets = beginning(packet, 0x02, words, &options);
+            let (verdict, out) = programs.from_legs.try_on(&octets);
+            assert_eq!((verdict, out), (GO_ON, octets), "{words} {options:?}");
+        }
+        for flags in [0x11, 0x04, 0x14] {
+            let packet = Packet {
+                tcp_flags: flags,
+                ..packet
+            };
+            assert_eq!(programs.from_legs.try_on(&packet.octets()).0, REDIRECT);
+        }
+    }
+    for packet in [IN, IN.v6()] {
+        for flags in [0x02, 0x12, 0x11, 0x04] {
+            let octets = beginning(packet, flags, 6, &[2, 4, 35, 0]);
+            for program in programs.from_peers.values() {
+                let (verdict, out) = program.try_on(&octets);
+                assert_eq!(verdict, REDIRECT);
+                let header = if packet.v6 { 54 } else { 34 };
+                assert_eq!(out[header..], octets[header..]);
+            }
+        }
+    }
 }
 
 /// The last four octets of an address say where it is, and the others must be what they are for it.

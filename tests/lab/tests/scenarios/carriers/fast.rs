@@ -97,6 +97,64 @@ fn connections_take_it(name: &str, carrier: Carrier) {
 }
 
 #[test]
+fn connections_begin_and_end_on_it_over_vxlan() {
+    connections_begin_and_end_on_it("fastsyn", VXLAN);
+}
+
+#[test]
+fn connections_begin_and_end_on_it_over_the_sealed_carrier() {
+    connections_begin_and_end_on_it("fastsynudp", UDP);
+}
+
+/// And nothing remembers one that belongs to no virtual address, whichever way it went.
+fn connections_begin_and_end_on_it(name: &str, carrier: Carrier) {
+    let lab = Lab::new(name);
+    let hosts = pair(&lab, carrier);
+    let [h1, h2] = &hosts;
+    let (a, near) = (h1.serve("a", &[]), h1.serve("near", &[]));
+    let b = h2.serve_with("b", &["--label", "role=b"]);
+    wait_laid(&lab, &hosts, carrier);
+    const VISITS: u64 = 10;
+    let visit = |to: &str| (0..VISITS).for_each(|_| drop(a.ask("tcp", to).ok()));
+    for at in [format!("{}:80", b.ip()), format!("[{}]:80", b.ip6())] {
+        let sent = taken(h1, "tx_packets", || visit(&at));
+        // SYN, what acknowledges its answer, the question, and the end.
+        assert!(sent >= VISITS * 4, "{sent} of {VISITS} visits");
+    }
+    visit(&format!("{}:80", near.ip()));
+    let tracked = |host: &Host| {
+        let list = [
+            "exec",
+            "--",
+            "conntrack",
+            "-L",
+            "-p",
+            "tcp",
+            "--dport",
+            "80",
+        ];
+        [&[][..], &["-f", "ipv6"]]
+            .map(|family| host.weft(&[&list[..], family].concat()).stdout)
+            .concat()
+    };
+    for host in &hosts {
+        assert_eq!(tracked(host), "");
+    }
+    let create = [
+        "service", "create", "s", "--port", "80", "--select", "role=b",
+    ];
+    h1.weft(&create).ok();
+    let rows = h1.weft(&["service", "ls", "--json"]).json();
+    let vip = rows[0]["vip"].as_str().unwrap().to_owned();
+    lab.wait("the service answers", 20, || {
+        a.ask("tcp", &format!("{vip}:80")).is_ok()
+    });
+    let entries = tracked(h1);
+    assert!(entries.contains(&format!("dst={vip}")), "{entries}");
+    assert!(entries.contains("[ASSURED]"), "{entries}");
+}
+
+#[test]
 fn what_a_virtual_address_stands_for_goes_the_long_way_over_vxlan() {
     what_a_virtual_address_stands_for_goes_the_long_way("fastvip", VXLAN);
 }
