@@ -20,6 +20,7 @@
 //! the very addresses that this host's own configuration trusts (threats C10). Where one end alone would, both seal or use
 //! `udp`.
 
+mod devices;
 mod esp;
 mod nat;
 mod peer;
@@ -27,22 +28,24 @@ mod probing;
 #[cfg(test)]
 mod tests;
 mod why;
+mod words;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
 use crate::crypto::Random;
 use crate::layout::vxlan_mac;
 use crate::model::{Generation, NodeId, Now};
 use crate::view::{Carrier, EspPeer, PeerNumber, Seal, VxlanPeer, VxlanView};
 use crate::wire;
+pub use devices::Devices;
 pub use esp::{Esp, EspState, SaId, SessionKeys};
 use peer::Peer;
 use probing::{Probing, Step};
 pub use why::Why;
+use words::{Opening, Word};
 
 /// The Ethernet header of a probe.
 const ETHERNET: u16 = 14;
@@ -186,120 +189,6 @@ pub fn choose(
         Some(true) => (Carrier::Vxlan, Why::BothTrust),
         Some(false) => sealed(Why::NoAnswer),
         None => sealed(Why::Trying),
-    }
-}
-
-/// What one takes, and knows of the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Opening<A> {
-    yours: A,
-    mine: A,
-    spi: Option<u32>,
-    /// I know that you do, too,
-    confirmed: bool,
-    /// and under which SPI.
-    knows: Option<u32>,
-}
-
-impl<A> Opening<A> {
-    /// The same between addresses of another kind.
-    fn between<B>(self, yours: B, mine: B) -> Opening<B> {
-        Opening {
-            yours,
-            mine,
-            spi: self.spi,
-            confirmed: self.confirmed,
-            knows: self.knows,
-        }
-    }
-}
-
-impl<A: Copy + Into<IpAddr>> Opening<A> {
-    fn any(self) -> Opening<IpAddr> {
-        self.between(self.yours.into(), self.mine.into())
-    }
-}
-
-impl Opening<IpAddr> {
-    /// The way, as who hears this calls its ends.
-    fn ends(&self) -> Ends {
-        Ends {
-            mine: self.yours,
-            theirs: self.mine,
-            seal: self.spi.map_or(Seal::Plain, |_| Seal::Esp),
-        }
-    }
-}
-
-/// What two hosts say to each other about it. A weft that does not know one of these words does not hear it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Word {
-    /// I take VXLAN from you, between your address and mine: in the clear, or under this SPI.
-    Open(Opening<Ipv4Addr>),
-    /// I take none from you.
-    Shut,
-    /// I sent you this over VXLAN; did it come?
-    Sent(u64),
-    /// This came over VXLAN.
-    Came(u64),
-    /// This did not.
-    Missed(u64),
-    /// As [`Word::Open`].
-    Open6(Opening<Ipv6Addr>),
-}
-
-impl Word {
-    fn open(opening: Opening<IpAddr>) -> Self {
-        match (opening.yours, opening.mine) {
-            (IpAddr::V4(yours), IpAddr::V4(mine)) => Word::Open(opening.between(yours, mine)),
-            (yours, mine) => Word::Open6(opening.between(v6(yours), v6(mine))),
-        }
-    }
-}
-
-fn v6(ip: IpAddr) -> Ipv6Addr {
-    match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    }
-}
-
-/// The carrier's devices, one for each IP version of the hosts' addresses: what there is to say of one that is up behind its
-/// filter, or why it is not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Devices<T = ()> {
-    /// `wx0`.
-    pub v4: Result<T, String>,
-    /// `wx6`, which is there while some peer wants it.
-    pub v6: Result<T, String>,
-}
-
-impl<T> Default for Devices<T> {
-    fn default() -> Self {
-        let no = || Err("it is not up yet".to_owned());
-        Self { v4: no(), v6: no() }
-    }
-}
-
-impl<T> Devices<T> {
-    /// That of packets to a host at this address.
-    pub fn to(&self, host: IpAddr) -> &Result<T, String> {
-        match host {
-            IpAddr::V4(_) => &self.v4,
-            IpAddr::V6(_) => &self.v6,
-        }
-    }
-
-    /// Whether they are up alone.
-    pub fn states(&self) -> Devices {
-        let state = |device: &Result<T, String>| match device {
-            Ok(_) => Ok(()),
-            Err(why) => Err(why.clone()),
-        };
-        Devices {
-            v4: state(&self.v4),
-            v6: state(&self.v6),
-        }
     }
 }
 
