@@ -159,7 +159,8 @@ fn host_mss(out: &mut String) {
     );
 }
 
-/// The same of all that the domain forwards. No route of IPv6 has less than its least MTU; where a path has, its segments fit it in one piece all the same.
+/// The same of all that the domain forwards. No route of IPv6 has less than its least MTU; where a path has, its segments fit
+/// it in one piece all the same.
 fn domain_mss(out: &mut String, view: &View, local: &LocalFacts) {
     let narrow = match local.ipv6 {
         true => narrow(view),

@@ -15,14 +15,6 @@ fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
 
-/// As it is written before a port.
-fn host(ip: &str) -> String {
-    match ip.contains(':') {
-        true => format!("[{ip}]"),
-        false => ip.to_owned(),
-    }
-}
-
 fn facts(peer: NodeId, theirs: &str, mine: &str) -> Facts {
     Facts {
         peer,
@@ -31,7 +23,7 @@ fn facts(peer: NodeId, theirs: &str, mine: &str) -> Facts {
         consents: true,
         esp: false,
         keys: None,
-        path: Some(format!("{}:6783", host(theirs)).parse().unwrap()),
+        path: Some(SocketAddr::new(theirs.parse().unwrap(), 6783)),
         source: Some(mine.parse().unwrap()),
         path_mtu: Some(1500),
         mac_taken: false,
@@ -333,23 +325,21 @@ fn ipv6_between_hosts_has_a_device_of_its_own() {
 #[test]
 fn a_link_s_own_addresses_and_a_path_without_a_known_source_are_sealed() {
     let good = facts(B, "192.0.2.2", "192.0.2.1");
-    let ends6 = |theirs: &str, mine: &str| Facts {
-        path: Some(format!("[{theirs}]:6783").parse().unwrap()),
-        source: Some(mine.parse().unwrap()),
-        ..good.clone()
-    };
-    let link = ends6("fe80::2", "fe80::1");
+    let link = facts(B, "fe80::2", "fe80::1");
     assert_eq!(
         ends(&[net("fe80::/10")], &Esp::Unasked, &link, None),
         Err(Why::LinkLocal("fe80::2".parse().unwrap()))
     );
-    assert!(plain(&ends6("2001:db8::2", "2001:db8::1")).is_ok());
+    assert!(plain(&facts(B, "2001:db8::2", "2001:db8::1")).is_ok());
     let stranger = "2002:db8::2";
     assert_eq!(
-        plain(&ends6(stranger, "2001:db8::1")),
+        plain(&facts(B, stranger, "2001:db8::1")),
         Err(Why::OutsideTrusted(stranger.parse().unwrap()))
     );
-    assert_eq!(plain(&ends6("2001:db8::2", "192.0.2.1")), Err(Why::NoPath));
+    assert_eq!(
+        plain(&facts(B, "2001:db8::2", "192.0.2.1")),
+        Err(Why::NoPath)
+    );
     let unknown = Facts {
         source: None,
         ..good.clone()

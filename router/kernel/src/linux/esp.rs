@@ -14,15 +14,14 @@ use super::xfrm::Xfrm;
 use crate::error::{Doing, Result};
 use crate::esp::{EspMemory, EspPlan, Policy, Sa, SaKey};
 
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
 /// Tries it with a key that nothing uses, in a namespace that nobody else sees and that ends with this. Loads the kernel's
 /// modules where it has them.
 pub fn esp_available() -> io::Result<()> {
     alone(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let xfrm = Xfrm::open()?;
-        let (peer, from, to) = (PeerNumber(0), HERE, HERE);
+        let here = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let (peer, from, to) = (PeerNumber(0), here, here);
         let key = SaKey {
             peer,
             from,

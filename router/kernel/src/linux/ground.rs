@@ -12,10 +12,11 @@ use weft_core::layout::{GATEWAY_MAC, HOST_LEG_MAC, VXLAN_CARRIER, VXLAN_PORT, VX
 use weft_core::view::PeerNumber;
 
 use super::netns::{OWN, alone, inside};
-use super::rtnl::{Outer, Rtnl, VethEnd, Vxlan};
+use super::rtnl::{Rtnl, VethEnd, Vxlan};
 use super::xfrm::Xfrm;
 use crate::error::{Doing, Result};
 use crate::esp::{Policy, Sa, SaKey};
+use crate::state::Family;
 
 const CABLE: &str = "cable";
 /// Octets of the longest packet that the cable takes: Ethernet's.
@@ -91,7 +92,7 @@ fn lay_sealed_vxlan(
     };
     end.with(|rtnl| {
         let (mac, namespace) = (end.mac, end.namespace());
-        rtnl.add_vxlan(VXLAN_CARRIER, mac, mtu, (wanted, Outer::V4), namespace)?;
+        rtnl.add_vxlan(VXLAN_CARRIER, mac, mtu, (wanted, Family::V4), namespace)?;
         let device = put(rtnl, VXLAN_CARRIER, own)?;
         rtnl.set_neighbour(device, theirs.addr().into(), other.mac)?;
         rtnl.set_forwarding(device, other.mac, other.underlay.into())

@@ -35,7 +35,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 pub(crate) use self::route::KernelRoute;
 use self::route::{read_route, route_message};
 use self::rule::{read_rule, rule_message};
-pub(crate) use self::vxlan::{Outer, Vxlan};
+pub(crate) use self::vxlan::Vxlan;
 use super::sys;
 use crate::state::{Family, Route, RouteKey, Rule};
 

@@ -11,8 +11,9 @@ use weft_core::layout::{DEVICE_MTU, VXLAN_CARRIER6, VXLAN_CARRIERS, VXLAN_PORT, 
 use super::domain::Domain;
 use super::host::Host;
 use super::nft;
-use super::rtnl::{Link, Outer, Vxlan};
+use super::rtnl::{Link, Vxlan};
 use crate::error::{Doing, KernelError, Result};
+use crate::state::Family;
 
 const WANTED: Vxlan = Vxlan {
     vni: VXLAN_VNI,
@@ -94,10 +95,10 @@ impl Domain {
     }
 }
 
-fn outer(device: &str) -> Outer {
+fn outer(device: &str) -> Family {
     match device {
-        VXLAN_CARRIER6 => Outer::V6,
-        _ => Outer::V4,
+        VXLAN_CARRIER6 => Family::V6,
+        _ => Family::V4,
     }
 }
 

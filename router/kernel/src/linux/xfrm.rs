@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm::constants::{
     AF_INET, AF_INET6, UDP_ENCAP_ESPINUDP, XFRM_MODE_TRANSPORT, XFRM_MSG_DELPOLICY, XFRM_MSG_DELSA,
@@ -185,14 +186,6 @@ fn ip(family: u16, address: &Address) -> Option<IpAddr> {
     }
 }
 
-/// The whole of an address as a prefix.
-fn whole(ip: IpAddr) -> u8 {
-    match ip {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    }
-}
-
 /// VXLAN from one address to another. In transport mode nothing else ties a key to addresses (CVE-2018-16758).
 fn selector(from: IpAddr, to: IpAddr) -> Selector {
     let mut selector = Selector {
@@ -201,8 +194,8 @@ fn selector(from: IpAddr, to: IpAddr) -> Selector {
         proto: UDP,
         ..Selector::default()
     };
-    selector.source_prefix(&from, whole(from));
-    selector.destination_prefix(&to, whole(to));
+    selector.source_prefix(&from, IpNet::from(from).prefix_len());
+    selector.destination_prefix(&to, IpNet::from(to).prefix_len());
     selector
 }
 

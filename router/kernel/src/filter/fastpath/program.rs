@@ -22,7 +22,8 @@ const TCP: i32 = 6;
 const UDP: i32 = 17;
 /// Octets of a TCP header without options.
 const TCP_HEADER: i16 = 20;
-/// RFC 9293 §3.1: where the flags are, and the checksum.
+/// RFC 9293 §3.1: where the header's length in words is, in the upper half of an octet, the flags, and the checksum.
+const WORDS: i16 = 12;
 const FLAGS: i16 = 13;
 const CHECKSUM: i16 = 16;
 const SYN: i32 = 0x02;
@@ -270,9 +271,7 @@ fn program(
     program.copy(R6, R1);
     program.load(Word, R0, (R6, Context::PacketType as i16));
     program.jump_if(R0, Compare::Unequal, 0, pass);
-    program.load(Word, R7, (R6, Context::Data as i16));
-    program.load(Word, R8, (R6, Context::DataEnd as i16));
-    readable(&mut program, ETHERNET + V4.header + LEAST, pass);
+    look_at(&mut program, ETHERNET + V4.header + LEAST, pass);
     program.load(Half, R0, (R7, 12));
     program.jump_if(R0, Compare::Unequal, half(V4.ether_type), v6);
     for family in [
@@ -407,8 +406,7 @@ impl IpVersion {
         program.load(Byte, R0, (R7, at + FLAGS));
         program.mask(R0, SYN);
         program.store(Word, (Frame, stack::BEGINS), R0);
-        // The upper half of the octet is the header's length in words.
-        program.load(Byte, R0, (R7, at + 12));
+        program.load(Byte, R0, (R7, at + WORDS));
         program.mask(R0, 0xf0);
         program.shift_right(R0, 2);
         program.add(R0, at.into());
@@ -441,10 +439,8 @@ impl IpVersion {
         let size = at + TCP_HEADER + 2;
         program.load(Word, R0, (Frame, stack::BEGINS));
         program.jump_if(R0, Compare::Equal, 0, done);
-        program.load(Word, R8, (R6, Context::DataEnd as i16));
-        readable(program, at + TCP_HEADER + OPTION, pass);
-        // The upper half of the octet is the header's length in words.
-        program.load(Byte, R0, (R7, at + 12));
+        look_at(program, at + TCP_HEADER + OPTION, pass);
+        program.load(Byte, R0, (R7, at + WORDS));
         program.jump_if(
             R0,
             Compare::Below,
@@ -473,9 +469,7 @@ impl IpVersion {
         program.set(R4, 2);
         program.set(R5, 0);
         program.call(Helper::StoreBytes);
-        program.load(Word, R7, (R6, Context::Data as i16));
-        program.load(Word, R8, (R6, Context::DataEnd as i16));
-        readable(program, at + LEAST, pass);
+        look_at(program, at + LEAST, pass);
         program.bind(done);
     }
 
@@ -500,6 +494,13 @@ impl IpVersion {
 /// Two octets of a packet as a load of them gives them.
 fn half(value: u16) -> i32 {
     i32::from(value.to_be())
+}
+
+/// The packet in R7, of which so many octets are there, and its end in R8.
+fn look_at(program: &mut Assembler, octets: i16, pass: Label) {
+    program.load(Word, R7, (R6, Context::Data as i16));
+    program.load(Word, R8, (R6, Context::DataEnd as i16));
+    readable(program, octets, pass);
 }
 
 /// So many octets are there.

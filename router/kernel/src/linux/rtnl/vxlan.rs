@@ -14,6 +14,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{ADD, Rtnl, SET};
+use crate::state::Family;
 
 /// What a VXLAN device is made with, and was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,23 +27,16 @@ pub(crate) struct Vxlan {
     pub(crate) learns: bool,
 }
 
-/// Between which addresses of hosts. The kernel does not tell of a device that is there, but has no two of one version for
-/// the same network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outer {
-    V4,
-    V6,
-}
-
 impl Rtnl {
     /// Makes a VXLAN device whose outer side is in this socket's namespace and which itself is born in `namespace`, with its
-    /// final name and MAC. It knows nobody and learns nothing; its outer packets are never cut into fragments.
+    /// final name and MAC. It knows nobody and learns nothing; its outer packets, of this version, are never cut into
+    /// fragments. Which version a device was made for the kernel does not tell; it has no two of one for the same network.
     pub(crate) fn add_vxlan(
         &self,
         name: &str,
         mac: [u8; 6],
         mtu: u32,
-        (vxlan, outer): (Vxlan, Outer),
+        (vxlan, outer): (Vxlan, Family),
         namespace: BorrowedFd<'_>,
     ) -> io::Result<()> {
         let mut data = vec![
@@ -51,7 +45,7 @@ impl Rtnl {
             InfoVxlan::Learning(vxlan.learns),
             InfoVxlan::Df(VxlanDf::Set),
         ];
-        if outer == Outer::V6 {
+        if outer == Family::V6 {
             data.push(InfoVxlan::Local6(Ipv6Addr::UNSPECIFIED));
         }
         let mut message = LinkMessage::default();

@@ -471,9 +471,10 @@ fn answers(socket: &UdpSocket, wait: Duration) -> Result<u32> {
 fn replay(file: &str, flags: &[&str]) -> Result<()> {
     let mut bytes = Vec::new();
     std::fs::File::open(file)?.read_to_end(&mut bytes)?;
-    let raw = Some(Protocol::from(255));
-    let socket = Socket::new(Domain::IPV4, Type::RAW, raw)?;
-    socket.set_header_included_v4(true)?;
+    // Who opens one of this protocol lays the IP header, too (raw(7); RFC 3542 §3 leaves that to the system).
+    let [v4, v6] = [Domain::IPV4, Domain::IPV6]
+        .map(|domain| Socket::new(domain, Type::RAW, Some(Protocol::from(255))));
+    let (v4, v6) = (v4?, v6?);
     let mut dice = Dice(7);
     let (mut rest, mut sent) = (&bytes[..], 0);
     while let Some((head, body)) = rest.split_at_checked(2) {
@@ -488,15 +489,17 @@ fn replay(file: &str, flags: &[&str]) -> Result<()> {
         if flags.contains(&"--flip") {
             flip_one_bit(&mut packet, &mut dice)?;
         }
-        if packet.first().is_some_and(|first| first >> 4 == 6) {
-            let to: [u8; 16] = packet.get(24..40).ok_or("a short packet")?.try_into()?;
-            // The header is in the packet on a socket of this protocol (RFC 3542 §3 leaves that to the system).
-            let socket = Socket::new(Domain::IPV6, Type::RAW, raw)?;
-            socket.send_to(&packet, &SockAddr::from(SocketAddr::from((to, 0))))?;
-        } else {
-            let to: [u8; 4] = packet.get(16..20).ok_or("a short packet")?.try_into()?;
-            socket.send_to(&packet, &SockAddr::from(SocketAddr::from((to, 0))))?;
-        }
+        let (socket, to) = match packet.first().map(|first| first >> 4) {
+            Some(6) => {
+                let to: [u8; 16] = packet.get(24..40).ok_or("a short packet")?.try_into()?;
+                (&v6, IpAddr::from(to))
+            }
+            _ => {
+                let to: [u8; 4] = packet.get(16..20).ok_or("a short packet")?.try_into()?;
+                (&v4, IpAddr::from(to))
+            }
+        };
+        socket.send_to(&packet, &SockAddr::from(SocketAddr::new(to, 0)))?;
         sent += 1;
     }
     say(&sent.to_string());

@@ -1,6 +1,6 @@
 //! VXLAN that nobody agreed on: from outside, from a neighbour, in fragments, from users of the host itself.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -11,7 +11,7 @@ use weft_lab::{
 
 use crate::upgrade::hang_a_successor;
 
-use super::{TRUSTED, VXLAN, trusting, wait_carrier};
+use super::{TRUSTED, VXLAN, ipv6, trusting, wait_carrier};
 
 /// Where forged datagrams go.
 const PORT: u16 = 80;
@@ -24,9 +24,19 @@ struct Scene {
     b: Container,
     neighbour: Host,
     outside: Host,
+    /// Where a host is, by the version that the carrier goes by.
+    address: fn(&Host) -> IpAddr,
 }
 
 fn scene(name: &str) -> Scene {
+    scene_by(name, trusting, |host| host.v4().into())
+}
+
+fn scene6(name: &str) -> Scene {
+    scene_by(name, ipv6::trusting, |host| host.v6().into())
+}
+
+fn scene_by(name: &str, trusting: fn(&Lab) -> [Host; 2], address: fn(&Host) -> IpAddr) -> Scene {
     let lab = Lab::new(name);
     let hosts = trusting(&lab);
     let (a, b) = (hosts[0].serve("a", &[]), hosts[1].serve("b", &[]));
@@ -34,7 +44,7 @@ fn scene(name: &str) -> Scene {
     let outside = lab.host("outside", &lab.subnet("o"));
     // Neighbours know each other, so that what is forged is not lost for want of an answer.
     for host in [&neighbour, &outside] {
-        let ping = ["ping", "-c1", "-w3", &hosts[1].v4().to_string()];
+        let ping = ["ping", "-c1", "-w3", &address(&hosts[1]).to_string()];
         host.run(&ping).ok();
     }
     Scene {
@@ -44,14 +54,15 @@ fn scene(name: &str) -> Scene {
         b,
         neighbour,
         outside,
+        address,
     }
 }
 
 impl Scene {
     fn perfect<'a>(&self, text: &'a str) -> Forged<'a> {
         Forged {
-            from: self.hosts[0].v4().into(),
-            to: self.hosts[1].v4().into(),
+            from: (self.address)(&self.hosts[0]),
+            to: (self.address)(&self.hosts[1]),
             macs: (mac(&self.hosts[0]), mac(&self.hosts[1])),
             inner: (self.a.ip(), self.b.ip()),
             text,
@@ -68,14 +79,26 @@ impl Scene {
     /// The neighbour forges a thousand a second from its own address, until this is dropped.
     fn forges_all_the_time(&self, text: &str) -> Spawned {
         let own = Forged {
-            from: self.neighbour.v4().into(),
+            from: (self.address)(&self.neighbour),
             ..self.perfect(text)
         };
         let path = self.lab.dir().join("forged-stream");
         std::fs::write(&path, own.payload()).unwrap();
-        let to = format!("{}:{VXLAN}", self.hosts[1].v4());
+        let to = self.carrier_of_the_second();
         let stream = ["payload", &path.to_string_lossy(), &to, "1000000"];
         self.neighbour.spawn_tool("stream", &stream)
+    }
+
+    fn carrier_of_the_second(&self) -> String {
+        SocketAddr::new((self.address)(&self.hosts[1]), VXLAN).to_string()
+    }
+
+    /// Sends from the router, which can wear anybody's address.
+    fn send_as_anybody(&self, name: &str, packets: &[Vec<u8>]) {
+        let file = file(&self.lab, name, packets);
+        let tool = Host::binary("lab-tool");
+        let replay = [tool.as_str(), "replay", &file, "--exact"];
+        self.lab.router().run(&replay).ok();
     }
 
     /// How often the container behind the second host was told this.
@@ -87,7 +110,8 @@ impl Scene {
     /// What was sent before this has been dealt with: packets of one way do not overtake each other.
     fn settle(&self) {
         for host in [&self.neighbour, &self.outside, &self.hosts[0]] {
-            let ping = ["ping", "-c2", "-w5", &self.hosts[1].v4().to_string()];
+            let to = (self.address)(&self.hosts[1]).to_string();
+            let ping = ["ping", "-c2", "-w5", &to];
             host.run(&ping).ok();
         }
         let to = format!("{}:{PORT}", self.b.ip());
@@ -97,30 +121,35 @@ impl Scene {
 
 #[test]
 fn forged_vxlan_gets_nothing_through() {
-    let s = scene("vxforged");
+    gets_nothing_through(&scene("vxforged"));
+}
+
+#[test]
+fn forged_vxlan_gets_nothing_through_by_ipv6_either() {
+    gets_nothing_through(&scene6("vx6forged"));
+}
+
+fn gets_nothing_through(s: &Scene) {
     // Whoever can speak with the peer's address and its MAC gets in, and that is how far a trusted network is to be trusted:
-    // so what follows is forged well enough.
-    let perfect = s.perfect("perfect");
-    let forgery = file(&s.lab, "perfect", &[perfect.packet()]);
-    let tool = Host::binary("lab-tool");
+    // so what follows is forged well enough, in pieces, too.
+    s.send_as_anybody("perfect", &[s.perfect("perfect").packet()]);
+    s.send_as_anybody("pieces", &s.perfect("pieces").fragments(32));
     s.lab
-        .router()
-        .run(&[&tool, "replay", &forgery, "--exact"])
-        .ok();
-    s.lab.wait("a perfect forgery gets in", 10, || {
-        s.heard("perfect") == TIMES
-    });
+        .wait("a perfect forgery gets in, whole and in pieces", 10, || {
+            ["perfect", "pieces"].map(|text| s.heard(text)) == [TIMES; 2]
+        });
     for (sender, name) in [(&s.neighbour, "neighbour"), (&s.outside, "outside")] {
         let own = Forged {
-            from: sender.v4().into(),
+            from: (s.address)(sender),
             ..s.perfect(name)
         };
         s.send(sender, name, &[own.packet()]);
-        for first in [8, 16, 24, 32, 48] {
-            let pieces = own.fragments(first);
-            s.send(sender, &format!("{name}-{first}"), &pieces);
+        let mut all: Vec<_> = [8, 16, 24, 32, 48].map(|first| own.fragments(first)).into();
+        all.extend(own.to.is_ipv6().then(|| own.behind_options()));
+        for (at, pieces) in all.into_iter().enumerate() {
+            s.send(sender, &format!("{name}-{at}"), &pieces);
             let turned: Vec<_> = pieces.into_iter().rev().collect();
-            s.send(sender, &format!("{name}-{first}-turned"), &turned);
+            s.send(sender, &format!("{name}-{at}-turned"), &turned);
         }
     }
     // Another node's MAC, or none of any, from the peer's own address.
@@ -130,9 +159,7 @@ fn forged_vxlan_gets_nothing_through() {
             macs: (from_mac, mac(&s.hosts[1])),
             ..s.perfect(&text)
         };
-        let file = file(&s.lab, &text, &[other.packet()]);
-        let args = [tool.as_str(), "replay", &file, "--exact"];
-        s.lab.router().run(&args).ok();
+        s.send_as_anybody(&text, &[other.packet()]);
     }
     s.settle();
     for text in ["neighbour", "outside", "mac-"] {
@@ -157,10 +184,7 @@ fn a_peer_speaks_for_its_own_containers_alone() {
             inner: (source, s.b.ip()),
             ..s.perfect(&text)
         };
-        let file = file(&s.lab, &text, &[forged.packet()]);
-        let tool = Host::binary("lab-tool");
-        let args = [tool.as_str(), "replay", &file, "--exact"];
-        s.lab.router().run(&args).ok();
+        s.send_as_anybody(&text, &[forged.packet()]);
     }
     s.settle();
     assert_eq!(s.heard("spoofed"), 0, "{}", s.b.heard());
@@ -168,8 +192,16 @@ fn a_peer_speaks_for_its_own_containers_alone() {
 
 #[test]
 fn users_of_the_host_itself_can_t_speak_as_the_carrier() {
-    let s = scene("vxuser");
-    let to = format!("{}:{VXLAN}", s.hosts[1].v4());
+    users_can_t_speak_as_the_carrier(&scene("vxuser"));
+}
+
+#[test]
+fn users_of_the_host_itself_can_t_by_ipv6_either() {
+    users_can_t_speak_as_the_carrier(&scene6("vx6user"));
+}
+
+fn users_can_t_speak_as_the_carrier(s: &Scene) {
+    let to = s.carrier_of_the_second();
     let tool = Host::binary("lab-tool");
     let long = "user".repeat(600);
     for (name, text) in [("short", "user"), ("long", long.as_str())] {
