@@ -14,11 +14,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 const WINDOW: Duration = Duration::from_millis(20);
 /// As little as one run always waits: RFC 8289 §4.2 has a packet there.
 const LEAST: u64 = 64 << 10;
+/// What the kernel needs around the octets of one send, about.
+const AROUND: u64 = 1 << 10;
 
 /// The queue behind one socket.
 #[derive(Debug)]
 pub(crate) struct Backlog {
     next_look: Instant,
+    /// What can be there at most: what was there at the last look, and all that was sent since.
+    most: u64,
     window: Window,
     /// Octets per second that leave; 0 before it is known.
     rate: u64,
@@ -43,6 +47,7 @@ impl Backlog {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             next_look: now,
+            most: 0,
             window: Window {
                 start: now,
                 waiting: 0,
@@ -65,11 +70,14 @@ impl Backlog {
         waiting: impl FnOnce() -> u64,
     ) -> bool {
         self.window.sent += octets as u64;
-        if now < self.next_look {
+        self.most += octets as u64 + AROUND;
+        // So little is never too much: who sends now and then asks now and then.
+        if now < self.next_look || self.most <= LEAST {
             return false;
         }
         self.next_look = now + LOOK_EVERY;
         let waiting = waiting();
+        self.most = waiting;
         self.measure(now, waiting);
         let delay = match self.rate {
             0 => Duration::ZERO,
@@ -175,6 +183,21 @@ mod tests {
             link.tick(120_000);
         }
         assert_eq!(link.drops, 0);
+    }
+
+    #[test]
+    fn who_sends_little_seldom_asks() {
+        let (mut now, mut asked) = (Instant::now(), 0);
+        let mut backlog = Backlog::new(now);
+        for _ in 0..1000 {
+            now += Duration::from_millis(2);
+            let ask = || {
+                asked += 1;
+                0
+            };
+            assert!(!backlog.on_sent(now, 100, ask));
+        }
+        assert!((10..20).contains(&asked), "{asked}");
     }
 
     #[test]

@@ -15,14 +15,15 @@ use crate::counters::{Counters, PeerTraffic};
 use crate::descriptors::Descriptors;
 use crate::error::CarrierError;
 use crate::offload::Offloads;
+use crate::readiness::{Readiness, Source};
 use crate::reception::Reception;
 use crate::shared::{CarrierEvent, Shared};
 use crate::source_ports::MAX_SOURCE_PORTS;
 use crate::table::{PeerTable, States, Table};
 use crate::tap::Tap;
 use crate::tcp::{Streams, stream_loop};
-use crate::threads::{Helper, Waker, receive_loop, send_loop};
-use crate::udp::{Family, Underlay};
+use crate::threads::{Helper, Waker, receive_further, receive_loop, send_loop};
+use crate::underlay::{Family, SocketId, Underlay};
 
 /// What the carrier is started with.
 #[derive(Debug)]
@@ -139,44 +140,81 @@ impl Carrier {
         })?;
         for source in 1..=self.underlay.further_source_ports() {
             for family in Family::ALL {
-                self.spawn_receiver(family, source)?;
+                self.spawn_further(family, source)?;
             }
         }
+        // All that the sender waits for while it is alone.
+        let all = Arc::new(Readiness::new().map_err(CarrierError::Threads)?);
+        all.add(&*self.tap, Source::Tap)
+            .map_err(CarrierError::Threads)?;
         let mut helpers = Vec::new();
         for family in Family::ALL {
-            helpers.extend(self.spawn_receiver(family, 0)?);
+            helpers.extend(self.spawn_receiver(family, &all)?);
         }
         let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
-        self.spawn("weft-send", move |shared, waker| {
-            send_loop(shared, &tap, &underlay, &helpers, waker);
+        self.spawn_reader("weft-send", all, move |shared, reader| {
+            send_loop(shared, &tap, &underlay, &helpers, reader);
         })?;
         Ok(())
     }
 
-    /// `None` where the host has no such socket.
+    /// Reads the sockets of an IP version. `None` where the host has no such sockets.
     fn spawn_receiver(
         &mut self,
         family: Family,
-        source: u8,
+        all: &Arc<Readiness>,
     ) -> Result<Option<Helper>, CarrierError> {
-        if self.underlay.socket(family, source).is_none() {
+        let Some(socket) = self.underlay.socket(family, 0) else {
             return Ok(None);
-        }
-        let name = match family {
-            Family::V4 => "weft-receive4",
-            Family::V6 => "weft-receive6",
         };
+        let own = Arc::new(Readiness::new().map_err(CarrierError::Threads)?);
+        for readiness in [all, &own] {
+            readiness
+                .add(socket, Source::Socket(SocketId::main(family)))
+                .map_err(CarrierError::Threads)?;
+            self.underlay.peers.add_reader(family, readiness.clone());
+        }
         let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
         let reception = Arc::new(Mutex::new(Reception::new(&self.shared)));
-        let own = reception.clone();
-        let waker = self.spawn(name, move |shared, waker| {
-            receive_loop(shared, &tap, &underlay, (family, source), &own, waker);
+        let shared_with_sender = reception.clone();
+        let waker = self.spawn_reader(receiver_name(family), own, move |shared, reader| {
+            receive_loop(shared, &tap, &underlay, &reception, reader);
         })?;
         Ok(Some(Helper {
             family,
-            reception,
+            reception: shared_with_sender,
             waker,
         }))
+    }
+
+    /// Reads one of the further source ports, if the host has it.
+    fn spawn_further(&mut self, family: Family, source: u8) -> Result<(), CarrierError> {
+        if self.underlay.socket(family, source).is_none() {
+            return Ok(());
+        }
+        let (tap, underlay) = (self.tap.clone(), self.underlay.clone());
+        let reception = Mutex::new(Reception::new(&self.shared));
+        self.spawn(receiver_name(family), move |shared, waker| {
+            if let Some(socket) = underlay.socket(family, source) {
+                receive_further(shared, &tap, &underlay, socket, &reception, waker);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// A thread that waits for its waker and for what else `readiness` has.
+    fn spawn_reader(
+        &mut self,
+        name: &str,
+        readiness: Arc<Readiness>,
+        work: impl FnOnce(&Shared, (&Readiness, &Waker)) + Send + 'static,
+    ) -> Result<Arc<Waker>, CarrierError> {
+        let own = readiness.clone();
+        let waker = self.spawn(name, move |shared, waker| work(shared, (&own, waker)))?;
+        readiness
+            .add(&*waker, Source::Waker)
+            .map_err(CarrierError::Threads)?;
+        Ok(waker)
     }
 
     fn spawn(
@@ -207,6 +245,18 @@ impl Carrier {
         drop(states);
         self.shared.has_table.store(true, Ordering::Release);
         self.wake();
+        self.keep_peer_sockets(false);
+    }
+
+    /// To be called every few seconds, as the host's addresses and routes may have changed: what is sent from an address
+    /// that was the right one before is sent from the right one again.
+    pub fn follow_routes(&self) {
+        self.keep_peer_sockets(true);
+    }
+
+    fn keep_peer_sockets(&self, ask_routes: bool) {
+        let addresses: Vec<_> = self.shared.table.load().udp_addresses().collect();
+        self.underlay.keep_peer_sockets(&addresses, ask_routes);
     }
 
     /// Sends one datagram as it is: handshakes and what the core has sealed.
@@ -268,6 +318,13 @@ impl Carrier {
         for worker in &self.workers {
             worker.waker.wake();
         }
+    }
+}
+
+fn receiver_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "weft-receive4",
+        Family::V6 => "weft-receive6",
     }
 }
 

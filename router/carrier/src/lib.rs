@@ -35,7 +35,9 @@ mod limit;
 pub mod measure;
 mod offload;
 mod outbound;
+mod peer_sockets;
 mod probe;
+mod readiness;
 mod reception;
 mod relay;
 mod segment;
@@ -48,6 +50,7 @@ mod tcp;
 mod threads;
 mod trial;
 mod udp;
+mod underlay;
 #[cfg(test)]
 mod unused_port;
 mod vnet;

@@ -14,7 +14,8 @@ use crate::offload::JoinWatch;
 use crate::shared::Shared;
 use crate::table::Table;
 use crate::tap::Tap;
-use crate::udp::{UdpPort, Underlay};
+use crate::udp::UdpPort;
+use crate::underlay::Underlay;
 
 /// What one receive buffer must hold: a run of datagrams that the kernel has joined.
 const RECEIVE_BUFFER: usize = 65_536;
@@ -42,21 +43,19 @@ impl Reception {
         }
     }
 
-    /// Takes what one call gives, and writes what comes of it. False where nothing was there, or an error that an ICMP
-    /// message had left on the socket and reading has cleared.
+    /// Takes what one call gives, and writes what comes of it. Nothing may be there, or an error that an ICMP message had
+    /// left on the socket and reading has cleared.
     pub(crate) fn take_batch(
         &mut self,
         shared: &Shared,
         tap: &Tap,
         underlay: &Underlay,
         socket: &UdpPort,
-    ) -> bool {
-        let Ok(count) = receive(socket, &mut self.octets, &mut self.meta) else {
-            return false;
-        };
-        let joined = self.handle(shared, tap, underlay, count);
-        self.watch_joining(shared, underlay, joined);
-        true
+    ) {
+        if let Ok(count) = receive(socket, &mut self.octets, &mut self.meta) {
+            let joined = self.handle(shared, tap, underlay, count);
+            self.watch_joining(shared, underlay, joined);
+        }
     }
 
     fn watch_joining(&mut self, shared: &Shared, underlay: &Underlay, joined: (u32, u32)) {

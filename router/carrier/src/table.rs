@@ -1,6 +1,7 @@
 //! Who the peers are and which sessions are open: what the core tells, laid out for looking up per packet.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -234,6 +235,11 @@ impl Table {
             None => is_join_index(index),
             Some(_) => self.guests.contains(&index),
         }
+    }
+
+    /// Where UDP datagrams go straight to peers.
+    pub(crate) fn udp_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.peers.iter().filter_map(|peer| peer.path?.udp())
     }
 
     /// Place of the peer that `number` names.

@@ -12,6 +12,7 @@ use weft_core::underlay::UnderlayAddr;
 use crate::batch::{Run, Sent, Wire};
 use crate::crew::Foreman;
 use crate::outbound::Outbound;
+use crate::readiness::{Came, Readiness, Source};
 use crate::reception::Reception;
 use crate::shared::{CarrierEvent, Shared};
 use crate::source_ports::Lane;
@@ -19,7 +20,8 @@ use crate::sys;
 use crate::table::Table;
 use crate::tap::Tap;
 use crate::trial::Trials;
-use crate::udp::{Family, MAX_RUN, UdpPort, Underlay};
+use crate::udp::{MAX_RUN, UdpPort};
+use crate::underlay::{Family, SocketId, Underlay};
 
 /// The largest frame of a TAP: headers and an IPv6 packet.
 const MAX_FRAME: usize = 24 + 40 + 65_535;
@@ -60,30 +62,24 @@ impl Wire for Underlay {
 
     fn send(&self, Lane { to, source }: Lane, run: Run<'_>) -> io::Result<Sent> {
         match to {
-            UnderlayAddr::Udp(to) => self.leaving(to, source)?.send(to, run),
+            UnderlayAddr::Udp(to) => self.send_run(to, source, run),
             UnderlayAddr::Tcp(to) => self.streams.send(to, run),
         }
     }
 
     fn take_congestion(&self, Lane { to, source }: Lane) -> bool {
         match to {
-            UnderlayAddr::Udp(to) => self.leaving(to, source).is_ok_and(UdpPort::take_congestion),
+            UnderlayAddr::Udp(to) => self.was_congested(to, source),
             UnderlayAddr::Tcp(to) => self.streams.take_congestion(to),
         }
     }
 }
 
-/// The thread of one of the two sockets, as the sender knows it: it rests while the sender does its work.
+/// The thread of one IP version's sockets, as the sender knows it: it rests while the sender does its work.
 pub(crate) struct Helper {
     pub(crate) family: Family,
     pub(crate) reception: Arc<Mutex<Reception>>,
     pub(crate) waker: Arc<Waker>,
-}
-
-impl Helper {
-    fn socket<'a>(&self, underlay: &'a Underlay) -> Option<&'a UdpPort> {
-        underlay.socket(self.family, 0)
-    }
 }
 
 /// TAP to underlay; and both ways while there is little to do.
@@ -92,7 +88,7 @@ pub(crate) fn send_loop(
     tap: &Tap,
     underlay: &Underlay,
     helpers: &[Helper],
-    waker: &Waker,
+    (readiness, waker): (&Readiness, &Waker),
 ) {
     let mut outbound = Outbound::new();
     let mut trials = Trials::new(Instant::now());
@@ -101,11 +97,11 @@ pub(crate) fn send_loop(
     wait_for_table(shared, tap, waker);
     while !shared.stop.load(Ordering::Relaxed) {
         let timeout = timeout(&outbound, &trials);
-        let Ok(came) = wait(shared, tap, underlay, helpers, (waker, timeout)) else {
+        let Ok(came) = wait(shared, tap, (readiness, waker), timeout) else {
             break;
         };
         let woke = Instant::now();
-        receive_round(shared, tap, underlay, came.iter().flatten());
+        receive_round(shared, tap, underlay, helpers, came.sockets());
         let table = shared.table.load();
         if outbound.has_waiting() {
             outbound.release_waiting(&table, shared, underlay);
@@ -136,42 +132,41 @@ fn set_alone(shared: &Shared, helpers: &[Helper], alone: bool) {
     }
 }
 
-/// Waits until there is something to do for the sender. Gives those whose work it does, and who have some.
-fn wait<'a>(
+/// Waits until there is something to do for the sender: while it is alone, for the sockets, too.
+fn wait(
     shared: &Shared,
     tap: &Tap,
-    underlay: &Underlay,
-    helpers: &'a [Helper],
-    (waker, timeout): (&Waker, i32),
-) -> io::Result<[Option<&'a Helper>; Family::ALL.len()]> {
-    let alone = shared.crew.is_alone();
-    let [v4, v6] = std::array::from_fn(|n| helpers.get(n).filter(|_| alone));
-    let socket = |helper: Option<&Helper>| Some(helper?.socket(underlay)?.as_fd());
-    let all = [
-        Some(tap.as_fd()),
-        Some(waker.as_fd()),
-        socket(v4),
-        socket(v6),
-    ];
-    let [_, woken, by_v4, by_v6] = sys::wait_any(all, timeout)?;
+    (readiness, waker): (&Readiness, &Waker),
+    timeout: i32,
+) -> io::Result<Came> {
+    let (came, woken) = if shared.crew.is_alone() {
+        let came = readiness.wait(timeout)?;
+        let woken = came.has(Source::Waker);
+        (came, woken)
+    } else {
+        let [_, woken] = sys::wait_readable([tap.as_fd(), waker.as_fd()], timeout)?;
+        (Came::nothing(), woken)
+    };
     if woken {
         waker.reset();
     }
-    Ok([v4.filter(|_| by_v4), v6.filter(|_| by_v6)])
+    Ok(came)
 }
 
-/// Takes one batch of each.
-fn receive_round<'a>(
+/// Takes one batch of each, for those whose work it is otherwise.
+fn receive_round(
     shared: &Shared,
     tap: &Tap,
     underlay: &Underlay,
-    helpers: impl Iterator<Item = &'a &'a Helper>,
+    helpers: &[Helper],
+    sockets: impl Iterator<Item = SocketId>,
 ) {
-    for helper in helpers {
-        let Some(socket) = helper.socket(underlay) else {
-            continue;
-        };
-        take_batch(shared, tap, underlay, socket, &helper.reception);
+    for id in sockets {
+        let helper = helpers.iter().find(|helper| helper.family == id.family);
+        // Without one it has been closed a moment ago.
+        if let (Some(helper), Some(socket)) = (helper, underlay.held(id)) {
+            take_batch(shared, tap, underlay, &socket, &helper.reception);
+        }
     }
 }
 
@@ -182,9 +177,9 @@ fn take_batch(
     underlay: &Underlay,
     socket: &UdpPort,
     reception: &Mutex<Reception>,
-) -> bool {
+) {
     let mut reception = reception.lock().unwrap_or_else(PoisonError::into_inner);
-    reception.take_batch(shared, tap, underlay, socket)
+    reception.take_batch(shared, tap, underlay, socket);
 }
 
 /// Milliseconds after which there is something to do though nothing came; -1 for never.
@@ -229,47 +224,59 @@ fn read_round(
     Ok(())
 }
 
-/// Underlay to TAP: what comes for one of its sockets. What comes for those of the port itself is the sender's affair while
-/// that is alone.
+/// Underlay to TAP: what comes for one IP version's sockets on the port itself. It rests while the sender is alone.
 pub(crate) fn receive_loop(
     shared: &Shared,
     tap: &Tap,
     underlay: &Underlay,
-    (family, source): (Family, u8),
     reception: &Mutex<Reception>,
-    waker: &Waker,
+    (readiness, waker): (&Readiness, &Waker),
 ) {
-    let Some(socket) = underlay.socket(family, source) else {
-        return;
-    };
     while !shared.stop.load(Ordering::Relaxed) {
-        let rests = source == 0 && shared.crew.is_alone();
-        let to_read = (!rests).then_some(socket.as_fd());
-        match sys::wait_any([to_read, Some(waker.as_fd())], -1) {
-            Ok([_, true]) => waker.reset(),
-            Ok(_) => {}
-            Err(_) => return,
+        if shared.crew.is_alone() {
+            if sys::wait_readable([waker.as_fd()], -1).is_err() {
+                return;
+            }
+            waker.reset();
+            continue;
         }
-        if !rests {
-            receive_all(shared, tap, underlay, socket, reception);
+        let Ok(came) = readiness.wait(-1) else {
+            return;
+        };
+        if came.has(Source::Waker) {
+            waker.reset();
         }
+        let woke = Instant::now();
+        for id in came.sockets() {
+            // One that was closed a moment ago is no longer there.
+            if let Some(socket) = underlay.held(id) {
+                take_batch(shared, tap, underlay, &socket, reception);
+            }
+        }
+        shared.crew.helped(woke.elapsed());
     }
 }
 
-/// Takes what is there.
-fn receive_all(
+/// The same for one of the further source ports, to which little comes.
+pub(crate) fn receive_further(
     shared: &Shared,
     tap: &Tap,
     underlay: &Underlay,
     socket: &UdpPort,
     reception: &Mutex<Reception>,
+    waker: &Waker,
 ) {
-    let mut since = Instant::now();
-    while !shared.stop.load(Ordering::Relaxed)
-        && take_batch(shared, tap, underlay, socket, reception)
-    {
-        let now = Instant::now();
-        shared.crew.helped(now - since);
-        since = now;
+    while !shared.stop.load(Ordering::Relaxed) {
+        match sys::wait_readable([socket.as_fd(), waker.as_fd()], -1) {
+            Ok([readable, woken]) => {
+                if woken {
+                    waker.reset();
+                }
+                if readable {
+                    take_batch(shared, tap, underlay, socket, reception);
+                }
+            }
+            Err(_) => return,
+        }
     }
 }

@@ -427,6 +427,8 @@ fn the_core_gets_handshakes_and_frames_and_hears_of_other_addresses() {
     pair.a
         .host
         .ip("route change 192.0.2.0/24 dev cable src 192.0.2.77");
+    let carrier = pair.a.carrier();
+    pair.a.host.run(|| carrier.follow_routes());
     let (from, to) = sockets(&pair);
     pass(&from, &to, b"moved");
     let moved = pair

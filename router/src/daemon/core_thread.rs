@@ -448,6 +448,7 @@ impl Worker {
     }
 
     fn measure_paths(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.carrier.follow_routes();
         let paths: Vec<SocketAddr> = self
             .node
             .tunnels()

@@ -27,7 +27,7 @@ use crate::shared::{CarrierEvent, Shared};
 use crate::table::Table;
 use crate::tap::Tap;
 use crate::threads::Waker;
-use crate::udp::Underlay;
+use crate::underlay::Underlay;
 
 /// The last of the tokens that are no listener's and no connection's.
 const WAKER: Token = Token(FIRST_TOKEN);

@@ -162,6 +162,12 @@ impl Side {
         self.events = events;
     }
 
+    /// As the core does, in the host's namespace.
+    pub fn set_table(&self, table: PeerTable) {
+        let carrier = self.carrier();
+        self.host.run(|| carrier.set_table(table));
+    }
+
     pub fn carrier(&self) -> &Carrier {
         self.carrier.as_ref().unwrap()
     }
@@ -245,8 +251,8 @@ impl Pair {
 
     /// Both tables, before there is a session.
     pub fn know(&self) {
-        self.a.carrier().set_table(self.table(&self.a, &self.b));
-        self.b.carrier().set_table(self.table(&self.b, &self.a));
+        self.a.set_table(self.table(&self.a, &self.b));
+        self.b.set_table(self.table(&self.b, &self.a));
     }
 
     /// A new session between the two, under new keys and indices, known to both.
@@ -265,9 +271,9 @@ impl Pair {
         self.a.transport = Some(Arc::new(ours));
         self.b.transport = Some(Arc::new(theirs));
         let b_table = self.table(&self.b, &self.a);
-        self.b.carrier().set_table(b_table);
+        self.b.set_table(b_table);
         let a_table = self.table(&self.a, &self.b);
-        self.a.carrier().set_table(a_table);
+        self.a.set_table(a_table);
     }
 
     fn table(&self, of: &Side, other: &Side) -> PeerTable {
