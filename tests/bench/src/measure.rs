@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use weft_lab::Host;
 
-use crate::pair::{Pair, VISITED};
+use crate::pair::{COUNTED, Pair, VISITED};
 
 /// A figure, or why there is none.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +34,7 @@ pub(crate) struct Metric {
 }
 
 /// All that is measured.
-pub(crate) const METRICS: [Metric; 10] = [
+pub(crate) const METRICS: [Metric; 12] = [
     Metric {
         name: "tcp",
         title: "one TCP stream, Gbit/s",
@@ -70,6 +70,18 @@ pub(crate) const METRICS: [Metric; 10] = [
         title: "UDP of 1,400 octets, lost of 100",
         more_is_better: false,
         take: |pair, time| udp(pair, time, 1400).map_or(Value(None), |udp| udp.lost),
+    },
+    Metric {
+        name: "udp-runs",
+        title: "UDP of 1,200 octets in runs, thousand packets/s",
+        more_is_better: true,
+        take: |pair, time| udp_runs(pair, time).map_or(Value(None), |udp| udp.rate),
+    },
+    Metric {
+        name: "udp-runs-lost",
+        title: "UDP of 1,200 octets in runs, lost of 100",
+        more_is_better: false,
+        take: |pair, time| udp_runs(pair, time).map_or(Value(None), |udp| udp.lost),
     },
     Metric {
         name: "rtt",
@@ -142,6 +154,28 @@ fn udp(pair: &Pair, time: Duration, length: u32) -> Option<Udp> {
     Some(Udp {
         rate: Value(Some((packets - lost) / seconds / 1e3)),
         lost: Value(Some(100.0 * lost / packets)),
+    })
+}
+
+/// As fast as a sender can that leaves the cutting to the kernel, as QUIC's do. Of the size that QUIC's are at least, which
+/// fits every tunnel here.
+fn udp_runs(pair: &Pair, time: Duration) -> Option<Udp> {
+    let tool = Host::binary("lab-tool");
+    let to = format!("{}:{COUNTED}", pair.address);
+    let millis = time.as_millis().to_string();
+    let said = pair.near.run(&[&tool, "runs", &to, "1200", &millis]);
+    if !said.is_ok() {
+        eprintln!("{said}");
+    }
+    let number = |name: &str| -> Option<f64> {
+        let mut words = said.stdout.split_whitespace();
+        words.find(|word| *word == name)?;
+        words.next()?.parse().ok()
+    };
+    let (sent, came, millis) = (number("sent")?, number("came")?, number("millis")?);
+    Some(Udp {
+        rate: Value(Some(came / millis)),
+        lost: Value(Some(100.0 * (sent - came) / sent)),
     })
 }
 

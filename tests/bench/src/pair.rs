@@ -9,6 +9,8 @@ use weft_lab::{Host, Lab, Netns, Out, Spawned, run_command};
 const LIMIT: Duration = Duration::from_secs(120);
 /// The port of those who open connections one after the other.
 pub(crate) const VISITED: &str = "80";
+/// The port of those who count datagrams.
+pub(crate) const COUNTED: &str = "81";
 /// The containers' networks, where the tunnel is not weft's.
 const NEAR: &str = "10.99.1";
 const FAR: &str = "10.99.2";
@@ -50,8 +52,8 @@ pub(crate) struct Pair {
     pub(crate) near: End,
     /// The far one's address.
     pub(crate) address: String,
-    /// What waits at the far end: iperf3 and, on [`VISITED`], an end to each connection.
-    _servers: [Spawned; 2],
+    /// What waits at the far end: iperf3 and, on [`VISITED`], an end to each connection; on [`COUNTED`] datagrams are counted.
+    _servers: [Spawned; 3],
     /// Processes and devices, dropped before the lab.
     _parts: Vec<Box<dyn Any + Send + Sync>>,
     pub(crate) hosts: [Host; 2],
@@ -81,6 +83,7 @@ impl Pair {
                 "Server listening",
             ),
             serve("visited", &[&tool, "host", VISITED], "ready"),
+            serve("counted", &[&tool, "take-runs", COUNTED], "ready"),
         ];
         lab.wait("the containers reach each other", 30, || {
             near.run(&["ping", "-c1", "-W1", &address]).is_ok()

@@ -117,6 +117,8 @@ Machine: {}
 
 {table}
 * Streams and datagrams are iperf3's; UDP is sent as fast as its sender can, and what arrives counts.
+* Datagrams in runs are sent many a call, which the kernel cuts (`UDP_SEGMENT`), as QUIC implementations do, and received
+  joined (`UDP_GRO`) by a program of the lab.
 * CPU is that of the whole machine: both hosts, and iperf3 at both ends.
 * Round trips are the mean of one ping every 2 ms.
 * Loss: each datagram between the hosts is dropped with a chance of 1 in 100, both ways, after all segmentation.

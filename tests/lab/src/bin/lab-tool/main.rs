@@ -4,6 +4,7 @@
 
 mod load;
 mod manager;
+mod runs;
 mod steady;
 mod strangers;
 
@@ -35,6 +36,8 @@ const USAGE: &str = "usage:
   lab-tool gulp PORT                            takes those of `gush`; prints `at MICROS octets N` as it goes
   lab-tool visit ADDR:PORT MILLIS               TCP connections, one after the other; prints how many
   lab-tool host PORT                            takes those of `visit` and ends each at once
+  lab-tool runs ADDR:PORT LENGTH MILLIS         datagrams of that length, many a call (GSO); prints `sent N came M millis T`
+  lab-tool take-runs PORT                       counts those of `runs`
   lab-tool flood ADDR:PORT init|join|cookie|data|junk|all FROM[/LEN] RATE MILLIS [--aside PORT]
                                                 strangers' datagrams from addresses of that network, so many a second;
                                                 in turn to the other port; prints `at MICROS port PORT` when it turns
@@ -80,6 +83,8 @@ fn run(words: &[&str]) -> Result<()> {
         ["gush", to, millis] => load::gush(to.parse()?, millis.parse()?),
         ["gulp", port] => load::gulp(port.parse()?),
         ["visit", to, millis] => load::visit(to.parse()?, millis.parse()?),
+        ["runs", to, length, millis] => runs::send(to.parse()?, length.parse()?, millis.parse()?),
+        ["take-runs", port] => runs::take(port.parse()?),
         ["host", port] => load::host(port.parse()?),
         ["flood", to, kind, from, rate, millis, rest @ ..] => {
             let aside = flag(rest, "--aside").map(str::parse).transpose()?;
