@@ -4,7 +4,7 @@
 //! and what can't leave by such a socket leaves by the one for everybody.
 //!
 //! A connected socket also keeps the host's own address of the time when it was connected. So who has one is gone through
-//! whenever the paths change, and every few seconds, when the routes are asked whether that address is still the right one.
+//! when the paths change, and when the host's routes may have: then those are asked whether it still is the right one.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

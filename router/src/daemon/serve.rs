@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{error, info, warn};
 use weft_carrier::Carrier;
 use weft_dns::Upstreams;
@@ -25,6 +25,8 @@ use crate::config::UpConfig;
 
 /// How often the host's addresses and resolvers are read anew.
 const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// Whoever gives the host another address does so in several steps.
+const SETTLING: Duration = Duration::from_millis(200);
 
 /// Before a handover what is being attached may take so long to be done.
 const QUIET_PATIENCE: Duration = Duration::from_secs(5);
@@ -79,9 +81,16 @@ pub(super) async fn serve(
     if has_vxlan {
         tasks.spawn(vxlan::follow_traffic(daemon.clone()));
     }
-    tasks.spawn(look_around(daemon.clone(), upstreams.clone(), run_config));
+    let around = Arc::new(Notify::new());
+    let looks = look_around(
+        daemon.clone(),
+        upstreams.clone(),
+        run_config,
+        around.clone(),
+    );
+    tasks.spawn(looks);
     let (heard, events) = mpsc::unbounded_channel();
-    let watch = watch_kernel(&daemon, has_vxlan, heard);
+    let watch = watch_kernel(&daemon, has_vxlan, around, heard);
     tasks.spawn(follow_kernel(daemon.clone(), events));
     info!(node = %summary.node, cluster = %summary.cluster, "up");
     service_manager::ready();
@@ -285,11 +294,19 @@ async fn follow_view(daemon: Arc<Daemon>) {
 }
 
 /// The host's addresses and resolvers may change at any time, and a conflict over a port may end.
-async fn look_around(daemon: Arc<Daemon>, upstreams: Upstreams, config: UpConfig) {
+async fn look_around(
+    daemon: Arc<Daemon>,
+    upstreams: Upstreams,
+    config: UpConfig,
+    changed: Arc<Notify>,
+) {
     let mut known = (addresses(&daemon.host), underlay(&config, &daemon.host));
     let mut ticks = tokio::time::interval(LOOK_AROUND);
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = changed.notified() => tokio::time::sleep(SETTLING).await,
+        }
         let now = (addresses(&daemon.host), underlay(&config, &daemon.host));
         if now != known {
             info!(addresses = ?now.0, "the host's addresses changed");
@@ -317,17 +334,20 @@ async fn look_around(daemon: Arc<Daemon>, upstreams: Upstreams, config: UpConfig
 }
 
 /// What the kernel tells of changes; without its word the routine pass still finds them. `has_vxlan`: this host
-/// takes VXLAN from others, and must not without its filter.
+/// takes VXLAN from others, and must not without its filter. `around`: whoever looks around is to do so now.
 fn watch_kernel(
     daemon: &Daemon,
     has_vxlan: bool,
+    around: Arc<Notify>,
     heard: mpsc::UnboundedSender<KernelEvent>,
 ) -> Option<Watch> {
     let (domain, host) = (daemon.domain.clone(), daemon.host.clone());
-    let core = daemon.core.clone();
+    let (core, carrier) = (daemon.core.clone(), daemon.carrier());
     let watch = weft_kernel::watch(&daemon.host, &daemon.domain, move |event| {
         match event {
             KernelEvent::EspPort(peer, from) => return core.tell(Message::EspPort(peer, from)),
+            KernelEvent::HostAddresses => return around.notify_one(),
+            KernelEvent::Host => carrier.iter().for_each(|carrier| carrier.follow_routes()),
             KernelEvent::HostRules if has_vxlan => vxlan::close_unguarded(&domain, &host),
             _ => {}
         }

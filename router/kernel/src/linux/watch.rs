@@ -19,6 +19,8 @@ use super::{sys, xfrm};
 use crate::error::{Doing, Result};
 
 const RTM_DELLINK: u16 = 17;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const IFLA_IFNAME: u16 = 3;
 /// `struct ifinfomsg`.
 const LINK_HEADER: usize = 16;
@@ -48,6 +50,8 @@ pub enum KernelEvent {
     DomainRules,
     /// Links, addresses, routes or rules of the host changed.
     Host,
+    /// The host has got or lost an address.
+    HostAddresses,
     /// The host's nft tables changed, weft's or another's.
     HostRules,
     /// The kernel opened ESP of this peer's that came inside UDP by another port than it was told: from there.
@@ -69,8 +73,11 @@ struct Source {
 
 /// What a source tells of.
 enum Subject {
-    /// That something changed; and of legs that are gone, if it has any.
-    Changes { event: KernelEvent, legs: bool },
+    /// That something changed; and what some messages tell besides.
+    Changes {
+        event: KernelEvent,
+        besides: fn(&Message) -> Option<KernelEvent>,
+    },
     /// Ports that NATs chose.
     EspPorts,
 }
@@ -86,18 +93,19 @@ pub fn watch(
     let domain_groups =
         LINK | NEIGHBOUR | ADDRESS4 | ROUTE4 | RULE4 | ADDRESS6 | ROUTE6 | RULE6 | NEXT_HOP;
     let host_groups = LINK | ADDRESS4 | ROUTE4 | RULE4 | ADDRESS6 | ROUTE6 | RULE6;
-    let subscribe = |groups, event, legs, protocol| -> io::Result<Source> {
+    let subscribe = |groups, event, besides, protocol| -> io::Result<Source> {
         let socket = RawSocket::subscribe(protocol, groups)?;
-        let subject = Subject::Changes { event, legs };
+        let subject = Subject::Changes { event, besides };
         Ok(Source { socket, subject })
     };
+    let nothing: fn(&Message) -> Option<KernelEvent> = |_| None;
     let route = SockProtocol::NetlinkRoute;
     let filter = SockProtocol::NetlinkNetFilter;
     let mut sources = domain
         .run(|| {
             Ok(vec![
-                subscribe(domain_groups, KernelEvent::Domain, true, route)?,
-                subscribe(NFTABLES, KernelEvent::DomainRules, false, filter)?,
+                subscribe(domain_groups, KernelEvent::Domain, leg_gone, route)?,
+                subscribe(NFTABLES, KernelEvent::DomainRules, nothing, filter)?,
             ])
         })?
         .map_err(|e: io::Error| e)
@@ -105,8 +113,8 @@ pub fn watch(
     let on_host = host
         .run(|| {
             Ok(vec![
-                subscribe(host_groups, KernelEvent::Host, false, route)?,
-                subscribe(NFTABLES, KernelEvent::HostRules, false, filter)?,
+                subscribe(host_groups, KernelEvent::Host, address_changed, route)?,
+                subscribe(NFTABLES, KernelEvent::HostRules, nothing, filter)?,
             ])
         })?
         .map_err(|e: io::Error| e)
@@ -151,9 +159,10 @@ fn tell(source: &Source, heard: &impl Fn(KernelEvent)) {
         Err(error) => return tracing::warn!(%error, "a netlink notification can't be read"),
     };
     match (&source.subject, notified) {
-        (Subject::Changes { event, legs }, Notified::Messages(messages)) => {
-            let gone = messages.iter().filter(|_| *legs).filter_map(leg_gone);
-            gone.for_each(|name| heard(KernelEvent::LegGone(name)));
+        (Subject::Changes { event, besides }, Notified::Messages(messages)) => {
+            let mut more: Vec<_> = messages.iter().filter_map(besides).collect();
+            more.dedup();
+            more.into_iter().for_each(heard);
             if !messages.is_empty() {
                 heard(event.clone());
             }
@@ -170,12 +179,18 @@ fn tell(source: &Source, heard: &impl Fn(KernelEvent)) {
     }
 }
 
-fn leg_gone(message: &Message) -> Option<String> {
+fn leg_gone(message: &Message) -> Option<KernelEvent> {
     if message.kind != RTM_DELLINK {
         return None;
     }
     let name = text(attribute(message.body.get(LINK_HEADER..)?, IFLA_IFNAME)?);
-    name.starts_with(LEG_PREFIX).then_some(name)
+    let is_leg = name.starts_with(LEG_PREFIX);
+    is_leg.then_some(KernelEvent::LegGone(name))
+}
+
+fn address_changed(message: &Message) -> Option<KernelEvent> {
+    let changed = matches!(message.kind, RTM_NEWADDR | RTM_DELADDR);
+    changed.then_some(KernelEvent::HostAddresses)
 }
 
 impl Drop for Watch {

@@ -379,6 +379,10 @@ fn the_end_of_a_container_and_a_flushed_ruleset_are_heard() {
         wait_for(KernelEvent::HostRules);
         sh("ip rule del pref 6783");
         wait_for(KernelEvent::Host);
+        sh("ip addr add 192.0.2.77/32 dev lo");
+        wait_for(KernelEvent::HostAddresses);
+        sh("ip addr del 192.0.2.77/32 dev lo");
+        wait_for(KernelEvent::HostAddresses);
         drop(watching);
     });
 }

@@ -206,3 +206,54 @@ fn a_host_that_gets_another_address_is_followed_at_once() {
         row(&h2, &h1)["path"] == format!("{new}:6783")
     });
 }
+
+/// As from Wi-Fi to a cable: both addresses are there, but what comes from the old one gets nowhere any more.
+#[test]
+fn a_host_whose_route_turns_to_another_of_its_addresses_is_followed_at_once() {
+    let lab = Lab::new("turn");
+    let [h1, h2] = lab.pair();
+    let (a, b) = (h1.serve("a", &[]), h2.serve("b", &[]));
+    let b_ip = b.ip().to_string();
+    lab.wait("they talk", 20, || a.pings(&b_ip));
+    let (old, gateway) = (h1.v4().to_string(), h1.subnet_gateway().to_string());
+    let new = old
+        .rsplit_once('.')
+        .map(|(net, _)| format!("{net}.77"))
+        .unwrap();
+    for host in [&h1, &h2] {
+        host.space()
+            .ip(&["-6", "addr", "flush", "dev", "eth0", "scope", "global"])
+            .ok();
+    }
+    h1.space()
+        .ip(&["addr", "add", &format!("{new}/24"), "dev", "eth0"])
+        .ok();
+    lab.wait("they talk by IPv4", 20, || {
+        row(&h2, &h1)["path"] == format!("{old}:6783") && a.pings(&b_ip)
+    });
+    let local = || {
+        h1.run(&["ss", "-Hun", "state", "established", "sport = :6783"])
+            .stdout
+    };
+    assert!(local().contains(&old), "{}", local());
+    let target = format!("--target={}", a.pid());
+    let mut pinger = h1.spawn(
+        "pinger",
+        &[
+            "nsenter", &target, "--net", "ping", "-i0.05", "-c100", &b_ip,
+        ],
+    );
+    pinger.wait_for("icmp_seq=20 ", Duration::from_secs(10));
+    let rules = format!(
+        "table inet gone {{ chain i {{ type filter hook input priority 0; ip daddr {old} udp dport 6783 drop; }}
+         chain o {{ type filter hook output priority 0; ip saddr {old} udp sport 6783 drop; }}; }}"
+    );
+    h1.run(&["nft", &rules]).ok();
+    let default = ["route", "replace", "default", "via", &gateway, "src", &new];
+    h1.space().ip(&default).ok();
+    // Two seconds until the routes are asked anyway would cost forty.
+    let answered = answered(&mut pinger);
+    assert!(answered >= 85, "{answered} of 100 answered");
+    assert!(local().contains(&new), "{}", local());
+    assert_eq!(row(&h2, &h1)["path"], format!("{new}:6783"));
+}
