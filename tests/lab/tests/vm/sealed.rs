@@ -13,6 +13,11 @@ fn containers_on_two_hosts_talk_and_nobody_on_the_wire_understands() {
     let pair = containers(&lab, &hosts);
     let frames = overheard(&lab, &hosts[0], &pair, |f| f.is_udp(SEALED));
     assert!(!frames.iter().any(has_marker));
+    // This kernel, too, gives the peer a socket of its own beside the one for everybody.
+    for host in &hosts {
+        let one = host.run(&["ss", "-Hun", "state", "established", "sport = :6783"]);
+        assert_eq!(one.ok().lines().count(), 1);
+    }
 }
 
 /// 20 ms on the way to the second host, and one packet of a hundred lost, each way.
